@@ -1,0 +1,221 @@
+//! What the kernel programs and the agent say to each other through BPF maps.
+//!
+//! Every type is `#[repr(C)]`, without padding that either side could leave unwritten, since a map
+//! compares keys byte by byte. Addresses are 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`;
+//! ports are in host order.
+#![no_std]
+
+/// Raised whenever a type here, or the meaning of one of its fields, changes. An agent that finds
+/// pinned maps of another version does not read them: it takes the capture down to "fail" and
+/// builds it anew.
+pub const ABI_VERSION: u32 = 1;
+
+/// An IP address as maps hold it: IPv6, or IPv4 mapped into it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct Addr(pub [u32; 4]);
+
+impl Addr {
+    pub const UNSPECIFIED: Addr = Addr([0; 4]);
+
+    /// `ip4` as the kernel's contexts hold it: network order in a native word.
+    #[inline(always)]
+    pub const fn v4(ip4: u32) -> Self {
+        Addr([0, 0, 0xffff_u32.to_be(), ip4])
+    }
+
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be()
+    }
+
+    /// The IPv4 address in network order; only meaningful when [`Addr::is_v4`].
+    #[inline(always)]
+    pub const fn ip4(&self) -> u32 {
+        self.0[3]
+    }
+
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
+    }
+
+    /// From the sixteen bytes of an IPv6 address, in network order.
+    pub const fn from_octets(o: [u8; 16]) -> Self {
+        Addr([
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ])
+    }
+
+    /// The sixteen bytes of the IPv6 address, in network order.
+    pub const fn octets(&self) -> [u8; 16] {
+        let mut out = [0u8; 16];
+        let mut i = 0;
+        while i < 4 {
+            let b = self.0[i].to_ne_bytes();
+            out[i * 4] = b[0];
+            out[i * 4 + 1] = b[1];
+            out[i * 4 + 2] = b[2];
+            out[i * 4 + 3] = b[3];
+            i += 1;
+        }
+        out
+    }
+}
+
+/// An enrolled pod, by the cookie of its network namespace (`SO_NETNS_COOKIE`). Writing this entry
+/// is enrolment; deleting it is un-enrolment.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pod {
+    /// The key of everything else that is kept about the pod.
+    pub owner: u32,
+    /// [`pod_flags`]
+    pub flags: u32,
+    pub ipv4: Addr,
+    pub ipv6: Addr,
+}
+
+pub mod pod_flags {
+    /// Let protocols other than TCP, UDP and ICMP leave the pod.
+    pub const ALLOW_OTHER_PROTOCOLS: u32 = 1;
+}
+
+/// One TCP connection of an enrolled pod, as the socket that owns it sees it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct FlowKey {
+    pub owner: u32,
+    /// IANA protocol number; TCP today.
+    pub protocol: u32,
+    pub local: Addr,
+    pub remote: Addr,
+    pub local_port: u16,
+    pub remote_port: u16,
+}
+
+/// Why a flow may exist, and where a captured one was going.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Flow {
+    /// [`flow_kind`]
+    pub kind: u32,
+    pub port: u32,
+    pub destination: Addr,
+    /// Cookie of the socket that announced it: only that socket may withdraw it.
+    pub cookie: u64,
+}
+
+pub mod flow_kind {
+    /// An application's connect, turned to the agent; lives until the agent has accepted it.
+    pub const CAPTURED: u32 = 1;
+    /// A connection that the agent made in the pod's namespace.
+    pub const AGENT: u32 = 2;
+    /// A connection that the agent accepted in the pod's namespace.
+    pub const ACCEPTED: u32 = 3;
+    /// A connection older than the enrolment.
+    pub const EARLIER: u32 = 4;
+}
+
+/// What is kept with a socket (`BPF_MAP_TYPE_SK_STORAGE`), and dies with it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sock {
+    /// [`sock_kind`]
+    pub kind: u32,
+    pub port: u32,
+    pub destination: Addr,
+}
+
+pub mod sock_kind {
+    /// The agent's own: set through the socket's descriptor, which nobody in a pod can do.
+    pub const AGENT: u32 = 1;
+    /// An application's, captured; the destination is the one it asked for.
+    pub const CAPTURED: u32 = 2;
+    /// Accepted by the agent from a captured socket; the destination is the one asked for there.
+    pub const HANDED_OVER: u32 = 3;
+}
+
+/// Which of the agent's listeners in a pod.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct ListenerKey {
+    pub owner: u32,
+    /// [`listener`]
+    pub kind: u32,
+}
+
+pub mod listener {
+    pub const OUTBOUND_V4: u32 = 0;
+    pub const OUTBOUND_V6: u32 = 1;
+    pub const PLAINTEXT_V4: u32 = 2;
+    pub const PLAINTEXT_V6: u32 = 3;
+    pub const HBONE_V4: u32 = 4;
+    pub const HBONE_V6: u32 = 5;
+}
+
+/// What one pod's guard and capture have seen, per CPU; the agent sums.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    pub captured: u64,
+    pub announce_failed: u64,
+    pub dropped_syn: u64,
+    pub dropped_segment: u64,
+    pub dropped_fragment: u64,
+    pub dropped_protocol: u64,
+    pub dropped_malformed: u64,
+    pub passed_udp: u64,
+    pub passed_icmp: u64,
+    pub passed_other: u64,
+}
+
+/// The port on which peers speak HBONE to a pod.
+pub const HBONE_PORT: u16 = 15008;
+
+/// Captured IPv6 connections are spread over this /64, local to `lo` in each enrolled pod.
+pub const SPREAD_V6: [u8; 8] = [0xfd, 0x63, 0x75, 0x6c, 0x76, 0x65, 0x72, 0x74];
+
+pub const IPPROTO_TCP: u32 = 6;
+
+#[cfg(feature = "aya")]
+mod plain {
+    // SAFETY: each is #[repr(C)], Copy, made of integers only, with no padding and no invalid bits.
+    unsafe impl aya::Pod for super::Pod {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Sock {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ListenerKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counts {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::size_of;
+
+    #[test]
+    fn no_type_has_padding() {
+        assert_eq!(size_of::<Pod>(), 4 + 4 + 16 + 16);
+        assert_eq!(size_of::<FlowKey>(), 4 + 4 + 16 + 16 + 2 + 2);
+        assert_eq!(size_of::<Flow>(), 4 + 4 + 16 + 8);
+        assert_eq!(size_of::<Sock>(), 4 + 4 + 16);
+        assert_eq!(size_of::<ListenerKey>(), 8);
+    }
+
+    #[test]
+    fn an_ipv4_address_survives_the_round_trip() {
+        let a = Addr::v4(u32::from_ne_bytes([10, 1, 2, 3]));
+        assert!(a.is_v4());
+        assert_eq!(a.octets()[10..], [0xff, 0xff, 10, 1, 2, 3]);
+        assert_eq!(Addr::from_octets(a.octets()), a);
+    }
+}

@@ -1,0 +1,283 @@
+//! Moves bytes between two ends until both directions are finished, or one breaks.
+//!
+//! An end is a TCP socket or an HTTP/2 stream. The end of a direction is passed on as a half-close
+//! and the other direction goes on. A failure is passed on as a reset of both ends: a TCP socket is
+//! closed with RST (`SO_LINGER` 0), a stream with RST_STREAM. Nothing is read from an end before
+//! the other can take it, so backpressure goes through, and an idle relay holds no buffer.
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use std::{
+    io,
+    net::Shutdown,
+    sync::atomic::{AtomicU64, Ordering},
+};
+use tokio::net::TcpStream;
+
+/// One end of a relay.
+pub enum End {
+    Tcp(TcpStream),
+    H2(SendStream<Bytes>, RecvStream),
+}
+
+/// What went through, in bytes; counted while it goes.
+#[derive(Debug, Default)]
+pub struct Relayed {
+    /// From the first end to the second.
+    pub forward: AtomicU64,
+    pub backward: AtomicU64,
+}
+
+/// Which end failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    First,
+    Second,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", match side { Side::First => "downstream", Side::Second => "upstream" })]
+pub struct Broken {
+    pub side: Side,
+    pub source: io::Error,
+}
+
+/// Bytes read at a time: a quarter of `Windows::send_buffer`, and what one TLS flight of four
+/// records holds.
+const CHUNK: usize = 64 * 1024;
+
+/// Relays until both directions have ended. Dropping the future resets both ends.
+pub async fn relay(first: End, second: End, counters: &Relayed) -> Result<(), Broken> {
+    let (first, second) = (Guarded::new(first), Guarded::new(second));
+    {
+        let (mut r1, mut w1) = first.split();
+        let (mut r2, mut w2) = second.split();
+        let forward = pump(&mut r1, Side::First, &mut w2, Side::Second, &counters.forward);
+        let backward = pump(&mut r2, Side::Second, &mut w1, Side::First, &counters.backward);
+        tokio::try_join!(forward, backward)?;
+    }
+    first.finished();
+    second.finished();
+    Ok(())
+}
+
+/// Resets its end when it is dropped before [`Guarded::finished`].
+struct Guarded {
+    end: Option<Inner>,
+}
+
+enum Inner {
+    Tcp(TcpStream),
+    H2(std::sync::Mutex<SendStream<Bytes>>, std::sync::Mutex<Option<RecvStream>>),
+}
+
+impl Guarded {
+    fn new(end: End) -> Self {
+        let inner = match end {
+            End::Tcp(s) => Inner::Tcp(s),
+            End::H2(s, r) => Inner::H2(std::sync::Mutex::new(s), std::sync::Mutex::new(Some(r))),
+        };
+        Guarded { end: Some(inner) }
+    }
+
+    fn split(&self) -> (Reader<'_>, Writer<'_>) {
+        match &self.end {
+            Some(Inner::Tcp(s)) => (Reader::Tcp(s), Writer::Tcp(s)),
+            Some(Inner::H2(s, r)) => {
+                let recv = r.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+                (Reader::H2(recv), Writer::H2(s))
+            }
+            None => (Reader::H2(None), Writer::Gone),
+        }
+    }
+
+    fn finished(mut self) {
+        self.end = None;
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        match self.end.take() {
+            Some(Inner::Tcp(s)) => reset_on_close(&s),
+            Some(Inner::H2(s, _)) => {
+                let mut s = s.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+                s.send_reset(Reason::CANCEL);
+            }
+            None => {}
+        }
+    }
+}
+
+/// Makes the socket's close a RST.
+pub(crate) fn reset_on_close(s: &TcpStream) {
+    // Fails only for a socket that is closed already.
+    let _ = s.set_zero_linger();
+}
+
+enum Reader<'a> {
+    Tcp(&'a TcpStream),
+    H2(Option<RecvStream>),
+}
+
+enum Writer<'a> {
+    Tcp(&'a TcpStream),
+    H2(&'a std::sync::Mutex<SendStream<Bytes>>),
+    Gone,
+}
+
+async fn pump(
+    from: &mut Reader<'_>,
+    from_side: Side,
+    to: &mut Writer<'_>,
+    to_side: Side,
+    moved: &AtomicU64,
+) -> Result<(), Broken> {
+    let read_failed = |source| Broken { side: from_side, source };
+    let write_failed = |source| Broken { side: to_side, source };
+    let mut buffer = BytesMut::new();
+    loop {
+        let chunk = match (&mut *from, &mut *to) {
+            // A stream that the peer has reset says so only to who asks.
+            (Reader::Tcp(s), Writer::H2(w)) => tokio::select! {
+                biased;
+                chunk = read_tcp(s, &mut buffer) => chunk.map_err(read_failed)?,
+                reset = peer_reset(w) => return Err(write_failed(reset)),
+            },
+            (Reader::Tcp(s), _) => read_tcp(s, &mut buffer).await.map_err(read_failed)?,
+            (Reader::H2(r), _) => read_h2(r).await.map_err(read_failed)?,
+        };
+        let Some(chunk) = chunk else {
+            return to.finish().map_err(write_failed);
+        };
+        let len = chunk.len();
+        to.write(chunk).await.map_err(write_failed)?;
+        moved.fetch_add(len as u64, Ordering::Relaxed);
+        if let Reader::H2(Some(r)) = from {
+            // The credit goes back only now that the other end has taken the bytes.
+            r.flow_control().release_capacity(len).map_err(|e| read_failed(into_io(e)))?;
+        }
+    }
+}
+
+/// The next bytes, or none at the end. The buffer is given back between reads that find nothing.
+async fn read_tcp(s: &TcpStream, buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
+    loop {
+        if buffer.capacity() < CHUNK / 4 {
+            buffer.reserve(CHUNK);
+        }
+        match s.try_read_buf(buffer) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(buffer.split().freeze())),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                // Idle: 64 KiB for each of ten thousand idle connections would be 640 MB.
+                *buffer = BytesMut::new();
+                s.readable().await?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+async fn read_h2(r: &mut Option<RecvStream>) -> io::Result<Option<Bytes>> {
+    let Some(r) = r else { return Ok(None) };
+    loop {
+        match r.data().await {
+            Some(Ok(bytes)) if bytes.is_empty() => {
+                if r.is_end_stream() {
+                    return Ok(None);
+                }
+            }
+            Some(Ok(bytes)) => return Ok(Some(bytes)),
+            Some(Err(e)) => return Err(into_io(e)),
+            None => return Ok(None),
+        }
+    }
+}
+
+impl Writer<'_> {
+    async fn write(&mut self, mut chunk: Bytes) -> io::Result<()> {
+        match self {
+            Writer::Tcp(s) => {
+                let mut rest = &chunk[..];
+                while !rest.is_empty() {
+                    match s.try_write(rest) {
+                        Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => s.writable().await?,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                Ok(())
+            }
+            Writer::H2(s) => {
+                while !chunk.is_empty() {
+                    let n = capacity(s, chunk.len()).await?;
+                    let part = chunk.split_to(n.min(chunk.len()));
+                    lock(s).send_data(part, false).map_err(into_io)?;
+                }
+                Ok(())
+            }
+            Writer::Gone => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// The end of this direction; the other may go on.
+    fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Writer::Tcp(s) => match socket2::SockRef::from(*s).shutdown(Shutdown::Write) {
+                // The peer has closed both directions already, and cleanly.
+                Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
+                other => other,
+            },
+            Writer::H2(s) => lock(s).send_data(Bytes::new(), true).map_err(into_io),
+            Writer::Gone => Ok(()),
+        }
+    }
+}
+
+fn lock(s: &std::sync::Mutex<SendStream<Bytes>>) -> std::sync::MutexGuard<'_, SendStream<Bytes>> {
+    s.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits until some of `wanted` bytes may be sent.
+async fn capacity(s: &std::sync::Mutex<SendStream<Bytes>>, wanted: usize) -> io::Result<usize> {
+    lock(s).reserve_capacity(wanted);
+    std::future::poll_fn(|cx| {
+        let mut s = lock(s);
+        if s.capacity() > 0 {
+            return std::task::Poll::Ready(Ok(s.capacity()));
+        }
+        loop {
+            match s.poll_capacity(cx) {
+                std::task::Poll::Ready(Some(Ok(0))) => {}
+                std::task::Poll::Ready(Some(Ok(n))) => return std::task::Poll::Ready(Ok(n)),
+                std::task::Poll::Ready(Some(Err(e))) => {
+                    return std::task::Poll::Ready(Err(into_io(e)));
+                }
+                std::task::Poll::Ready(None) => {
+                    return std::task::Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+                std::task::Poll::Pending => return std::task::Poll::Pending,
+            }
+        }
+    })
+    .await
+}
+
+async fn peer_reset(s: &std::sync::Mutex<SendStream<Bytes>>) -> io::Error {
+    let reason = std::future::poll_fn(|cx| lock(s).poll_reset(cx)).await;
+    match reason {
+        Ok(reason) => io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason)),
+        Err(e) => into_io(e),
+    }
+}
+
+fn into_io(e: h2::Error) -> io::Error {
+    if e.is_io() {
+        e.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+    } else {
+        io::Error::new(io::ErrorKind::ConnectionReset, e)
+    }
+}

@@ -1,0 +1,170 @@
+//! A certificate in use: the key, the chain, and the TLS configurations made from them once.
+
+use crate::{Roots, SpiffeId, csr::KeyAndRequest, verify::MeshVerifier};
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::Resumption,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    version::TLS13,
+};
+use rustls_pki_types::pem::PemObject as _;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// An identity with a certificate for it, and ready TLS configurations (TLS 1.3, ALPN `h2`,
+/// X25519MLKEM768 preferred, no resumption).
+pub struct Certified {
+    pub identity: SpiffeId,
+    /// Distinguishes this certificate from those before and after it.
+    pub generation: u64,
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
+    /// Hexadecimal, for people.
+    pub serial: String,
+    pub client: Arc<ClientConfig>,
+    pub server: Arc<ServerConfig>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CertifiedError {
+    #[error("the CA's answer for {identity} is not a PEM certificate chain: {why}")]
+    Pem { identity: SpiffeId, why: String },
+    #[error("the CA answered for {identity} without a certificate")]
+    Empty { identity: SpiffeId },
+    #[error("the CA was asked for {asked} and certified something else: {got}")]
+    OtherIdentity { asked: SpiffeId, got: String },
+    #[error("the certificate for {identity} cannot be used: {why}")]
+    Unusable { identity: SpiffeId, why: String },
+}
+
+/// Certificates of one process are numbered from one.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+impl Certified {
+    /// Takes the CA's answer: the chain, leaf first. Roots among it are ignored; trust comes from
+    /// `roots` alone.
+    pub fn new(
+        identity: &SpiffeId,
+        request: KeyAndRequest,
+        chain_pem: &[String],
+        roots: Arc<Roots>,
+    ) -> Result<Self, CertifiedError> {
+        let chain = parse_chain(identity, chain_pem)?;
+        let unusable =
+            |why: String| CertifiedError::Unusable { identity: identity.clone(), why };
+        let leaf = chain.first().ok_or_else(|| CertifiedError::Empty { identity: identity.clone() })?;
+        match crate::peer_identity(Some(&chain)) {
+            Ok((got, _)) if got == *identity => {}
+            Ok((got, _)) => {
+                return Err(CertifiedError::OtherIdentity {
+                    asked: identity.clone(),
+                    got: got.to_string(),
+                });
+            }
+            Err(e) => {
+                return Err(CertifiedError::OtherIdentity {
+                    asked: identity.clone(),
+                    got: e.to_string(),
+                });
+            }
+        }
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| unusable(e.to_string()))?;
+        let not_before = system_time(parsed.validity().not_before.timestamp());
+        let not_after = system_time(parsed.validity().not_after.timestamp());
+        let serial = parsed.raw_serial_as_string();
+
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(request.key.serialize_der()));
+        let verifier = MeshVerifier::new(roots, &provider);
+        let client = client_config(&provider, &verifier, chain.clone(), key.clone_key())
+            .map_err(|e| unusable(e.to_string()))?;
+        let server = server_config(&provider, verifier, chain, key)
+            .map_err(|e| unusable(e.to_string()))?;
+        Ok(Certified {
+            identity: identity.clone(),
+            generation: GENERATION.fetch_add(1, Ordering::Relaxed),
+            not_before,
+            not_after,
+            serial,
+            client: Arc::new(client),
+            server: Arc::new(server),
+        })
+    }
+
+    /// Half of the certificate's life has passed at this moment.
+    pub fn half_life(&self) -> SystemTime {
+        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_before + life / 2
+    }
+
+    pub fn expired(&self, now: SystemTime) -> bool {
+        now >= self.not_after
+    }
+}
+
+fn parse_chain(
+    identity: &SpiffeId,
+    pems: &[String],
+) -> Result<Vec<CertificateDer<'static>>, CertifiedError> {
+    let mut chain = Vec::new();
+    for pem in pems {
+        for der in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            let der = der.map_err(|e| CertifiedError::Pem {
+                identity: identity.clone(),
+                why: e.to_string(),
+            })?;
+            // Self-signed: a root, which peers must have and must not be told.
+            let root = X509Certificate::from_der(&der)
+                .is_ok_and(|(_, c)| c.is_ca() && c.subject() == c.issuer());
+            if !root {
+                chain.push(der);
+            }
+        }
+    }
+    Ok(chain)
+}
+
+fn client_config(
+    provider: &Arc<CryptoProvider>,
+    verifier: &Arc<MeshVerifier>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier.clone())
+        .with_client_auth_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn server_config(
+    provider: &Arc<CryptoProvider>,
+    verifier: Arc<MeshVerifier>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+fn system_time(unix: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(unix).unwrap_or(0))
+}

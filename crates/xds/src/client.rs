@@ -1,0 +1,218 @@
+//! Delta ADS, the client's end: subscribes to everything of some types, applies what comes,
+//! answers for each response, and comes back with what it already has.
+
+use crate::{
+    MAX_MESSAGE,
+    proto::discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+};
+use futures_util::future::BoxFuture;
+use prost_types::Any;
+use rand::Rng as _;
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, metadata::MetadataValue, transport::Channel};
+
+/// Where applied resources go.
+pub trait Apply: Send + Sync + 'static {
+    /// Takes one response. What it cannot take it names, and keeps the last good version of; the
+    /// rest is applied.
+    fn apply(
+        &self,
+        type_url: &str,
+        resources: Vec<(String, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected>;
+
+    /// Whether the stream to the control plane stands.
+    fn connected(&self, connected: bool);
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rejected {
+    pub name: String,
+    pub reason: String,
+}
+
+/// Opens a channel anew: addresses, roots and tokens are read each time.
+pub trait Connect: Send + Sync + 'static {
+    fn connect(&self) -> BoxFuture<'_, Result<Channel, String>>;
+
+    /// The bearer token to present, if any.
+    fn token(&self) -> Result<Option<String>, String>;
+}
+
+/// Pauses between attempts: first and longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(15));
+
+/// Follows the control plane until dropped.
+pub async fn follow(
+    connect: &dyn Connect,
+    node: Node,
+    types: &[&'static str],
+    apply: &dyn Apply,
+) -> std::convert::Infallible {
+    let mut state = Subscriptions::new(types);
+    let mut pause = BACKOFF.0;
+    loop {
+        match stream_once(connect, &node, &mut state, apply).await {
+            Ok(answered) => {
+                tracing::info!("the control plane closed the discovery stream; connecting again");
+                if answered {
+                    pause = BACKOFF.0;
+                }
+            }
+            Err(Broken { why, answered }) => {
+                tracing::warn!(%why, "discovery is not connected; the last good state stays");
+                if answered {
+                    pause = BACKOFF.0;
+                }
+            }
+        }
+        apply.connected(false);
+        let jitter = rand::rng().random_range(0.5..1.0);
+        sleep(pause.mul_f64(jitter)).await;
+        pause = (pause * 2).min(BACKOFF.1);
+    }
+}
+
+struct Broken {
+    why: String,
+    answered: bool,
+}
+
+async fn stream_once(
+    connect: &dyn Connect,
+    node: &Node,
+    state: &mut Subscriptions,
+    apply: &dyn Apply,
+) -> Result<bool, Broken> {
+    let early = |why: String| Broken { why, answered: false };
+    let channel = connect.connect().await.map_err(early)?;
+    let mut client = AggregatedDiscoveryServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let (tx, rx) = mpsc::channel(64);
+    for request in state.first_requests(node) {
+        tx.send(request).await.map_err(|_| early("the request queue closed".into()))?;
+    }
+    let mut request = Request::new(ReceiverStream::new(rx));
+    if let Some(token) = connect.token().map_err(early)? {
+        let value = MetadataValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| early("the token file holds characters that no header can carry".into()))?;
+        request.metadata_mut().insert("authorization", value);
+    }
+    let mut stream = client
+        .delta_aggregated_resources(request)
+        .await
+        .map_err(|s| early(format!("{:?}: {}", s.code(), s.message())))?
+        .into_inner();
+    apply.connected(true);
+    let mut answered = false;
+    loop {
+        match stream.message().await {
+            Ok(Some(response)) => {
+                answered = true;
+                if let Some(reply) = state.handle(response, apply)
+                    && tx.send(reply).await.is_err()
+                {
+                    return Ok(answered);
+                }
+            }
+            Ok(None) => return Ok(answered),
+            Err(s) => {
+                return Err(Broken {
+                    why: format!("{:?}: {}", s.code(), s.message()),
+                    answered,
+                });
+            }
+        }
+    }
+}
+
+/// What the client has, by type and name: the part that is not I/O.
+pub struct Subscriptions {
+    types: BTreeMap<&'static str, HashMap<String, String>>,
+}
+
+impl Subscriptions {
+    pub fn new(types: &[&'static str]) -> Self {
+        Self { types: types.iter().map(|t| (*t, HashMap::new())).collect() }
+    }
+
+    /// The requests that open a stream: a wildcard per type, with the versions already held.
+    pub fn first_requests(&self, node: &Node) -> Vec<DeltaDiscoveryRequest> {
+        self.types
+            .iter()
+            .enumerate()
+            .map(|(i, (type_url, versions))| DeltaDiscoveryRequest {
+                node: (i == 0).then(|| node.clone()),
+                type_url: (*type_url).to_owned(),
+                resource_names_subscribe: vec!["*".to_owned()],
+                initial_resource_versions: versions.clone(),
+                ..Default::default()
+            })
+            .collect()
+    }
+
+    /// Applies a response and makes the answer to it. A type that was never asked for gets none.
+    pub fn handle(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+        apply: &dyn Apply,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let Some((type_url, versions)) =
+            self.types.iter_mut().find(|(t, _)| **t == response.type_url)
+        else {
+            tracing::warn!(type_url = response.type_url, "a response of a type nobody asked for");
+            return None;
+        };
+        let mut arrived = HashMap::new();
+        let mut rejected = Vec::new();
+        let mut resources = Vec::new();
+        for r in response.resources {
+            match r.resource {
+                Some(any) if any.type_url == **type_url => {
+                    arrived.insert(r.name.clone(), r.version);
+                    resources.push((r.name, any));
+                }
+                Some(any) => rejected.push(Rejected {
+                    name: r.name,
+                    reason: format!("is a {}, in a response of {type_url}", any.type_url),
+                }),
+                None => {
+                    rejected.push(Rejected { name: r.name, reason: "has no body".to_owned() });
+                }
+            }
+        }
+        for name in &response.removed_resources {
+            versions.remove(name);
+        }
+        rejected.extend(apply.apply(type_url, resources, response.removed_resources));
+        for r in &rejected {
+            tracing::error!(type_url, name = r.name, reason = r.reason, "resource rejected");
+            arrived.remove(&r.name);
+        }
+        versions.extend(arrived);
+        let error_detail = (!rejected.is_empty()).then(|| Status {
+            code: tonic::Code::InvalidArgument as i32,
+            message: rejected
+                .iter()
+                .map(|r| format!("{}: {}", r.name, r.reason))
+                .collect::<Vec<_>>()
+                .join("; "),
+        });
+        Some(DeltaDiscoveryRequest {
+            type_url: (*type_url).to_owned(),
+            response_nonce: response.nonce,
+            error_detail,
+            ..Default::default()
+        })
+    }
+}

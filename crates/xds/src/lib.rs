@@ -1,0 +1,35 @@
+//! Istio's discovery, workload, authorization and certificate protocols.
+//!
+//! [`proto`] is the wire; [`client`] and [`server`] are the two ends of delta ADS. Both keep their
+//! bookkeeping apart from I/O, so that reordered, repeated and rejected messages can be tested
+//! without a network.
+
+pub mod client;
+pub mod server;
+
+/// The generated wire types.
+#[allow(clippy::all, clippy::pedantic, missing_docs)]
+pub mod proto {
+    pub mod discovery {
+        tonic::include_proto!("envoy.service.discovery.v3");
+    }
+    pub mod workload {
+        tonic::include_proto!("istio.workload");
+    }
+    pub mod security {
+        tonic::include_proto!("istio.security");
+    }
+    pub mod ca {
+        tonic::include_proto!("istio.v1.auth");
+    }
+}
+
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+
+/// Extension of `istio.workload.Workload` that carries the pod's labels: a
+/// `google.protobuf.Struct` of strings.
+pub const LABELS_EXTENSION: &str = "culvert.io/labels";
+
+/// Largest message either end takes, in bytes: a first answer holds the whole mesh.
+pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;

@@ -1,0 +1,380 @@
+//! Delta ADS, the server's end: a store of encoded resources, and a stream per client that sends
+//! what the client does not have.
+
+use crate::proto::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+    aggregated_discovery_service_server::AggregatedDiscoveryService,
+};
+use prost_types::Any;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    pin::Pin,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// One resource as it goes over the wire. The version is a hash of the content, so that every
+/// control plane that compiles the same thing gives it the same version.
+#[derive(Debug)]
+pub struct Encoded {
+    pub version: String,
+    pub body: Vec<u8>,
+    /// Other names that a client may ask for it by.
+    pub aliases: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Change {
+    type_url: &'static str,
+    updated: Vec<(String, Arc<Encoded>)>,
+    removed: Vec<String>,
+}
+
+/// What is served, by type and name.
+pub struct Store {
+    types: RwLock<BTreeMap<&'static str, BTreeMap<String, Arc<Encoded>>>>,
+    aliases: RwLock<HashMap<String, String>>,
+    changes: broadcast::Sender<Arc<Change>>,
+    sent: AtomicU64,
+}
+
+impl Store {
+    pub fn new(types: &[&'static str]) -> Arc<Self> {
+        Arc::new(Self {
+            types: RwLock::new(types.iter().map(|t| (*t, BTreeMap::new())).collect()),
+            aliases: RwLock::default(),
+            changes: broadcast::channel(1024).0,
+            sent: AtomicU64::new(0),
+        })
+    }
+
+    /// Makes a change and tells every client. What has not changed is not sent. The answer is how
+    /// many resources did change.
+    pub fn update(
+        &self,
+        type_url: &'static str,
+        updated: Vec<(String, Encoded)>,
+        removed: Vec<String>,
+    ) -> usize {
+        let mut change = Change { type_url, updated: Vec::new(), removed: Vec::new() };
+        {
+            let mut types = write(&self.types);
+            let mut aliases = write(&self.aliases);
+            let all = types.entry(type_url).or_default();
+            for (name, encoded) in updated {
+                let old = all.get(&name);
+                if old.is_some_and(|o| o.version == encoded.version) {
+                    continue;
+                }
+                for a in old.iter().flat_map(|o| &o.aliases) {
+                    aliases.remove(a);
+                }
+                let encoded = Arc::new(encoded);
+                for a in &encoded.aliases {
+                    aliases.insert(a.clone(), name.clone());
+                }
+                all.insert(name.clone(), encoded.clone());
+                change.updated.push((name, encoded));
+            }
+            for name in removed {
+                if let Some(old) = all.remove(&name) {
+                    for a in &old.aliases {
+                        if aliases.get(a) == Some(&name) {
+                            aliases.remove(a);
+                        }
+                    }
+                    change.removed.push(name);
+                }
+            }
+        }
+        let n = change.updated.len() + change.removed.len();
+        if n > 0 {
+            // No client is connected when this fails.
+            let _ = self.changes.send(Arc::new(change));
+        }
+        n
+    }
+
+    pub fn len(&self, type_url: &str) -> usize {
+        read(&self.types).get(type_url).map_or(0, BTreeMap::len)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        read(&self.types).values().all(BTreeMap::is_empty)
+    }
+
+    /// Resources sent to clients since the start, over all of them.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    fn canonical(&self, type_url: &str, name: &str) -> String {
+        if read(&self.types).get(type_url).is_some_and(|all| all.contains_key(name)) {
+            return name.to_owned();
+        }
+        read(&self.aliases).get(name).cloned().unwrap_or_else(|| name.to_owned())
+    }
+
+    fn knows(&self, type_url: &str) -> Option<&'static str> {
+        read(&self.types).keys().find(|t| **t == type_url).copied()
+    }
+
+    fn all(&self, type_url: &str) -> Vec<(String, Arc<Encoded>)> {
+        read(&self.types)
+            .get(type_url)
+            .map(|all| all.iter().map(|(n, e)| (n.clone(), e.clone())).collect())
+            .unwrap_or_default()
+    }
+
+    fn get(&self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
+        read(&self.types).get(type_url).and_then(|all| all.get(name).cloned())
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Who may listen, by the metadata of a call. The answer is a name for the log.
+pub type Authorize = Arc<
+    dyn Fn(&tonic::metadata::MetadataMap) -> Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>
+        + Send
+        + Sync,
+>;
+
+/// The gRPC service over a [`Store`].
+pub struct Ads {
+    store: Arc<Store>,
+    authorize: Authorize,
+}
+
+impl Ads {
+    pub fn new(store: Arc<Store>, authorize: Authorize) -> Self {
+        Self { store, authorize }
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type DeltaAggregatedResourcesStream =
+        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let client = (self.authorize)(request.metadata()).await?;
+        let (tx, rx) = mpsc::channel(16);
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            tracing::info!(client, "discovery client connected");
+            let why = serve(&store, request.into_inner(), &tx, &client).await;
+            tracing::info!(client, why, "discovery client gone");
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+}
+
+type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+async fn serve(
+    store: &Store,
+    mut requests: Streaming<DeltaDiscoveryRequest>,
+    responses: &Responses,
+    client: &str,
+) -> String {
+    // Before any snapshot is taken, so that nothing falls between the two.
+    let mut changes = store.changes.subscribe();
+    let mut session = Session::default();
+    loop {
+        let out = tokio::select! {
+            request = requests.message() => match request {
+                Ok(Some(r)) => session.request(store, r, client),
+                Ok(None) => return "closed".into(),
+                Err(s) => return s.message().to_owned(),
+            },
+            change = changes.recv() => match change {
+                Ok(c) => session.change(&c).into_iter().collect(),
+                Err(broadcast::error::RecvError::Lagged(_)) => session.catch_up(store),
+                Err(broadcast::error::RecvError::Closed) => return "shutting down".into(),
+            },
+        };
+        for response in out {
+            store.sent.fetch_add(response.resources.len() as u64, Ordering::Relaxed);
+            if responses.send(Ok(response)).await.is_err() {
+                return "closed".into();
+            }
+        }
+    }
+}
+
+/// What one client asked for and has been sent: the part that is not I/O.
+#[derive(Default)]
+pub struct Session {
+    types: BTreeMap<&'static str, Subscription>,
+    nonce: u64,
+}
+
+#[derive(Default)]
+struct Subscription {
+    wildcard: bool,
+    names: BTreeSet<String>,
+    has: HashMap<String, String>,
+}
+
+impl Subscription {
+    fn wants(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+}
+
+impl Session {
+    fn request(
+        &mut self,
+        store: &Store,
+        request: DeltaDiscoveryRequest,
+        client: &str,
+    ) -> Vec<DeltaDiscoveryResponse> {
+        let Some(type_url) = store.knows(&request.type_url) else {
+            tracing::debug!(client, type_url = request.type_url, "nothing of this type is served");
+            return self
+                .respond_raw(&request.type_url, Vec::new(), Vec::new())
+                .into_iter()
+                .filter(|_| request.response_nonce.is_empty())
+                .collect();
+        };
+        if let Some(error) = &request.error_detail {
+            tracing::error!(client, type_url, error = error.message, "client rejected resources");
+        }
+        let first = !self.types.contains_key(type_url);
+        let sub = self.types.entry(type_url).or_default();
+        if first {
+            sub.has = request.initial_resource_versions;
+        }
+        let subscribed: Vec<String> = request
+            .resource_names_subscribe
+            .iter()
+            .map(|n| if n == "*" { n.clone() } else { store.canonical(type_url, n) })
+            .collect();
+        let asked = first || !subscribed.is_empty();
+        // A first request that names nothing subscribes to everything (the protocol's legacy wildcard).
+        if first && subscribed.is_empty() {
+            sub.wildcard = true;
+        }
+        for name in &subscribed {
+            if name == "*" {
+                sub.wildcard = true;
+            } else {
+                sub.names.insert(name.clone());
+                // Asking again by name means: tell me again.
+                if !first {
+                    sub.has.remove(name);
+                }
+            }
+        }
+        for name in &request.resource_names_unsubscribe {
+            if name == "*" {
+                sub.wildcard = false;
+            } else {
+                sub.names.remove(name);
+                sub.has.remove(name);
+            }
+        }
+        if !asked {
+            return Vec::new();
+        }
+        let absent: Vec<String> = subscribed
+            .into_iter()
+            .filter(|n| n != "*" && store.get(type_url, n).is_none())
+            .collect();
+        let (updated, mut removed) = Self::difference(sub, store, type_url);
+        removed.extend(absent);
+        self.respond_raw(type_url, updated, removed).into_iter().collect()
+    }
+
+    fn change(&mut self, change: &Change) -> Option<DeltaDiscoveryResponse> {
+        let sub = self.types.get_mut(change.type_url)?;
+        let mut updated = Vec::new();
+        for (name, e) in &change.updated {
+            if sub.wants(name) && sub.has.get(name) != Some(&e.version) {
+                sub.has.insert(name.clone(), e.version.clone());
+                updated.push((name.clone(), e.clone()));
+            }
+        }
+        let removed: Vec<String> =
+            change.removed.iter().filter(|n| sub.has.remove(*n).is_some()).cloned().collect();
+        if updated.is_empty() && removed.is_empty() {
+            return None;
+        }
+        self.respond_raw(change.type_url, updated, removed)
+    }
+
+    /// For a client that was too slow for the stream of changes.
+    fn catch_up(&mut self, store: &Store) -> Vec<DeltaDiscoveryResponse> {
+        let types: Vec<&'static str> = self.types.keys().copied().collect();
+        let mut out = Vec::new();
+        for type_url in types {
+            let Some(sub) = self.types.get_mut(type_url) else { continue };
+            let (updated, removed) = Self::difference(sub, store, type_url);
+            if !updated.is_empty() || !removed.is_empty() {
+                out.extend(self.respond_raw(type_url, updated, removed));
+            }
+        }
+        out
+    }
+
+    fn difference(
+        sub: &mut Subscription,
+        store: &Store,
+        type_url: &str,
+    ) -> (Vec<(String, Arc<Encoded>)>, Vec<String>) {
+        let wanted: Vec<(String, Arc<Encoded>)> = if sub.wildcard {
+            store.all(type_url)
+        } else {
+            sub.names.iter().filter_map(|n| store.get(type_url, n).map(|e| (n.clone(), e))).collect()
+        };
+        let mut gone = std::mem::take(&mut sub.has);
+        let mut updated = Vec::new();
+        for (name, e) in wanted {
+            let known = gone.remove(&name);
+            sub.has.insert(name.clone(), e.version.clone());
+            if known.as_ref() != Some(&e.version) {
+                updated.push((name, e));
+            }
+        }
+        (updated, gone.into_keys().collect())
+    }
+
+    fn respond_raw(
+        &mut self,
+        type_url: &str,
+        updated: Vec<(String, Arc<Encoded>)>,
+        removed: Vec<String>,
+    ) -> Option<DeltaDiscoveryResponse> {
+        self.nonce += 1;
+        Some(DeltaDiscoveryResponse {
+            type_url: type_url.to_owned(),
+            nonce: self.nonce.to_string(),
+            resources: updated
+                .into_iter()
+                .map(|(name, e)| Resource {
+                    version: e.version.clone(),
+                    resource: Some(Any { type_url: type_url.to_owned(), value: e.body.clone() }),
+                    aliases: e.aliases.clone(),
+                    name,
+                })
+                .collect(),
+            removed_resources: removed,
+            ..Default::default()
+        })
+    }
+}

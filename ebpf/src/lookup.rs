@@ -1,0 +1,109 @@
+//! `sk_lookup`, attached to each enrolled pod's namespace: which socket a new connection meets.
+//!
+//! An announced tuple goes where its announcement says; what stays on loopback is left alone; every
+//! other SYN is the agent's. Without an agent there is no listener, and the SYN is refused.
+
+use crate::maps::{FLOWS, LISTENERS};
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, sk_action},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use capture_abi::{
+    Addr, FlowKey, HBONE_PORT, IPPROTO_TCP, ListenerKey, SPREAD_V6, flow_kind, listener,
+};
+use core::ptr::read_volatile;
+
+/// The pod whose namespace this link is attached to; set when the program is loaded.
+#[unsafe(no_mangle)]
+pub static POD_OWNER: u32 = 0;
+
+const AF_INET: u32 = 2;
+
+#[sk_lookup]
+pub fn lookup(ctx: SkLookupContext) -> u32 {
+    let l = ctx.lookup;
+    // SAFETY: fields of the program's context and a constant of the program.
+    let (owner, protocol) =
+        unsafe { (read_volatile(&raw const POD_OWNER), read_volatile(&raw const (*l).protocol)) };
+    if protocol != IPPROTO_TCP {
+        return sk_action::SK_PASS;
+    }
+    // SAFETY: `l` is the program's context.
+    let key = unsafe { announcement(l, owner) };
+    // SAFETY: the entry is read at once.
+    match unsafe { FLOWS.get(&key) } {
+        Some(flow) if flow.kind == flow_kind::CAPTURED => {
+            return assign(ctx, owner, listener::OUTBOUND_V4, key.remote.is_v4());
+        }
+        Some(flow) if flow.kind == flow_kind::AGENT => return sk_action::SK_PASS,
+        _ => {}
+    }
+    // The announcement's remote end is this packet's local one.
+    if on_loopback(&key.remote) {
+        return sk_action::SK_PASS;
+    }
+    let kind =
+        if key.remote_port == HBONE_PORT { listener::HBONE_V4 } else { listener::PLAINTEXT_V4 };
+    assign(ctx, owner, kind, key.remote.is_v4())
+}
+
+#[inline(always)]
+fn assign(ctx: SkLookupContext, owner: u32, kind_v4: u32, v4: bool) -> u32 {
+    let kind = if v4 { kind_v4 } else { kind_v4 + 1 };
+    match LISTENERS.redirect_sk_lookup(ctx, ListenerKey { owner, kind }, 0) {
+        Ok(()) => sk_action::SK_PASS,
+        Err(_) => sk_action::SK_DROP,
+    }
+}
+
+/// The tuple as the socket that connects has announced it.
+///
+/// # Safety
+/// `l` is the program's context.
+#[inline(always)]
+unsafe fn announcement(l: *mut bpf_sk_lookup, owner: u32) -> FlowKey {
+    unsafe {
+        let (here, there) = if read_volatile(&raw const (*l).family) == AF_INET {
+            (
+                Addr::v4(read_volatile(&raw const (*l).local_ip4)),
+                Addr::v4(read_volatile(&raw const (*l).remote_ip4)),
+            )
+        } else {
+            (
+                Addr([
+                    read_volatile(&raw const (*l).local_ip6[0]),
+                    read_volatile(&raw const (*l).local_ip6[1]),
+                    read_volatile(&raw const (*l).local_ip6[2]),
+                    read_volatile(&raw const (*l).local_ip6[3]),
+                ]),
+                Addr([
+                    read_volatile(&raw const (*l).remote_ip6[0]),
+                    read_volatile(&raw const (*l).remote_ip6[1]),
+                    read_volatile(&raw const (*l).remote_ip6[2]),
+                    read_volatile(&raw const (*l).remote_ip6[3]),
+                ]),
+            )
+        };
+        FlowKey {
+            owner,
+            protocol: IPPROTO_TCP,
+            local: there,
+            remote: here,
+            local_port: u16::from_be(read_volatile(&raw const (*l).remote_port)),
+            remote_port: read_volatile(&raw const (*l).local_port) as u16,
+        }
+    }
+}
+
+/// 127/8, ::1 and the range that captured IPv6 connections are spread over.
+#[inline(always)]
+fn on_loopback(ip: &Addr) -> bool {
+    if ip.is_v4() {
+        return u32::from_be(ip.ip4()) >> 24 == 127;
+    }
+    let p = SPREAD_V6;
+    let spread = ip.0[0] == u32::from_ne_bytes([p[0], p[1], p[2], p[3]])
+        && ip.0[1] == u32::from_ne_bytes([p[4], p[5], p[6], p[7]]);
+    spread || (ip.0[0] == 0 && ip.0[1] == 0 && ip.0[2] == 0 && u32::from_be(ip.0[3]) == 1)
+}

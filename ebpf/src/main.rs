@@ -1,0 +1,28 @@
+//! Culvert's kernel programs. Each hook has a file; `maps` holds what they share.
+//!
+//! `connect` turns an application's connect to the agent, `names` keeps that invisible, `sockops`
+//! announces connections, `lookup` admits or captures what arrives, `guard` drops what was never
+//! announced.
+#![no_std]
+#![no_main]
+#![allow(internal_features)]
+#![feature(core_intrinsics)]
+
+mod connect;
+mod create;
+mod guard;
+mod lookup;
+mod maps;
+mod names;
+mod sockops;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// Some helpers (bpf_setsockopt among them) are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

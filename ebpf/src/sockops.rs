@@ -1,0 +1,150 @@
+//! `sockops`: announces connections, and hands a captured one's destination to the agent.
+
+use crate::maps::{FLOWS, SOCKS, announce, count, owner, withdraw};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    },
+    helpers::bpf_get_socket_cookie,
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use capture_abi::{Addr, Flow, FlowKey, IPPROTO_TCP, Sock, flow_kind, sock_kind};
+use core::{ffi::c_void, ptr::read_volatile};
+
+const AF_INET: u32 = 2;
+
+#[sock_ops]
+pub fn tcp_events(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(&ctx),
+        _ => {}
+    }
+    1
+}
+
+/// The local port is known and the SYN has not left: from here on `lookup` and the guard know it.
+/// A socket that the connect hook did not authorise is not announced, and so goes nowhere.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
+    let Some(pod) = owner(ctx.as_ptr()) else { return };
+    let Some(sock) = SOCKS.get(sk(ctx)) else { return };
+    let kind = match sock.kind {
+        sock_kind::CAPTURED => flow_kind::CAPTURED,
+        sock_kind::AGENT => flow_kind::AGENT,
+        _ => return,
+    };
+    let flow = Flow { kind, port: sock.port, destination: sock.destination, cookie: cookie(ctx) };
+    if announce(&key(ctx, pod.owner), &flow) {
+        let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    } else {
+        count(pod.owner, |c| c.announce_failed += 1);
+    }
+}
+
+/// Only the agent's listeners leave their mark on what they accept. The far end of a captured
+/// connection takes the destination over; anything else that the agent accepted is a flow of its
+/// own, which the guard lets answer.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let Some(pod) = owner(ctx.as_ptr()) else { return };
+    match SOCKS.get(sk(ctx)) {
+        Some(sock) if sock.kind == sock_kind::AGENT => {}
+        _ => return,
+    }
+    let here = key(ctx, pod.owner);
+    let there = FlowKey {
+        local: here.remote,
+        remote: here.local,
+        local_port: here.remote_port,
+        remote_port: here.local_port,
+        ..here
+    };
+    // SAFETY: the entry is copied out at once.
+    if let Some(flow) = unsafe { FLOWS.get(&there) }
+        && flow.kind == flow_kind::CAPTURED
+    {
+        let handed =
+            Sock { kind: sock_kind::HANDED_OVER, port: flow.port, destination: flow.destination };
+        SOCKS.set(sk(ctx), handed);
+        withdraw(&there);
+        return;
+    }
+    let flow = Flow {
+        kind: flow_kind::ACCEPTED,
+        port: 0,
+        destination: Addr::UNSPECIFIED,
+        cookie: cookie(ctx),
+    };
+    if announce(&here, &flow) {
+        let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    } else {
+        count(pod.owner, |c| c.announce_failed += 1);
+    }
+}
+
+/// The socket takes its announcement along, unless a newer socket has the tuple by now.
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let Some(pod) = owner(ctx.as_ptr()) else { return };
+    let key = key(ctx, pod.owner);
+    // SAFETY: the entry is read at once.
+    if let Some(flow) = unsafe { FLOWS.get(&key) }
+        && flow.cookie == cookie(ctx)
+    {
+        withdraw(&key);
+    }
+}
+
+#[inline(always)]
+fn sk(ctx: &SockOpsContext) -> *mut c_void {
+    // SAFETY: a field of the program's context.
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk.cast() }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: takes the program's context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn key(ctx: &SockOpsContext, owner: u32) -> FlowKey {
+    let o = ctx.ops;
+    // SAFETY: fields of the program's context, each read as one word.
+    unsafe {
+        let (local, remote) = if read_volatile(&raw const (*o).family) == AF_INET {
+            (
+                Addr::v4(read_volatile(&raw const (*o).local_ip4)),
+                Addr::v4(read_volatile(&raw const (*o).remote_ip4)),
+            )
+        } else {
+            (
+                Addr([
+                    read_volatile(&raw const (*o).local_ip6[0]),
+                    read_volatile(&raw const (*o).local_ip6[1]),
+                    read_volatile(&raw const (*o).local_ip6[2]),
+                    read_volatile(&raw const (*o).local_ip6[3]),
+                ]),
+                Addr([
+                    read_volatile(&raw const (*o).remote_ip6[0]),
+                    read_volatile(&raw const (*o).remote_ip6[1]),
+                    read_volatile(&raw const (*o).remote_ip6[2]),
+                    read_volatile(&raw const (*o).remote_ip6[3]),
+                ]),
+            )
+        };
+        FlowKey {
+            owner,
+            protocol: IPPROTO_TCP,
+            local,
+            remote,
+            local_port: read_volatile(&raw const (*o).local_port) as u16,
+            remote_port: u32::from_be(read_volatile(&raw const (*o).remote_port)) as u16,
+        }
+    }
+}
