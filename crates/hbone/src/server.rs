@@ -6,7 +6,7 @@ use crate::{
 };
 use bytes::Bytes;
 use h2::{
-    Reason, RecvStream, SendStream,
+    RecvStream, SendStream,
     server::{Builder, Connection, SendResponse},
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -150,11 +150,9 @@ fn read_connect(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> O
 fn refuse_with(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     let mut response = Response::new(());
     *response.status_mut() = status;
-    // Fails when the stream is gone, and then nobody waits for an answer.
-    if respond.send_response(response, true).is_ok() {
-        // The request body is of no interest: let the client stop sending it (RFC 9113, 8.1).
-        respond.send_reset(Reason::NO_ERROR);
-    }
+    // Fails when the stream is gone, and then nobody waits for an answer. The unread body ends with
+    // the handle: h2 resets the stream with NO_ERROR (RFC 9113, section 8.1).
+    let _ = respond.send_response(response, true);
 }
 
 impl InboundStream {

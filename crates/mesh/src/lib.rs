@@ -1,1 +1,19 @@
-//! todo
+//! The mesh as a data plane sees it: workloads, services, endpoints and policies.
+//!
+//! [`Mesh`] takes resources from discovery, keeps them indexed, and answers [`Mesh::resolve`]. One
+//! change costs what changed. Locks are held for a look-up or for a slice of an update, never
+//! across an await.
+
+mod convert;
+mod endpoints;
+mod model;
+mod resolve;
+mod state;
+
+pub use convert::{Invalid, policy_from_proto, service_from_proto, workload_from_proto};
+pub use model::{
+    HealthPolicy, LoadBalancing, Local, Locality, Mode, NamespacedHostname, PortMapping, Scope,
+    Service, Workload,
+};
+pub use resolve::{Resolved, Unreachable};
+pub use state::{Mesh, PolicySet, Synced};

@@ -1,1 +1,12 @@
-//! todo
+//! One [`FlowRecord`] per connection, and what is made of it: L4 metrics and the access log, in
+//! Istio's names and labels.
+
+mod access_log;
+mod metrics;
+mod record;
+
+pub use access_log::access_log_line;
+pub use metrics::{Metrics, SeriesLimits};
+pub use record::{
+    CloseReason, Direction, Endpoint, FlowRecord, Reporter, ResponseFlags, ServiceName, Transport,
+};

@@ -33,7 +33,10 @@ impl Bed {
     /// # Errors
     /// When not root, when cgroup2 is not mounted, or when the kernel refuses a namespace or a mount.
     pub fn new(name: &str) -> Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "a bed needs root: it makes namespaces and mounts");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "a bed needs root: it makes namespaces and mounts"
+        );
         let id = unique_id(name);
         let dir = Path::new(RUN_DIR).join(&id);
         let cgroup = cgroup::mount_point()?.join(format!("culvert-bed-{id}"));

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::netns;
 use crate::pcapng::Writer;
 use crate::sys::{self, Batch};
-use crate::netns;
 
 /// Longer than any packet but a BIG TCP one; a frame that is longer still counts as truncated.
 const SNAPLEN: usize = 256 * 1024;
@@ -44,7 +44,8 @@ impl Capture {
             Ok(sys::packet_socket(ifindex, RECEIVE_BUFFER)?)
         })
         .with_context(|| format!("cannot capture {ifname} in {}", netns.display()))?;
-        let file = File::create(pcapng).with_context(|| format!("cannot create {}", pcapng.display()))?;
+        let file =
+            File::create(pcapng).with_context(|| format!("cannot create {}", pcapng.display()))?;
         let writer = Writer::new(BufWriter::with_capacity(1 << 20, file), SNAPLEN)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, path) = (stop.clone(), pcapng.to_owned());

@@ -54,7 +54,8 @@ impl Names {
             .set_recursion_available(true)
             .set_authoritative(true)
             .add_queries(request.queries().iter().cloned());
-        let Some(query) = request.queries().first().filter(|_| request.op_code() == OpCode::Query) else {
+        let Some(query) = request.queries().first().filter(|_| request.op_code() == OpCode::Query)
+        else {
             response.set_response_code(ResponseCode::NotImp);
             return Some(response);
         };
@@ -93,7 +94,9 @@ impl Resolver {
             for &ip in addresses {
                 let addr = SocketAddr::new(ip, 53);
                 udp.push(UdpSocket::bind(addr).with_context(|| format!("cannot bind {addr}/udp"))?);
-                tcp.push(TcpListener::bind(addr).with_context(|| format!("cannot bind {addr}/tcp"))?);
+                tcp.push(
+                    TcpListener::bind(addr).with_context(|| format!("cannot bind {addr}/tcp"))?,
+                );
             }
             for socket in &udp {
                 socket.set_nonblocking(true)?;
@@ -167,7 +170,8 @@ fn tcp_exchanges(mut stream: TcpStream, names: &Names) -> io::Result<()> {
         stream.read_exact(&mut request)?;
         let Some(response) = names.answer(&request) else { return Ok(()) };
         let bytes = response.to_vec().map_err(io::Error::other)?;
-        let mut framed = u16::try_from(bytes.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
+        let mut framed =
+            u16::try_from(bytes.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
         framed.extend(bytes);
         stream.write_all(&framed)?;
     }

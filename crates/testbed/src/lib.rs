@@ -8,12 +8,7 @@
 //! dropped, its test panicked, or its process was killed. One reaper process does it in every case, see [`reaper`].
 //!
 //! It needs root, cgroup2 mounted somewhere, and `ip` and `nft` in the path.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod bed;
 mod capture;
@@ -42,6 +37,6 @@ pub use node::Node;
 pub use pod::Pod;
 pub use process::{Placement, Proc, eventually};
 pub use puppet::{
-    BulkReport, ConnectOpts, Listener, Names, Puppet, PuppetError, Received, Sent, Serve, ShortReport,
-    Sock,
+    BulkReport, ConnectOpts, Listener, Names, Puppet, PuppetError, Received, Sent, Serve,
+    ShortReport, Sock,
 };

@@ -36,8 +36,14 @@ pub(crate) fn create(name: &str) -> Result<NetnsId> {
     std::thread::scope(|s| {
         s.spawn(|| -> Result<()> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .with_context(|| format!("cannot bind {}", path.display()))
+            mount(
+                Some("/proc/thread-self/ns/net"),
+                &path,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )
+            .with_context(|| format!("cannot bind {}", path.display()))
         })
         .join()
         .map_err(|_| anyhow!("the thread that made {name} panicked"))?
@@ -48,7 +54,8 @@ pub(crate) fn create(name: &str) -> Result<NetnsId> {
 /// Unbinds the name. The namespace lives on while processes or sockets are in it.
 pub(crate) fn remove(name: &str) -> Result<()> {
     let path = path(name);
-    umount2(&path, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", path.display()))?;
+    umount2(&path, MntFlags::MNT_DETACH)
+        .with_context(|| format!("cannot unmount {}", path.display()))?;
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
@@ -109,7 +116,8 @@ pub(crate) fn prepare(netns: &Path, role: Role) -> Result<()> {
 pub(crate) fn set(key: &str, value: &str) -> Result<()> {
     // An interface's name may hold dots: a key with slashes is taken as it is.
     let key = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
-    fs::write(Path::new("/proc/sys").join(&key), value).with_context(|| format!("cannot set {key}={value}"))
+    fs::write(Path::new("/proc/sys").join(&key), value)
+        .with_context(|| format!("cannot set {key}={value}"))
 }
 
 /// What `ip netns add` does as well: the folder becomes a shared mount, so that unmounting a name reaches other

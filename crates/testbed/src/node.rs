@@ -90,7 +90,7 @@ impl Node {
                  addr add {}/24 dev eth0
                  addr add {}/64 dev eth0 nodad
                  route add default via 172.18.0.254
-                 -6 route add default via fd18::fe
+                 route add ::/0 via fd18::fe
                  link add br0 address 02:cb:00:00:00:{i:02x} type bridge mcast_snooping 0
                  link set br0 up
                  addr add {}/24 dev br0
@@ -106,7 +106,7 @@ impl Node {
     fn routes_to_me(&self) -> String {
         let i = self.0.number;
         format!(
-            "route add 10.10.{i}.0/24 via {}\n-6 route add fd10:10:{i:x}::/64 via {}\n",
+            "route add 10.10.{i}.0/24 via {}\nroute add fd10:10:{i:x}::/64 via {}\n",
             self.ipv4(),
             self.ipv6()
         )
@@ -180,7 +180,11 @@ impl Node {
 
     /// Where a program of the node runs, for callers that start it themselves: `cgroup` is `agent` or `host`.
     pub fn placement(&self, cgroup: &str) -> Placement {
-        Placement { cgroup: self.cgroup().join(cgroup), netns: Some(self.netns_path()), mntns: None }
+        Placement {
+            cgroup: self.cgroup().join(cgroup),
+            netns: Some(self.netns_path()),
+            mntns: None,
+        }
     }
 
     /// A puppet among the node's host processes (cgroup `host`); it ends with its last handle.
@@ -263,4 +267,3 @@ impl std::fmt::Debug for Node {
         write!(f, "Node({} {})", self.0.name, self.ipv4())
     }
 }
-

@@ -86,7 +86,9 @@ impl<R: Read> Reader<R> {
     /// When the file does not start as a little-endian pcapng section.
     pub fn new(mut input: R) -> io::Result<Self> {
         match read_block(&mut input)? {
-            Some((SECTION_HEADER, body)) if body.starts_with(&BYTE_ORDER.to_le_bytes()) => Ok(Self { input }),
+            Some((SECTION_HEADER, body)) if body.starts_with(&BYTE_ORDER.to_le_bytes()) => {
+                Ok(Self { input })
+            }
             _ => Err(invalid("not a little-endian pcapng file")),
         }
     }
@@ -95,7 +97,9 @@ impl<R: Read> Reader<R> {
         loop {
             let Some((kind, body)) = read_block(&mut self.input)? else { return Ok(None) };
             match kind {
-                ENHANCED_PACKET => return packet(&body).map(Some).ok_or_else(|| invalid("broken packet block")),
+                ENHANCED_PACKET => {
+                    return packet(&body).map(Some).ok_or_else(|| invalid("broken packet block"));
+                }
                 INTERFACE if !body.starts_with(&LINKTYPE_ETHERNET.to_le_bytes()) => {
                     return Err(invalid("not an Ethernet interface"));
                 }

@@ -42,7 +42,10 @@ struct Plan<'a> {
 
 impl Pod {
     pub(crate) fn create(node: &Node, namespace: &str, name: &str, k: Option<u8>) -> Result<Self> {
-        ensure!(valid_name(name) && valid_name(namespace), "{namespace}/{name} is no name for a pod");
+        ensure!(
+            valid_name(name) && valid_name(namespace),
+            "{namespace}/{name} is no name for a pod"
+        );
         let key = key(namespace, name);
         ensure!(node.shared().state().taken.insert(key.clone()), "the name {key} is taken");
         // Held to the end, so that two pods do not take the same address.
@@ -118,7 +121,12 @@ impl Pod {
 
     /// Runs a program in the pod.
     pub fn spawn(&self, cmd: Command) -> Result<Proc> {
-        Proc::spawn(cmd, &self.placement(), &self.0.node.dir(), &key(&self.0.namespace, &self.0.name))
+        Proc::spawn(
+            cmd,
+            &self.placement(),
+            &self.0.node.dir(),
+            &key(&self.0.namespace, &self.0.name),
+        )
     }
 
     /// The pod's puppet, started at the first call (and again, should it have died). It lives as long as the pod.
@@ -211,7 +219,8 @@ impl Plan<'_> {
         netns::prepare(&netns::path(&netns_name), netns::Role::Pod)?;
         self.wire(&netns_name)?;
         let ifname = host_ifname(self.k);
-        let host_ifindex = self.node.inside(|| Ok(nix::net::if_::if_nametoindex(ifname.as_str())?))?;
+        let host_ifindex =
+            self.node.inside(|| Ok(nix::net::if_::if_nametoindex(ifname.as_str())?))?;
         let place = Placement { cgroup, netns: Some(netns::path(&netns_name)), mntns: None };
         let pause = self.hold(&place)?;
         Ok(Pod(Arc::new(Inner {
@@ -247,7 +256,7 @@ impl Plan<'_> {
                  addr add {}/24 dev eth0
                  addr add {}/64 dev eth0 nodad
                  route add default via {}
-                 -6 route add default via {}",
+                 route add ::/0 via {}",
                 node.pod_ipv4(k),
                 node.pod_ipv6(k),
                 node.gateway4(),

@@ -27,7 +27,9 @@ pub struct Placement {
 impl Placement {
     /// Makes `cmd` move itself there before it executes its program. Its stdio and environment stay the caller's.
     pub fn apply(&self, cmd: &mut Command) -> Result<()> {
-        let open = |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
+        let open = |path: &PathBuf| {
+            File::open(path).with_context(|| format!("cannot open {}", path.display()))
+        };
         let procs = self.cgroup.join("cgroup.procs");
         let procs = OpenOptions::new()
             .write(true)
@@ -74,7 +76,12 @@ pub struct Proc {
 
 impl Proc {
     /// Starts `cmd` there, without stdin, with its output in files of `dir` whose names start with `label`.
-    pub(crate) fn spawn(mut cmd: Command, place: &Placement, dir: &Path, label: &str) -> Result<Self> {
+    pub(crate) fn spawn(
+        mut cmd: Command,
+        place: &Placement,
+        dir: &Path,
+        label: &str,
+    ) -> Result<Self> {
         let (name, stdout, stderr) = output_files(&cmd, dir, label);
         cmd.stdin(Stdio::null());
         cmd.stdout(File::create(&stdout)?);
@@ -94,7 +101,8 @@ impl Proc {
         if self.try_wait()?.is_some() {
             bail!("{} has ended", self.name);
         }
-        kill(Pid::from_raw(self.pid), signal).with_context(|| format!("cannot signal {}", self.name))
+        kill(Pid::from_raw(self.pid), signal)
+            .with_context(|| format!("cannot signal {}", self.name))
     }
 
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
@@ -169,7 +177,8 @@ impl Drop for Proc {
 
 /// `<dir>/<label>-<n>-<program>.out` and `.err`.
 fn output_files(cmd: &Command, dir: &Path, label: &str) -> (String, PathBuf, PathBuf) {
-    let program = Path::new(cmd.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let program =
+        Path::new(cmd.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let stem = numbered(dir, label, &program);
     (program, stem.with_extension("out"), stem.with_extension("err"))
 }
@@ -189,7 +198,9 @@ pub fn eventually<T>(deadline: Duration, mut f: impl FnMut() -> Result<T>) -> Re
     loop {
         match f() {
             Ok(value) => return Ok(value),
-            Err(e) if Instant::now() > until => return Err(e.context(format!("not within {deadline:?}"))),
+            Err(e) if Instant::now() > until => {
+                return Err(e.context(format!("not within {deadline:?}")));
+            }
             Err(_) => std::thread::sleep(pause),
         }
         pause = (pause * 2).min(Duration::from_millis(20));

@@ -116,7 +116,8 @@ fn processes_in(netns_ids: &BTreeSet<NetnsId>) -> Result<Vec<String>> {
         let path = entry?.path();
         // Not a process, gone meanwhile, or a zombie: none of them is in a namespace.
         let Ok(id) = netns::id(&path.join("ns/net")) else { continue };
-        let is_process = path.file_name().is_some_and(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+        let is_process =
+            path.file_name().is_some_and(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit));
         if is_process && netns_ids.contains(&id) {
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
             found.push(format!("process {} ({})", path.display(), name.trim()));

@@ -16,7 +16,13 @@ pub(crate) struct Backend {
 pub(crate) struct Services(BTreeMap<(Ipv4Addr, u16), (Option<Ipv6Addr>, Vec<Backend>)>);
 
 impl Services {
-    pub fn set(&mut self, vip4: Ipv4Addr, vip6: Option<Ipv6Addr>, port: u16, backends: Vec<Backend>) {
+    pub fn set(
+        &mut self,
+        vip4: Ipv4Addr,
+        vip6: Option<Ipv6Addr>,
+        port: u16,
+        backends: Vec<Backend>,
+    ) {
         if backends.is_empty() {
             self.0.remove(&(vip4, port));
         } else {
@@ -32,7 +38,8 @@ impl Services {
     pub fn ruleset(&self, node: u8) -> String {
         let mut dnat = String::new();
         for (&(vip4, port), (vip6, backends)) in &self.0 {
-            let v4: Vec<String> = backends.iter().map(|b| format!("{} . {}", b.v4, b.port)).collect();
+            let v4: Vec<String> =
+                backends.iter().map(|b| format!("{} . {}", b.v4, b.port)).collect();
             rules(&mut dnat, "ip", &vip4.to_string(), port, &v4);
             let v6: Vec<String> =
                 backends.iter().filter_map(|b| Some(format!("{} . {}", b.v6?, b.port))).collect();
@@ -47,9 +54,9 @@ impl Services {
              delete table inet culvert-bed\n\
              table inet culvert-bed {{\n\
              chain services {{\n{dnat}}}\n\
-             chain prerouting {{\n type nat hook prerouting priority dstnat;\n jump services\n}}\n\
-             chain output {{\n type nat hook output priority dstnat;\n jump services\n}}\n\
-             chain postrouting {{\n type nat hook postrouting priority srcnat;\n\
+             chain prerouting {{\n type nat hook prerouting priority -100;\n jump services\n}}\n\
+             chain output {{\n type nat hook output priority -100;\n jump services\n}}\n\
+             chain postrouting {{\n type nat hook postrouting priority 100;\n\
              ct status dnat ip saddr 10.10.{node}.0/24 ip daddr 10.10.{node}.0/24 masquerade\n\
              ct status dnat ip6 saddr fd10:10:{node:x}::/64 ip6 daddr fd10:10:{node:x}::/64 masquerade\n\
              }}\n}}\n"

@@ -13,7 +13,8 @@ pub(crate) struct PacketStatistics {
 pub(crate) fn packet_socket(ifindex: u32, receive_buffer: i32) -> io::Result<OwnedFd> {
     // Protocol 0: nothing is received before bind() has chosen the interface.
     // SAFETY: no pointers; the result is checked.
-    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    let fd =
+        check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: fd was just returned by socket() and belongs to nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     set_int(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, receive_buffer)?;
@@ -111,7 +112,11 @@ impl Batch {
         };
         let n = match check(n) {
             Ok(n) => n as usize,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+            {
+                0
+            }
             Err(e) => return Err(e),
         };
         self.lengths.extend(messages.iter().take(n).map(|m| m.msg_len as usize));

@@ -1,0 +1,66 @@
+//! Where a connection of a source to an address goes.
+
+use crate::{
+    model::{Mode, Service, Workload},
+    state::Mesh,
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+#[derive(Clone, Debug)]
+pub enum Resolved {
+    /// A workload, by HBONE or in plaintext as it says itself.
+    Workload { workload: Arc<Workload>, address: SocketAddr, service: Option<Arc<Service>> },
+    /// Nothing that the mesh knows.
+    Outside(SocketAddr),
+    Unreachable(Unreachable),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unreachable {
+    #[error("service {0} has no healthy endpoint")]
+    NoEndpoint(String),
+    #[error("service {0} has no port {1}")]
+    NoPort(String, u16),
+    #[error("service {0} is visible in its own namespace only")]
+    NotVisible(String),
+}
+
+impl Mesh {
+    /// `source` is the workload that asks: what a name or address means, and what may be reached,
+    /// depends on it.
+    pub fn resolve(&self, source: &Workload, destination: SocketAddr) -> Resolved {
+        let ip = destination.ip().to_canonical();
+        let destination = SocketAddr::new(ip, destination.port());
+        let t = self.tables();
+        if let Some(service) = t.service_by_address(&source.network, ip) {
+            if service.private && service.key.namespace != source.namespace {
+                return Resolved::Unreachable(Unreachable::NotVisible(service.key.to_string()));
+            }
+            if service.load_balancing.mode == Mode::Passthrough {
+                return Resolved::Outside(destination);
+            }
+            return match t.choose(service, destination, &mut rand::rng()) {
+                Ok((workload, address)) => Resolved::Workload {
+                    workload: workload.clone(),
+                    address,
+                    service: Some(service.clone()),
+                },
+                Err(e) => Resolved::Unreachable(e),
+            };
+        }
+        match t.workload_by_address(&source.network, ip) {
+            Some(w) => {
+                Resolved::Workload { workload: w.clone(), address: destination, service: None }
+            }
+            None => Resolved::Outside(destination),
+        }
+    }
+
+    /// Whoever has this address.
+    pub fn workload_at(&self, network: &str, ip: IpAddr) -> Option<Arc<Workload>> {
+        self.tables().workload_by_address(network, ip.to_canonical()).cloned()
+    }
+}

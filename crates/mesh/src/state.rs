@@ -1,0 +1,455 @@
+//! The tables, and how discovery changes them.
+
+use crate::{
+    convert::{self, Invalid},
+    endpoints::EndpointSet,
+    model::{LoadBalancing, Local, NamespacedHostname, Service, Workload},
+    resolve::Unreachable,
+};
+use policy::{Applicable, Policy, PolicyName, Scope};
+use prost::Message as _;
+use rand::Rng;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
+use tokio::sync::watch;
+use xds::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    client::{Apply, Rejected},
+    proto::{security::Authorization, workload as pb},
+};
+
+/// Resources applied under one hold of the lock: a first answer with a hundred thousand of them
+/// must not keep connections waiting.
+const SLICE: usize = 256;
+
+/// What has arrived since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Synced {
+    pub addresses: bool,
+    pub policies: bool,
+    pub connected: bool,
+}
+
+impl Synced {
+    /// Whether connections may be judged at all.
+    pub fn ready(&self) -> bool {
+        self.addresses && self.policies
+    }
+}
+
+pub struct Mesh {
+    tables: RwLock<Tables>,
+    synced: watch::Sender<Synced>,
+    /// Goes up when policies, or the workloads that name them, have changed.
+    judged: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct Tables {
+    local: Local,
+    workloads: HashMap<Arc<str>, Arc<Workload>>,
+    by_address: HashMap<(Arc<str>, IpAddr), Arc<str>>,
+    services: HashMap<NamespacedHostname, Arc<Service>>,
+    by_vip: HashMap<(Arc<str>, IpAddr), NamespacedHostname>,
+    endpoints: HashMap<NamespacedHostname, EndpointSet>,
+    policies: HashMap<PolicyName, Arc<Policy>>,
+    global: BTreeMap<PolicyName, Arc<Policy>>,
+    by_namespace: HashMap<Arc<str>, BTreeMap<PolicyName, Arc<Policy>>>,
+}
+
+/// The policies that apply to one workload, taken out of the tables.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySet {
+    known: Vec<Arc<Policy>>,
+    missing: Vec<PolicyName>,
+}
+
+impl PolicySet {
+    pub fn iter(&self) -> impl Iterator<Item = Applicable<'_>> + Clone {
+        self.known
+            .iter()
+            .map(|p| Applicable::Known(p))
+            .chain(self.missing.iter().map(Applicable::Missing))
+    }
+}
+
+impl Mesh {
+    pub fn new(local: Local) -> Arc<Self> {
+        Arc::new(Self {
+            tables: RwLock::new(Tables { local, ..Tables::default() }),
+            synced: watch::Sender::default(),
+            judged: watch::Sender::default(),
+        })
+    }
+
+    pub fn synced(&self) -> watch::Receiver<Synced> {
+        self.synced.subscribe()
+    }
+
+    /// Changes when a verdict may have changed.
+    pub fn judgements(&self) -> watch::Receiver<u64> {
+        self.judged.subscribe()
+    }
+
+    /// The policies that bind `workload`: global, its namespace's, and those that it names.
+    pub fn policies_for(&self, workload: &Workload) -> PolicySet {
+        let t = self.tables();
+        let mut set = PolicySet::default();
+        set.known.extend(t.global.values().cloned());
+        if let Some(own) = t.by_namespace.get(&workload.namespace) {
+            set.known.extend(own.values().cloned());
+        }
+        for name in &workload.policies {
+            match t.policies.get(name) {
+                Some(p) if p.scope == Scope::WorkloadSelector => set.known.push(p.clone()),
+                // Applies by its scope already.
+                Some(_) => {}
+                None => set.missing.push(name.clone()),
+            }
+        }
+        set
+    }
+
+    pub fn workload(&self, uid: &str) -> Option<Arc<Workload>> {
+        self.tables().workloads.get(uid).cloned()
+    }
+
+    pub fn workloads(&self) -> Vec<Arc<Workload>> {
+        self.tables().workloads.values().cloned().collect()
+    }
+
+    /// Each service, with its healthy and its known endpoints.
+    pub fn services(&self) -> Vec<(Arc<Service>, (usize, usize))> {
+        let t = self.tables();
+        t.services
+            .values()
+            .map(|s| (s.clone(), t.endpoints.get(&s.key).map_or((0, 0), EndpointSet::len)))
+            .collect()
+    }
+
+    pub fn policies(&self) -> Vec<Arc<Policy>> {
+        self.tables().policies.values().cloned().collect()
+    }
+
+    pub(crate) fn tables(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, f: impl FnOnce(&mut Tables)) {
+        f(&mut self.tables.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn apply_addresses(
+        &self,
+        resources: Vec<(String, prost_types::Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        let mut policies_moved = false;
+        // Parsed without the lock.
+        let mut parsed = Vec::with_capacity(resources.len());
+        for (name, any) in resources {
+            match parse_address(&name, &any.value) {
+                Ok(a) => parsed.push(a),
+                Err(e) => rejected.push(Rejected { name, reason: e.to_string() }),
+            }
+        }
+        for names in removed.chunks(SLICE) {
+            self.change(|t| {
+                for name in names {
+                    policies_moved |= t.remove_address(name);
+                }
+            });
+        }
+        let mut parsed = parsed.into_iter().peekable();
+        while parsed.peek().is_some() {
+            self.change(|t| {
+                for address in parsed.by_ref().take(SLICE) {
+                    match address {
+                        Address::Workload(w) => policies_moved |= t.insert_workload(*w),
+                        Address::Service(s) => t.insert_service(s),
+                    }
+                }
+            });
+        }
+        if policies_moved {
+            self.judged.send_modify(|n| *n = n.wrapping_add(1));
+        }
+        self.synced.send_modify(|s| s.addresses = true);
+        rejected
+    }
+
+    fn apply_policies(
+        &self,
+        resources: Vec<(String, prost_types::Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        self.change(|t| {
+            for name in &removed {
+                if let Some(name) = split_policy_name(name) {
+                    t.remove_policy(&name);
+                }
+            }
+            for (name, any) in resources {
+                match parse_policy(&name, &any.value) {
+                    Ok(p) => t.insert_policy(p),
+                    Err((e, stand_in)) => {
+                        rejected.push(Rejected { name, reason: e.to_string() });
+                        // The last good version stays; without one, nothing passes.
+                        if let Some(p) = stand_in
+                            && !t.policies.contains_key(&p.name)
+                        {
+                            t.insert_policy(p);
+                        }
+                    }
+                }
+            }
+        });
+        self.judged.send_modify(|n| *n = n.wrapping_add(1));
+        self.synced.send_modify(|s| s.policies = true);
+        rejected
+    }
+}
+
+impl Apply for Mesh {
+    fn apply(
+        &self,
+        type_url: &str,
+        resources: Vec<(String, prost_types::Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        match type_url {
+            ADDRESS_TYPE => self.apply_addresses(resources, removed),
+            AUTHORIZATION_TYPE => self.apply_policies(resources, removed),
+            _ => Vec::new(),
+        }
+    }
+
+    fn connected(&self, connected: bool) {
+        self.synced.send_modify(|s| s.connected = connected);
+    }
+}
+
+enum Address {
+    Workload(Box<Workload>),
+    Service(Service),
+}
+
+fn parse_address(name: &str, bytes: &[u8]) -> Result<Address, Invalid> {
+    let bad = |why: String| Invalid { field: "resource", why };
+    let address = pb::Address::decode(bytes).map_err(|e| bad(format!("cannot be decoded: {e}")))?;
+    match address.r#type {
+        Some(pb::address::Type::Workload(w)) => {
+            let w = convert::workload_from_proto(w)?;
+            if *w.uid != *name {
+                return Err(bad(format!("its uid is {}", w.uid)));
+            }
+            Ok(Address::Workload(Box::new(w)))
+        }
+        Some(pb::address::Type::Service(s)) => {
+            let s = convert::service_from_proto(s)?;
+            if s.key.to_string() != name {
+                return Err(bad(format!("it is {}", s.key)));
+            }
+            Ok(Address::Service(s))
+        }
+        None => Err(bad("is neither a workload nor a service".into())),
+    }
+}
+
+type RejectedPolicy = (Invalid, Option<Policy>);
+
+fn parse_policy(name: &str, bytes: &[u8]) -> Result<Policy, RejectedPolicy> {
+    let bad = |why: String| Invalid { field: "resource", why };
+    let stand_in = |scope| {
+        split_policy_name(name).map(|name| convert::deny_instead(name, scope))
+    };
+    let authorization = Authorization::decode(bytes).map_err(|e| {
+        (bad(format!("cannot be decoded: {e}")), stand_in(Scope::Namespace))
+    })?;
+    let scope = match authorization.scope {
+        0 => Scope::Global,
+        2 => Scope::WorkloadSelector,
+        _ => Scope::Namespace,
+    };
+    let policy =
+        convert::policy_from_proto(authorization).map_err(|e| (e, stand_in(scope)))?;
+    if policy.name.to_string() != name {
+        return Err((bad(format!("it is {}", policy.name)), None));
+    }
+    Ok(policy)
+}
+
+fn split_policy_name(name: &str) -> Option<PolicyName> {
+    let (namespace, name) = name.split_once('/')?;
+    Some(PolicyName { namespace: namespace.into(), name: name.into() })
+}
+
+impl Tables {
+    pub(crate) fn service_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Service>> {
+        self.services.get(self.by_vip.get(&(network.into(), ip))?)
+    }
+
+    pub(crate) fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads.get(self.by_address.get(&(network.into(), ip))?)
+    }
+
+    /// An endpoint of `service` for a connection to `asked`, and its address there.
+    pub(crate) fn choose(
+        &self,
+        service: &Service,
+        asked: SocketAddr,
+        rng: &mut impl Rng,
+    ) -> Result<(&Arc<Workload>, SocketAddr), Unreachable> {
+        let port = asked.port();
+        let Some(mapping) = service.ports.iter().find(|p| p.service_port == port) else {
+            return Err(Unreachable::NoPort(service.key.to_string(), port));
+        };
+        let target = |w: &Workload| {
+            let own = w.services.get(&service.key)?.iter().find(|p| p.service_port == port)?;
+            match (own.target_port, mapping.target_port) {
+                (0, 0) => Some(port),
+                (0, of_service) => Some(of_service),
+                (own, _) => Some(own),
+            }
+        };
+        self.endpoints
+            .get(&service.key)
+            .and_then(|e| e.choose(&service.load_balancing, |w| target(w).is_some(), rng))
+            .and_then(|w| Some((w, SocketAddr::new(w.address_like(asked.ip())?, target(w)?))))
+            .ok_or_else(|| Unreachable::NoEndpoint(service.key.to_string()))
+    }
+
+    /// Whether the change can change a verdict.
+    fn insert_workload(&mut self, w: Workload) -> bool {
+        let w = Arc::new(w);
+        let old = self.workloads.insert(w.uid.clone(), w.clone());
+        let judged = old.as_ref().is_none_or(|o| {
+            o.policies != w.policies
+                || o.trust_domain != w.trust_domain
+                || o.namespace != w.namespace
+                || o.service_account != w.service_account
+        });
+        if let Some(old) = &old {
+            self.unindex(old, |s| w.services.contains_key(s));
+        }
+        // Local workloads tell where this node is.
+        if !self.local.node.is_empty()
+            && w.node == self.local.node
+            && w.locality != self.local.locality
+        {
+            self.local.locality = w.locality.clone();
+            self.rerank_all();
+        }
+        if !w.host_network {
+            for ip in &w.addresses {
+                self.by_address.insert((w.network.clone(), *ip), w.uid.clone());
+            }
+        }
+        for key in w.services.keys() {
+            let lb = self.services.get(key).map(|s| s.load_balancing.clone()).unwrap_or_default();
+            let set = self.endpoints.entry(key.clone()).or_default();
+            set.insert(w.clone(), &lb, &self.local);
+        }
+        judged
+    }
+
+    fn unindex(&mut self, old: &Workload, keeps: impl Fn(&NamespacedHostname) -> bool) {
+        for ip in &old.addresses {
+            let key = (old.network.clone(), *ip);
+            // The address may have gone to another workload in the meantime.
+            if self.by_address.get(&key) == Some(&old.uid) {
+                self.by_address.remove(&key);
+            }
+        }
+        for key in old.services.keys().filter(|s| !keeps(s)) {
+            if let Some(set) = self.endpoints.get_mut(key) {
+                set.remove(&old.uid);
+                if set.is_empty() {
+                    self.endpoints.remove(key);
+                }
+            }
+        }
+    }
+
+    fn insert_service(&mut self, s: Service) {
+        self.unindex_service(&s.key);
+        for (network, ip) in &s.addresses {
+            self.by_vip.insert((network.clone(), *ip), s.key.clone());
+        }
+        let old = self.services.insert(s.key.clone(), Arc::new(s.clone()));
+        let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
+        if before != s.load_balancing
+            && let Some(set) = self.endpoints.get_mut(&s.key)
+        {
+            set.rerank(&s.load_balancing, &self.local);
+        }
+    }
+
+    fn unindex_service(&mut self, key: &NamespacedHostname) {
+        if let Some(old) = self.services.get(key) {
+            for (network, ip) in &old.addresses {
+                let vip = (network.clone(), *ip);
+                if self.by_vip.get(&vip) == Some(key) {
+                    self.by_vip.remove(&vip);
+                }
+            }
+        }
+    }
+
+    fn remove_address(&mut self, name: &str) -> bool {
+        if let Some(old) = self.workloads.remove(name) {
+            self.unindex(&old, |_| false);
+            return true;
+        }
+        if let Some((namespace, hostname)) = name.split_once('/') {
+            let key =
+                NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
+            self.unindex_service(&key);
+            self.services.remove(&key);
+            if let Some(set) = self.endpoints.get_mut(&key) {
+                set.rerank(&LoadBalancing::default(), &self.local);
+            }
+        }
+        false
+    }
+
+    fn rerank_all(&mut self) {
+        for (key, set) in &mut self.endpoints {
+            if let Some(s) = self.services.get(key) {
+                set.rerank(&s.load_balancing, &self.local);
+            }
+        }
+    }
+
+    fn insert_policy(&mut self, p: Policy) {
+        self.remove_policy(&p.name);
+        let p = Arc::new(p);
+        self.policies.insert(p.name.clone(), p.clone());
+        match p.scope {
+            Scope::Global => {
+                self.global.insert(p.name.clone(), p);
+            }
+            Scope::Namespace => {
+                let own = self.by_namespace.entry(p.name.namespace.clone()).or_default();
+                own.insert(p.name.clone(), p);
+            }
+            Scope::WorkloadSelector => {}
+        }
+    }
+
+    fn remove_policy(&mut self, name: &PolicyName) {
+        self.policies.remove(name);
+        self.global.remove(name);
+        if let Some(own) = self.by_namespace.get_mut(&name.namespace) {
+            own.remove(name);
+            if own.is_empty() {
+                self.by_namespace.remove(&name.namespace);
+            }
+        }
+    }
+}
