@@ -177,7 +177,7 @@ pub trait Dial<K>: Send + Sync + 'static {
     /// The generation of the certificate that a new connection would be made with.
     fn generation(&self, key: &K) -> u64;
 
-    fn spawn(&self, task: futures_util::future::BoxFuture<'static, ()>) -> AbortHandle;
+    fn spawn(&self, key: &K, task: futures_util::future::BoxFuture<'static, ()>) -> AbortHandle;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -345,7 +345,8 @@ where
         let guard = Dialling { per_key: per_key.clone(), ended: false };
         let dialling = self.dial.dial(key.clone());
         let dial = self.dial.clone();
-        self.dial.spawn(Box::pin(async move {
+        let spawn_for = key.clone();
+        self.dial.spawn(key, Box::pin(async move {
             // Whole: a closure that took its fields one by one would copy `ended`.
             let mut guard = guard;
             match dialling.await {
@@ -360,10 +361,11 @@ where
                     };
                     // Not under the lock: a scope that is closed drops the task at once.
                     let gone = Gone(guard.per_key.clone(), id);
-                    let task = dial.spawn(Box::pin(async move {
+                    let driver = async move {
                         let _gone = gone;
                         driver.await;
-                    }));
+                    };
+                    let task = dial.spawn(&spawn_for, Box::pin(driver));
                     let mut p = lock(&guard.per_key);
                     if let Some((_, driver)) = p.live.get_mut(&id) {
                         *driver = Some(task);

@@ -134,7 +134,7 @@ fn read_block(input: &mut impl Read) -> io::Result<Option<(u32, Vec<u8>)>> {
     input.read_exact(&mut head[1..])?;
     let kind = u32_at(&head, 0).unwrap_or(0);
     let total = u32_at(&head, 4).unwrap_or(0) as usize;
-    if !(12..=MAX_BLOCK).contains(&total) || total % 4 != 0 {
+    if !(12..=MAX_BLOCK).contains(&total) || !total.is_multiple_of(4) {
         return Err(invalid("broken block length"));
     }
     let mut body = vec![0; total - 8];

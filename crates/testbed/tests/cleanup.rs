@@ -79,9 +79,10 @@ fn a_panic_leaves_nothing() {
 fn victim() {
     let bed = Bed::new("victim").unwrap();
     let pod = furnish(&bed);
-    let stray = stray(&pod);
+    let mut stray = stray(&pod);
     println!("\nvictim {} {}", bed.id(), stray.id());
-    std::thread::sleep(Duration::from_secs(600));
+    // Longer than any test: it is killed here.
+    stray.wait().unwrap();
 }
 
 fn start_victim() -> (Child, String) {

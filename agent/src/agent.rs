@@ -1,0 +1,79 @@
+//! What every part of the agent shares.
+
+use crate::{
+    capture::Capture,
+    connections::{Connections, Judged},
+    dial::{AgentDial, PoolKey},
+    pods::Pods,
+};
+use hbone::Pool;
+use identity::CertStore;
+use mesh::{Mesh, Workload};
+use policy::{Request, Verdict};
+use std::{sync::Arc, time::Duration};
+use telemetry::Metrics;
+use tokio::sync::watch;
+
+pub struct Agent {
+    pub capture: Capture,
+    pub mesh: Arc<Mesh>,
+    pub certs: Arc<CertStore>,
+    pub pool: Arc<Pool<PoolKey, AgentDial>>,
+    pub connections: Arc<Connections>,
+    pub metrics: Arc<Metrics>,
+    pub pods: Arc<Pods>,
+    /// Other names of the trust domain, for service accounts in policies.
+    pub trust_domain_aliases: Vec<Arc<str>>,
+    /// True once the agent takes no new work.
+    pub draining: watch::Receiver<bool>,
+    pub node: String,
+}
+
+/// How long a connection waits for discovery's first answer, for a certificate, and for the pod's
+/// own record.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Agent {
+    /// What policy says of a connection to `destination`, whose record is this workload.
+    pub fn judge(&self, destination: &Workload, request: &Request) -> Verdict {
+        let policies = self.mesh.policies_for(destination);
+        let verdict = policy::evaluate(request, policies.iter());
+        for name in &verdict.dry_run {
+            tracing::info!(policy = %name, source = %request.source, destination = %request.destination,
+                "a dry-run policy matches");
+        }
+        verdict
+    }
+
+    pub fn trust_domains(&self, w: &Workload) -> Arc<[Arc<str>]> {
+        std::iter::once(w.trust_domain.clone())
+            .chain(self.trust_domain_aliases.iter().cloned())
+            .collect()
+    }
+
+    /// Before discovery has answered once, nobody knows who is who: connections wait.
+    pub async fn synced(&self) -> bool {
+        let mut synced = self.mesh.synced();
+        tokio::time::timeout(PATIENCE, synced.wait_for(mesh::Synced::ready))
+            .await
+            .is_ok_and(|r| r.is_ok())
+    }
+
+    /// Ends connections that policy no longer allows, whenever it changes.
+    pub async fn judge_live_connections(self: Arc<Self>) {
+        let mut judgements = self.mesh.judgements();
+        while judgements.changed().await.is_ok() {
+            let ended = self.connections.judge_again(|judged| self.no_longer_allowed(judged));
+            if ended > 0 {
+                tracing::info!(ended, "connections ended by a change of policy");
+            }
+        }
+    }
+
+    fn no_longer_allowed(&self, judged: &Judged) -> Option<String> {
+        // A workload that is gone has no policies to ask; its pod's end closes the connection.
+        let destination = self.mesh.workload(&judged.destination_uid)?;
+        let verdict = self.judge(&destination, &judged.request);
+        (!verdict.allowed).then(|| verdict.decision.to_string())
+    }
+}

@@ -1,0 +1,308 @@
+//! The kernel's half: loads the programs, pins them, and keeps the maps.
+//!
+//! Everything lives in bpffs under `v<ABI>/`: `maps/`, `links/` for the node's hooks, and `pods/`
+//! for each pod's own two. Pinned, it holds while the agent is away; an agent that starts finds it,
+//! puts its own programs into the links that are there, and goes on with the maps as they are.
+
+pub mod check;
+mod host;
+mod links;
+mod pod_programs;
+
+pub use host::{ensure_bpffs, find_cgroup2};
+pub use pod_programs::PodPrograms;
+
+use crate::sys;
+use anyhow::{Context as _, anyhow};
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{HashMap, Map, MapData, PerCpuHashMap, SockHash},
+};
+use capture_abi::{
+    ABI_VERSION, Addr, Counts, Flow, FlowKey, IPPROTO_TCP, ListenerKey, Pod, Sock, flow_kind,
+    sock_kind,
+};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// The kernel programs, built from `ebpf/`.
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_EBPF_OBJECT"));
+
+/// Sizes of the maps.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Connections of all pods of the node together.
+    pub flows: u32,
+}
+
+/// How close to full FLOWS may come before new connects are refused: what may be under way on
+/// other CPUs between the check and the insertion.
+const MARGIN: u32 = 64;
+
+pub struct Capture {
+    dir: PathBuf,
+    sizes: Sizes,
+    pods: Mutex<HashMap<MapData, u64, Pod>>,
+    flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    earlier: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    listeners: Mutex<SockHash<MapData, ListenerKey>>,
+    counts: Mutex<PerCpuHashMap<MapData, u32, Counts>>,
+    socks: MapData,
+}
+
+const MAPS: [&str; 7] = ["PODS", "FLOWS", "EARLIER", "LISTENERS", "COUNTS", "IN_USE", "SOCKS"];
+
+impl Capture {
+    /// Takes up what is pinned beneath `bpffs`, or begins anew, and puts the node's hooks on
+    /// `cgroup`.
+    pub fn open(bpffs: &Path, cgroup: &Path, sizes: Sizes) -> anyhow::Result<Self> {
+        ensure_bpffs(bpffs)?;
+        refuse_other_versions(bpffs)?;
+        let dir = bpffs.join(format!("v{ABI_VERSION}"));
+        for sub in ["maps", "links", "pods"] {
+            fs::create_dir_all(dir.join(sub))
+                .with_context(|| format!("creating {}", dir.join(sub).display()))?;
+        }
+        let mut ebpf = load(&dir, sizes, None)?;
+        let cgroup_fd = fs::File::open(cgroup)
+            .with_context(|| format!("opening the cgroup {}", cgroup.display()))?;
+        for hook in links::NODE_HOOKS {
+            links::attach_node_hook(&mut ebpf, hook, cgroup_fd.as_fd(), &dir.join("links"))?;
+        }
+        let mut take = |name: &str| {
+            ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+        };
+        Ok(Capture {
+            sizes,
+            pods: Mutex::new(HashMap::try_from(take("PODS")?)?),
+            flows: Mutex::new(HashMap::try_from(take("FLOWS")?)?),
+            earlier: Mutex::new(HashMap::try_from(take("EARLIER")?)?),
+            listeners: Mutex::new(SockHash::try_from(take("LISTENERS")?)?),
+            counts: Mutex::new(PerCpuHashMap::try_from(take("COUNTS")?)?),
+            socks: match take("SOCKS")? {
+                Map::SkStorage(data) => data,
+                other => return Err(anyhow!("SOCKS is not socket storage but {other:?}")),
+            },
+            dir,
+        })
+    }
+
+    /// Pods that are enrolled in the kernel, by namespace cookie.
+    pub fn enrolled(&self) -> Vec<(u64, Pod)> {
+        lock(&self.pods).iter().filter_map(Result::ok).collect()
+    }
+
+    /// From here on the pod's connects are captured.
+    pub fn enroll(&self, cookie: u64, pod: Pod) -> anyhow::Result<()> {
+        lock(&self.pods).insert(cookie, pod, 0).map_err(|e| {
+            anyhow!(
+                "the kernel's map of enrolled pods took no entry ({e}); \
+                 it has room for 4096 pods: un-enrol some, or spread them over more nodes"
+            )
+        })
+    }
+
+    /// Ends the capture; connections under way go on.
+    pub fn unenroll(&self, cookie: u64) {
+        // Not there is as well as gone.
+        let _ = lock(&self.pods).remove(&cookie);
+    }
+
+    pub fn pod_programs(&self) -> PodPrograms<'_> {
+        PodPrograms { dir: &self.dir, sizes: self.sizes }
+    }
+
+    /// Marks a socket of the agent's own: its connects are not captured, and what it accepts is
+    /// known as the agent's.
+    pub fn mark_own(&self, socket: &impl AsRawFd) -> io::Result<()> {
+        let own = Sock { kind: sock_kind::AGENT, ..Sock::default() };
+        sys::socket_storage_set(self.socks_fd(), socket.as_raw_fd(), &own)
+    }
+
+    /// Where the application at the other end of an accepted socket was going, if it was captured.
+    pub fn original_destination(&self, socket: &impl AsRawFd) -> Option<SocketAddr> {
+        let sock: Sock = sys::socket_storage_get(self.socks_fd(), socket.as_raw_fd()).ok()?;
+        (sock.kind == sock_kind::HANDED_OVER)
+            .then(|| SocketAddr::new(ip(&sock.destination), u16::try_from(sock.port).unwrap_or(0)))
+    }
+
+    /// Gives new connections of the pod to `socket`.
+    pub fn set_listener(&self, key: ListenerKey, socket: &impl AsRawFd) -> anyhow::Result<()> {
+        lock(&self.listeners).insert(key, socket, 0).map_err(|e| {
+            anyhow!("the kernel's map of listeners took no entry ({e}); it has room for 32768")
+        })
+    }
+
+    /// Lets connections that are older than the enrolment go on.
+    pub fn allow_earlier(&self, owner: u32, local: SocketAddr, remote: SocketAddr) -> anyhow::Result<()> {
+        let flow = Flow { kind: flow_kind::EARLIER, ..Flow::default() };
+        lock(&self.earlier).insert(flow_key(owner, local, remote), flow, 0).map_err(|e| {
+            anyhow!("the kernel's map of earlier connections took no entry ({e}); it has room for 65536")
+        })
+    }
+
+    /// Forgets earlier connections of the pod for which `alive` is false.
+    pub fn retain_earlier(&self, owner: u32, alive: impl Fn(SocketAddr, SocketAddr) -> bool) -> usize {
+        let mut earlier = lock(&self.earlier);
+        let keys: Vec<FlowKey> =
+            earlier.keys().filter_map(Result::ok).filter(|k| k.owner == owner).collect();
+        let mut left = 0;
+        for k in keys {
+            if alive(
+                SocketAddr::new(ip(&k.local), k.local_port),
+                SocketAddr::new(ip(&k.remote), k.remote_port),
+            ) {
+                left += 1;
+            } else {
+                let _ = earlier.remove(&k);
+            }
+        }
+        left
+    }
+
+    /// Drops what the kernel kept for pods that are not enrolled any more.
+    pub fn forget_except(&self, owners: &std::collections::HashSet<u32>) {
+        let mut flows = lock(&self.flows);
+        let stale: Vec<FlowKey> =
+            flows.keys().filter_map(Result::ok).filter(|k| !owners.contains(&k.owner)).collect();
+        for k in stale {
+            let _ = flows.remove(&k);
+        }
+        drop(flows);
+        let mut counts = lock(&self.counts);
+        let stale: Vec<u32> =
+            counts.keys().filter_map(Result::ok).filter(|o| !owners.contains(o)).collect();
+        for o in stale {
+            let _ = counts.remove(&o);
+        }
+    }
+
+    pub fn start_counting(&self, owner: u32) -> anyhow::Result<()> {
+        let mut counts = lock(&self.counts);
+        if counts.get(&owner, 0).is_ok() {
+            return Ok(());
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| e)?;
+        let zero = aya::maps::PerCpuValues::try_from(vec![Counts::default(); cpus])?;
+        counts.insert(owner, zero, 0).context("the kernel's map of counters took no entry")
+    }
+
+    pub fn stop_counting(&self, owner: u32) {
+        let _ = lock(&self.counts).remove(&owner);
+    }
+
+    /// What the kernel has counted for the pod, over all CPUs.
+    pub fn counts(&self, owner: u32) -> Counts {
+        let mut sum = Counts::default();
+        if let Ok(per_cpu) = lock(&self.counts).get(&owner, 0) {
+            for c in per_cpu.iter() {
+                sum.captured += c.captured;
+                sum.announce_failed += c.announce_failed;
+                sum.dropped_syn += c.dropped_syn;
+                sum.dropped_segment += c.dropped_segment;
+                sum.dropped_fragment += c.dropped_fragment;
+                sum.dropped_protocol += c.dropped_protocol;
+                sum.dropped_malformed += c.dropped_malformed;
+                sum.passed_udp += c.passed_udp;
+                sum.passed_icmp += c.passed_icmp;
+                sum.passed_other += c.passed_other;
+            }
+        }
+        sum
+    }
+
+    fn socks_fd(&self) -> BorrowedFd<'_> {
+        self.socks.fd().as_fd()
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads the object, with maps pinned in `dir`; `pod` sets the constants of a pod's own programs.
+pub(crate) fn load(dir: &Path, sizes: Sizes, pod: Option<(&u32, &u32)>) -> anyhow::Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    let limit = u64::from(sizes.flows.saturating_sub(MARGIN));
+    loader
+        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .map_max_entries("FLOWS", sizes.flows)
+        .override_global("FLOW_LIMIT", &limit, true);
+    let maps = dir.join("maps");
+    let paths: Vec<PathBuf> = MAPS.iter().map(|m| maps.join(m)).collect();
+    for (name, path) in MAPS.iter().zip(&paths) {
+        loader.map_pin_path(name, path.as_path());
+    }
+    if let Some((owner, allow_other)) = pod {
+        loader
+            .override_global("POD_OWNER", owner, true)
+            .override_global("ALLOW_OTHER", allow_other, true);
+    }
+    loader.load(OBJECT).context(
+        "loading the eBPF object; `culvert-agent check` says what this kernel offers and lacks",
+    )
+}
+
+/// Pinned state of another version is not read: its meaning may differ.
+fn refuse_other_versions(bpffs: &Path) -> anyhow::Result<()> {
+    let Ok(entries) = fs::read_dir(bpffs) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.strip_prefix('v').is_some_and(|v| v.parse() != Ok(ABI_VERSION) && v.parse::<u32>().is_ok())
+        {
+            return Err(anyhow!(
+                "{} holds capture state of another version ({name}, this agent is v{ABI_VERSION}). \
+                 Enrolled pods stay closed meanwhile. Remove it with \
+                 `culvert-agent detach --bpffs {}` of that version, then start this agent and enrol \
+                 the pods again",
+                bpffs.display(),
+                bpffs.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Takes capture and guard off the node: pods are as before, unmeshed.
+pub fn detach(bpffs: &Path) -> anyhow::Result<()> {
+    let dir = bpffs.join(format!("v{ABI_VERSION}"));
+    if !dir.exists() {
+        return Err(anyhow!("{} holds no capture state of this version", bpffs.display()));
+    }
+    // Hooks first: maps go when the last program that uses them has gone.
+    for sub in ["links", "pods", "maps"] {
+        for entry in fs::read_dir(dir.join(sub)).into_iter().flatten().flatten() {
+            fs::remove_file(entry.path())
+                .with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+        let _ = fs::remove_dir(dir.join(sub));
+    }
+    fs::remove_dir(&dir).with_context(|| format!("removing {}", dir.display()))
+}
+
+pub fn addr(ip: IpAddr) -> Addr {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => Addr::from_octets(v4.to_ipv6_mapped().octets()),
+        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
+    }
+}
+
+fn ip(a: &Addr) -> IpAddr {
+    IpAddr::from(a.octets()).to_canonical()
+}
+
+fn flow_key(owner: u32, local: SocketAddr, remote: SocketAddr) -> FlowKey {
+    FlowKey {
+        owner,
+        protocol: IPPROTO_TCP,
+        local: addr(local.ip()),
+        remote: addr(remote.ip()),
+        local_port: local.port(),
+        remote_port: remote.port(),
+    }
+}

@@ -1,0 +1,62 @@
+//! A pod's own two programs: `sk_lookup` in its namespace, and the guard at the host end of each of
+//! its interfaces. They are loaded per pod, with the pod as a constant: neither hook tells a
+//! program which namespace it runs for, and an interface that is moved stays guarded.
+
+use super::{Sizes, links, load};
+use crate::{
+    netns::Netns,
+    sys::{AttachType, Target},
+};
+use anyhow::Context as _;
+use aya::Ebpf;
+use capture_abi::pod_flags;
+use std::{fs, os::fd::AsFd as _, path::Path};
+
+pub struct PodPrograms<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) sizes: Sizes,
+}
+
+impl PodPrograms<'_> {
+    /// Loads the object for one pod; `attach_lookup` and `attach_guard` use it.
+    pub fn load(&self, owner: u32, flags: u32) -> anyhow::Result<Ebpf> {
+        let allow_other = u32::from(flags & pod_flags::ALLOW_OTHER_PROTOCOLS != 0);
+        load(self.dir, self.sizes, Some((&owner, &allow_other)))
+    }
+
+    /// From here on what arrives in the namespace is the agent's.
+    pub fn attach_lookup(&self, ebpf: &mut Ebpf, owner: u32, netns: &Netns) -> anyhow::Result<()> {
+        let program = links::program_fd(ebpf, "lookup")?;
+        let at = self.dir.join("pods").join(format!("{owner}-lookup"));
+        links::attach(program.as_fd(), Target::Fd(netns.as_fd()), AttachType::SkLookup, &at)
+            .context("attaching sk_lookup to the pod's namespace (needs Linux 5.9)")
+    }
+
+    /// From here on nothing unannounced leaves by `interface`, an index in the agent's namespace.
+    pub fn attach_guard(&self, ebpf: &mut Ebpf, owner: u32, interface: u32) -> anyhow::Result<()> {
+        let program = links::program_fd(ebpf, "guard")?;
+        let at = self.dir.join("pods").join(format!("{owner}-guard-{interface}"));
+        links::attach(program.as_fd(), Target::Interface(interface), AttachType::TcxIngress, &at)
+            .with_context(|| {
+                format!("attaching the guard to interface {interface} (tcx, needs Linux 6.6)")
+            })
+    }
+
+    /// Takes the pod's programs off: first the guard, so that nothing is dropped that is no longer
+    /// captured.
+    pub fn detach(&self, owner: u32) {
+        let prefix = format!("{owner}-");
+        let entries = fs::read_dir(self.dir.join("pods")).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries
+            .filter(|e| e.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|e| e.path())
+            .collect();
+        // "guard" sorts before "lookup".
+        names.sort();
+        for path in names {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "a pinned link stays");
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The connections of this node's pods: listed, counted, judged again when policy changes.
+
+use hbone::Relayed;
+use mesh::Workload;
+use policy::Request;
+use serde::Serialize;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, access_log_line};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Default)]
+pub struct Connections {
+    next: AtomicU64,
+    live: Mutex<HashMap<u64, Arc<Live>>>,
+}
+
+/// A connection under way.
+pub struct Live {
+    pub record: FlowRecord,
+    pub relayed: Relayed,
+    /// What policy was asked, for a connection that policy judges here.
+    pub judged: Option<Judged>,
+    ended_by: Mutex<Option<String>>,
+    cancel: CancellationToken,
+    begun: Instant,
+}
+
+#[derive(Clone, Debug)]
+pub struct Judged {
+    pub destination_uid: Arc<str>,
+    pub request: Request,
+}
+
+/// A row of `culvertctl connections`.
+#[derive(Serialize)]
+pub struct Row {
+    #[serde(flatten)]
+    record: FlowRecord,
+}
+
+/// A connection's entry; removed, logged and counted when it is dropped or finished.
+pub struct Entry {
+    all: Arc<Connections>,
+    metrics: Arc<Metrics>,
+    live: Arc<Live>,
+    close: Option<CloseReason>,
+}
+
+impl Connections {
+    pub fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn open(
+        self: &Arc<Self>,
+        metrics: &Arc<Metrics>,
+        record: FlowRecord,
+        judged: Option<Judged>,
+    ) -> Entry {
+        metrics.opened(&record);
+        let live = Arc::new(Live {
+            record,
+            relayed: Relayed::default(),
+            judged,
+            ended_by: Mutex::new(None),
+            cancel: CancellationToken::new(),
+            begun: Instant::now(),
+        });
+        self.lock().insert(live.record.id, live.clone());
+        Entry { all: self.clone(), metrics: metrics.clone(), live, close: None }
+    }
+
+    /// A connection that never opened.
+    pub fn failed(&self, metrics: &Metrics, mut record: FlowRecord, flags: ResponseFlags, close: CloseReason) {
+        record.flags = flags;
+        record.close = Some(close);
+        metrics.failed(&record);
+        tracing::warn!(target: "access", "{}", access_log_line(&record));
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows: Vec<Row> =
+            self.lock().values().map(|l| Row { record: l.snapshot(None) }).collect();
+        rows.sort_by_key(|r| r.record.id);
+        rows
+    }
+
+    /// Ends every connection that `verdict` no longer allows; it answers with the reason.
+    pub fn judge_again(&self, verdict: impl Fn(&Judged) -> Option<String>) -> usize {
+        let all: Vec<Arc<Live>> = self.lock().values().cloned().collect();
+        let mut ended = 0;
+        for live in all {
+            let Some(judged) = &live.judged else { continue };
+            if let Some(why) = verdict(judged) {
+                *live.ended_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                live.cancel.cancel();
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    fn snapshot(&self, close: Option<CloseReason>) -> FlowRecord {
+        let mut record = self.record.clone();
+        record.sent = self.relayed.forward.load(Ordering::Relaxed);
+        record.received = self.relayed.backward.load(Ordering::Relaxed);
+        record.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        record.close = close;
+        record
+    }
+}
+
+impl Entry {
+    /// Relays until both ends are done, one breaks, or policy ends it.
+    pub async fn relay(mut self, first: hbone::End, second: hbone::End) {
+        let live = self.live.clone();
+        let close = tokio::select! {
+            done = hbone::relay(first, second, &live.relayed) => match done {
+                Ok(()) => CloseReason::Finished,
+                Err(broken) => CloseReason::Reset(broken.to_string()),
+            },
+            () = live.cancel.cancelled() => {
+                let why = live.ended_by.lock().unwrap_or_else(PoisonError::into_inner).take();
+                CloseReason::Denied(why.unwrap_or_default())
+            }
+        };
+        self.close = Some(close);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.live.record.id);
+        let close = self.close.take().unwrap_or(CloseReason::Stopped);
+        let record = self.live.snapshot(Some(close));
+        self.metrics.closed(&record);
+        tracing::info!(target: "access", "{}", access_log_line(&record));
+    }
+}
+
+/// The workload's part of a record.
+pub fn endpoint(
+    address: Option<std::net::SocketAddr>,
+    workload: Option<&Workload>,
+    identity: Option<String>,
+) -> telemetry::Endpoint {
+    match workload {
+        Some(w) => telemetry::Endpoint {
+            address,
+            workload: w.workload_name.clone(),
+            namespace: w.namespace.clone(),
+            canonical_service: w.canonical_name.clone(),
+            canonical_revision: w.canonical_revision.clone(),
+            cluster: w.cluster.clone(),
+            identity,
+        },
+        None => telemetry::Endpoint { address, identity, ..telemetry::Endpoint::default() },
+    }
+}

@@ -1,0 +1,279 @@
+//! Connections to a pod: over HBONE from the mesh, or in plaintext from outside it. Both are judged
+//! by the same policies, and reach the application from the client's own address.
+
+use crate::{
+    agent::{Agent, PATIENCE},
+    connections::{Judged, endpoint},
+    outbound::accept_each,
+    pods::Pod,
+    sockets,
+};
+use hbone::{Authority, Baggage, End, InboundStream};
+use http::StatusCode;
+use identity::SpiffeId;
+use mesh::Workload;
+use policy::{Request, Verdict};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::SystemTime,
+};
+use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Never a final target: a loop, or somebody reaching for the mesh's own machinery.
+const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+
+pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
+    accept_each(&agent, listener, |stream, peer| {
+        pod.scope.spawn(hbone_connection(agent.clone(), pod.clone(), stream, peer));
+    })
+    .await;
+}
+
+async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    let _ = stream.set_nodelay(true);
+    pod.scope.count_handshake();
+    let certified = match agent.certs.fetch(&pod.identity, PATIENCE).await {
+        Ok(c) => c,
+        Err(why) => {
+            tracing::warn!(pod = %pod.uid, %peer, %why, "HBONE connection refused");
+            let _ = stream.set_zero_linger();
+            return;
+        }
+    };
+    let accepted = Box::pin(hbone::accept(stream, certified.server.clone())).await;
+    let connection = match accepted {
+        Ok(c) => c,
+        Err(error) => {
+            tracing::warn!(pod = %pod.uid, %peer, %error, "HBONE handshake failed");
+            return;
+        }
+    };
+    let identity = connection.peer.clone();
+    // It ends with its certificates, the client's (in `run`) and the pod's own.
+    let own_end = hbone_expiry(certified.not_after);
+    let streams = connection.run(agent.draining.clone(), |stream| {
+        let (agent, pod2, identity) = (agent.clone(), pod.clone(), identity.clone());
+        pod.scope.spawn(hbone_stream(agent, pod2, identity, peer, stream));
+    });
+    tokio::select! {
+        ended = streams => if let Err(error) = ended {
+            tracing::debug!(pod = %pod.uid, %peer, %error, "HBONE connection ended");
+        },
+        () = own_end => tracing::info!(pod = %pod.uid, "the pod's certificate has expired"),
+    }
+}
+
+async fn hbone_expiry(not_after: SystemTime) {
+    while let Ok(left) = not_after.duration_since(SystemTime::now()) {
+        // The clock on the wall may be set meanwhile.
+        tokio::time::sleep(left.min(std::time::Duration::from_secs(30))).await;
+    }
+}
+
+async fn hbone_stream(
+    agent: Arc<Agent>,
+    pod: Arc<Pod>,
+    identity: SpiffeId,
+    peer: SocketAddr,
+    stream: InboundStream,
+) {
+    let to = match &stream.authority {
+        Authority::Address(to) if pod.has_address(to.ip()) && !ILLEGAL_PORTS.contains(&to.port()) => {
+            *to
+        }
+        other => {
+            tracing::warn!(pod = %pod.uid, peer = %identity, authority = %other,
+                "HBONE stream refused: its authority is not an address of this pod, or a reserved port");
+            stream.refuse(StatusCode::BAD_REQUEST);
+            return;
+        }
+    };
+    let baggage = stream
+        .headers
+        .get("baggage")
+        .and_then(|v| v.to_str().ok())
+        .map(Baggage::decode)
+        .unwrap_or_default();
+    let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let Some(incoming) = judge(&agent, &pod, Some(identity), source, to, Some(&baggage)).await else {
+        stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return;
+    };
+    if !incoming.verdict.allowed {
+        incoming.denied(&agent);
+        stream.refuse(StatusCode::UNAUTHORIZED);
+        return;
+    }
+    match incoming.last_hop(&agent, &pod).await {
+        Err(why) => {
+            stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            incoming.failed(&agent, &why.to_string());
+        }
+        Ok(upstream) => {
+            let entry = incoming.open(&agent);
+            let own = agent.mesh.workload(&pod.uid).map(|w| own_baggage(&w));
+            if let Ok((send, receive)) = stream.accept(own) {
+                entry.relay(End::H2(send, receive), End::Tcp(upstream)).await;
+            }
+        }
+    }
+}
+
+pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
+    accept_each(&agent, listener, |stream, peer| {
+        pod.scope.spawn(plaintext_connection(agent.clone(), pod.clone(), stream, peer));
+    })
+    .await;
+}
+
+async fn plaintext_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    let _ = stream.set_nodelay(true);
+    let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    // sk_lookup leaves the address that the client asked for.
+    let asked = stream.local_addr().ok();
+    let refuse = |stream: TcpStream| drop(stream.set_zero_linger());
+    let Some(to) = asked.map(|a| SocketAddr::new(a.ip().to_canonical(), a.port())) else {
+        return refuse(stream);
+    };
+    if !pod.has_address(to.ip()) {
+        tracing::warn!(pod = %pod.uid, %source, %to, "refused: not an address of this pod");
+        return refuse(stream);
+    }
+    let _noted = pod.note_accepted(to.port(), source);
+    let Some(mut incoming) = judge(&agent, &pod, None, source, to, None).await else {
+        return refuse(stream);
+    };
+    if incoming.verdict.allowed && incoming.source_is_meshed {
+        // Its agent would have come by HBONE: this is either forged, or discovery's delay.
+        incoming.verdict.allowed = false;
+        incoming.denied_because(
+            &agent,
+            "the source is a workload of the mesh and must come by HBONE, not in plaintext",
+        );
+        return refuse(stream);
+    }
+    if !incoming.verdict.allowed {
+        incoming.denied(&agent);
+        return refuse(stream);
+    }
+    match incoming.last_hop(&agent, &pod).await {
+        Ok(upstream) => {
+            let entry = incoming.open(&agent);
+            entry.relay(End::Tcp(stream), End::Tcp(upstream)).await;
+        }
+        Err(why) => {
+            incoming.failed(&agent, &why.to_string());
+            refuse(stream);
+        }
+    }
+}
+
+/// A judged connection, not yet open.
+struct Incoming {
+    record: FlowRecord,
+    judged: Judged,
+    verdict: Verdict,
+    source_is_meshed: bool,
+}
+
+async fn judge(
+    agent: &Agent,
+    pod: &Pod,
+    peer: Option<SpiffeId>,
+    source: SocketAddr,
+    to: SocketAddr,
+    baggage: Option<&Baggage>,
+) -> Option<Incoming> {
+    if !agent.synced().await {
+        tracing::warn!(pod = %pod.uid, %source, "refused: discovery has not answered yet");
+        return None;
+    }
+    let Some(own) = agent.mesh.workload(&pod.uid) else {
+        tracing::warn!(pod = %pod.uid, %source, "refused: the control plane no longer has this pod");
+        return None;
+    };
+    let client = agent.mesh.workload_at(&own.network, source.ip());
+    let request = Request {
+        peer: peer.clone(),
+        source,
+        destination: to,
+        trust_domains: agent.trust_domains(&own),
+    };
+    let verdict = agent.judge(&own, &request);
+    let identity = peer.as_ref().map(ToString::to_string);
+    // Names in `baggage` are the peer's word: used where nothing better is known.
+    let mut source_end = endpoint(Some(source), client.as_deref(), identity);
+    if client.is_none()
+        && let Some(b) = baggage
+    {
+        source_end.workload = b.workload.clone().unwrap_or_default().into();
+        source_end.canonical_service = b.service.clone().unwrap_or_default().into();
+        source_end.canonical_revision = b.revision.clone().unwrap_or_default().into();
+        source_end.cluster = b.cluster.clone().unwrap_or_default().into();
+        source_end.namespace = peer.as_ref().map_or("", |id| id.namespace()).into();
+    }
+    let record = FlowRecord {
+        id: agent.connections.next_id(),
+        direction: Direction::Inbound,
+        source: source_end,
+        destination: endpoint(Some(to), Some(&own), Some(pod.identity.to_string())),
+        service: None,
+        hbone_address: peer.is_some().then(|| SocketAddr::new(to.ip(), capture_abi::HBONE_PORT)),
+        transport: if peer.is_some() { Transport::Hbone } else { Transport::Passthrough },
+        verdict: Some(verdict.decision.to_string()),
+        sent: 0,
+        received: 0,
+        opened: SystemTime::now(),
+        duration_ms: 0,
+        flags: ResponseFlags::None,
+        close: None,
+    };
+    let judged = Judged { destination_uid: own.uid.clone(), request };
+    let source_is_meshed = client.is_some_and(|c| c.hbone);
+    Some(Incoming { record, judged, verdict, source_is_meshed })
+}
+
+impl Incoming {
+    async fn last_hop(&self, agent: &Agent, pod: &Pod) -> std::io::Result<TcpStream> {
+        let Request { source, destination, .. } = &self.judged.request;
+        let client: IpAddr = source.ip();
+        let taken = |port| pod.tuple_taken(*destination, client, port);
+        sockets::connect_as(&agent.capture, &pod.netns, client, *destination, taken).await
+    }
+
+    fn open(self, agent: &Agent) -> crate::connections::Entry {
+        agent.connections.open(&agent.metrics, self.record, Some(self.judged))
+    }
+
+    fn denied(self, agent: &Agent) {
+        let why = self.verdict.decision.to_string();
+        self.denied_because(agent, &why);
+    }
+
+    fn denied_because(self, agent: &Agent, why: &str) {
+        let close = CloseReason::Denied(why.to_owned());
+        agent.connections.failed(&agent.metrics, self.record, ResponseFlags::Deny, close);
+    }
+
+    fn failed(self, agent: &Agent, why: &str) {
+        let close = CloseReason::Failed(format!("the application: {why}"));
+        agent.connections.failed(&agent.metrics, self.record, ResponseFlags::Connect, close);
+    }
+}
+
+fn own_baggage(w: &Workload) -> String {
+    let text = |s: &Arc<str>| (!s.is_empty()).then(|| s.to_string());
+    Baggage {
+        cluster: text(&w.cluster),
+        namespace: text(&w.namespace),
+        workload: text(&w.workload_name),
+        workload_type: Some(w.workload_type),
+        service: text(&w.canonical_name),
+        revision: text(&w.canonical_revision),
+        region: text(&w.locality.region),
+        zone: text(&w.locality.zone),
+    }
+    .encode()
+}

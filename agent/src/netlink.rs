@@ -1,0 +1,295 @@
+//! The little of rtnetlink and sock_diag that a pod's namespace needs, on a socket of the calling
+//! thread's namespace: its links and addresses, one rule and two routes, and its TCP connections.
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWRULE: u16 = 32;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+
+const EEXIST: i32 = 17;
+
+/// A network interface of the namespace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub loopback: bool,
+    pub up: bool,
+    /// `veth`, `macvlan`, ...; physical devices have none.
+    pub kind: Option<String>,
+    /// Index of the other end, in the namespace where that is.
+    pub peer: Option<u32>,
+}
+
+/// Every link of this thread's namespace.
+pub fn links() -> io::Result<Vec<Link>> {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_LINK: u16 = 5;
+    const IFLA_LINKINFO: u16 = 18;
+    const IFLA_INFO_KIND: u16 = 1;
+    const IFF_UP: u32 = 1;
+    const IFF_LOOPBACK: u32 = 8;
+    let mut out = Vec::new();
+    dump(SockProtocol::NetlinkRoute, RTM_GETLINK, &[0; 16], RTM_NEWLINK, |body| {
+        let (Some(index), Some(flags)) = (u32_at(body, 4), u32_at(body, 8)) else { return };
+        let mut link = Link {
+            index,
+            name: String::new(),
+            loopback: flags & IFF_LOOPBACK != 0,
+            up: flags & IFF_UP != 0,
+            kind: None,
+            peer: None,
+        };
+        for (kind, value) in attributes(body.get(16..).unwrap_or_default()) {
+            match kind {
+                IFLA_IFNAME => link.name = text(value),
+                IFLA_LINK => link.peer = u32_at(value, 0),
+                IFLA_LINKINFO => {
+                    link.kind = attributes(value)
+                        .find(|(k, _)| *k == IFLA_INFO_KIND)
+                        .map(|(_, v)| text(v));
+                }
+                _ => {}
+            }
+        }
+        out.push(link);
+    })?;
+    Ok(out)
+}
+
+/// Every global address of this thread's namespace.
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    const RT_SCOPE_UNIVERSE: u8 = 0;
+    let mut out = Vec::new();
+    dump(SockProtocol::NetlinkRoute, RTM_GETADDR, &[0; 8], RTM_NEWADDR, |body| {
+        if body.get(3) != Some(&RT_SCOPE_UNIVERSE) {
+            return;
+        }
+        let rest = body.get(8..).unwrap_or_default();
+        let find = |wanted| attributes(rest).find(|(k, _)| *k == wanted).and_then(|(_, v)| ip(v));
+        if let Some(ip) = find(IFA_LOCAL).or_else(|| find(IFA_ADDRESS)) {
+            out.push(ip);
+        }
+    })?;
+    Ok(out)
+}
+
+/// One TCP socket of the namespace, other than listeners.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TcpSocket {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+/// Every TCP connection of this thread's namespace, from SYN_SENT on (sock_diag).
+pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
+    const TCP_LISTEN: u32 = 10;
+    const TCP_CLOSE: u32 = 7;
+    const IPPROTO_TCP: u8 = 6;
+    let mut out = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut request = [0u8; 56];
+        request[0] = u8::try_from(family).unwrap_or_default();
+        request[1] = IPPROTO_TCP;
+        let states = !(1u32 << TCP_LISTEN | 1 << TCP_CLOSE);
+        request[4..8].copy_from_slice(&states.to_ne_bytes());
+        let diag = SockProtocol::NetlinkSockDiag;
+        dump(diag, SOCK_DIAG_BY_FAMILY, &request, SOCK_DIAG_BY_FAMILY, |body| {
+            let v4 = body.first() == Some(&2);
+            let (Some(sport), Some(dport)) = (be_u16_at(body, 4), be_u16_at(body, 6)) else {
+                return;
+            };
+            let address = |at: usize| ip(body.get(at..at + if v4 { 4 } else { 16 })?);
+            if let (Some(src), Some(dst)) = (address(8), address(24)) {
+                out.push(TcpSocket {
+                    local: SocketAddr::new(src.to_canonical(), sport),
+                    remote: SocketAddr::new(dst.to_canonical(), dport),
+                });
+            }
+        })?;
+    }
+    Ok(out)
+}
+
+/// `ip rule add fwmark MARK lookup TABLE`
+pub fn add_mark_rule(v6: bool, mark: u32, table: u32, priority: u32) -> io::Result<()> {
+    const FRA_PRIORITY: u16 = 6;
+    const FRA_FWMARK: u16 = 10;
+    const FRA_TABLE: u16 = 15;
+    const FR_ACT_TO_TBL: u8 = 1;
+    let mut body = vec![family(v6), 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
+    attribute(&mut body, FRA_PRIORITY, &priority.to_ne_bytes());
+    attribute(&mut body, FRA_FWMARK, &mark.to_ne_bytes());
+    attribute(&mut body, FRA_TABLE, &table.to_ne_bytes());
+    create(RTM_NEWRULE, &body)
+}
+
+/// `ip route add local PREFIX dev lo table TABLE`
+pub fn add_local_route(prefix: IpAddr, length: u8, table: u32) -> io::Result<()> {
+    const RTA_DST: u16 = 1;
+    const RTA_OIF: u16 = 4;
+    const RTA_TABLE: u16 = 15;
+    const RTPROT_STATIC: u8 = 4;
+    const RT_SCOPE_HOST: u8 = 254;
+    const RTN_LOCAL: u8 = 2;
+    const LOOPBACK_INDEX: u32 = 1;
+    let small_table = u8::try_from(table).unwrap_or(0);
+    let mut body = vec![
+        family(prefix.is_ipv6()),
+        length,
+        0,
+        0,
+        small_table,
+        RTPROT_STATIC,
+        RT_SCOPE_HOST,
+        RTN_LOCAL,
+        0,
+        0,
+        0,
+        0,
+    ];
+    if length > 0 {
+        match prefix {
+            IpAddr::V4(ip) => attribute(&mut body, RTA_DST, &ip.octets()),
+            IpAddr::V6(ip) => attribute(&mut body, RTA_DST, &ip.octets()),
+        }
+    }
+    attribute(&mut body, RTA_OIF, &LOOPBACK_INDEX.to_ne_bytes());
+    attribute(&mut body, RTA_TABLE, &table.to_ne_bytes());
+    create(RTM_NEWROUTE, &body)
+}
+
+fn family(v6: bool) -> u8 {
+    u8::try_from(if v6 { libc::AF_INET6 } else { libc::AF_INET }).unwrap_or_default()
+}
+
+/// Makes an object; one that is there already is well.
+fn create(kind: u16, body: &[u8]) -> io::Result<()> {
+    let s = open(SockProtocol::NetlinkRoute)?;
+    send(&s, kind, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)?;
+    let mut buffer = vec![0u8; 8192];
+    let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    let answer = buffer.get(..n).unwrap_or_default();
+    match error_of(answer) {
+        Some(0 | EEXIST) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("netlink answered something else")),
+    }
+}
+
+fn dump(
+    protocol: SockProtocol,
+    request: u16,
+    body: &[u8],
+    answer: u16,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let s = open(protocol)?;
+    send(&s, request, NLM_F_REQUEST | NLM_F_DUMP, body)?;
+    let mut buffer = vec![0u8; 256 * 1024];
+    loop {
+        let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = buffer.get(..n).unwrap_or_default();
+        while let (Some(len), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
+            let len = len as usize;
+            let Some(message) = rest.get(16..len) else { break };
+            match kind {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => {
+                    let errno = error_of(rest).unwrap_or(libc::EIO);
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
+                k if k == answer => each(message),
+                _ => {}
+            }
+            rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+fn error_of(message: &[u8]) -> Option<i32> {
+    (u16_at(message, 4)? == NLMSG_ERROR).then_some(())?;
+    let code = i32::from_ne_bytes(message.get(16..20)?.try_into().ok()?);
+    Some(code.saturating_neg())
+}
+
+fn open(protocol: SockProtocol) -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?)
+}
+
+fn send(s: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    let len = u32::try_from(16 + body.len()).map_err(io::Error::other)?;
+    let mut message = Vec::with_capacity(16 + body.len());
+    message.extend_from_slice(&len.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&flags.to_ne_bytes());
+    message.extend_from_slice(&1u32.to_ne_bytes());
+    message.extend_from_slice(&0u32.to_ne_bytes());
+    message.extend_from_slice(body);
+    sendto(s.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    Ok(())
+}
+
+fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&len.to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = u16_at(rest, 0)? as usize;
+        // The upper two bits say that the value is nested or in network order.
+        let kind = u16_at(rest, 2)? & 0x3fff;
+        let value = rest.get(4..len)?;
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::from(v4));
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+}
+
+fn u16_at(b: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(b.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn be_u16_at(b: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(b.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(b: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?))
+}

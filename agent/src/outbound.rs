@@ -1,0 +1,382 @@
+//! One connection of a pod's application, from accept to its end.
+
+use crate::{
+    agent::Agent,
+    connections::{Entry, endpoint},
+    dial::PoolKey,
+    pods::Pod,
+    sockets,
+};
+use hbone::{Authority, Baggage, ClientError, DialError, End, Forwarded, PoolError};
+use http::{Method, Request, Uri};
+use mesh::{Resolved, Service, Workload};
+use policy::Request as PolicyRequest;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
+use tokio::net::{TcpListener, TcpStream};
+
+pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
+    accept_each(&agent, listener, |stream, _| {
+        pod.scope.spawn(connection(agent.clone(), pod.clone(), stream));
+    })
+    .await;
+}
+
+/// Accepts until the agent drains.
+pub async fn accept_each(
+    agent: &Agent,
+    listener: TcpListener,
+    mut each: impl FnMut(TcpStream, SocketAddr),
+) {
+    let mut draining = agent.draining.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = draining.wait_for(|d| *d) => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => each(stream, peer),
+            Err(error) => {
+                // Out of descriptors, most likely: connections wait in the backlog meanwhile.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// A connection that fails before it has an upstream ends in RST, never in a clean end.
+struct Downstream(Option<TcpStream>);
+
+impl Downstream {
+    fn take(mut self) -> Option<TcpStream> {
+        self.0.take()
+    }
+}
+
+impl Drop for Downstream {
+    fn drop(&mut self) {
+        if let Some(s) = self.0.take() {
+            let _ = s.set_zero_linger();
+        }
+    }
+}
+
+/// Resets `stream` when it is dropped without having been taken.
+fn reset_unless_taken(stream: TcpStream) -> Downstream {
+    let _ = stream.set_nodelay(true);
+    Downstream(Some(stream))
+}
+
+async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {
+    let peer = stream.peer_addr().ok();
+    let asked = agent.capture.original_destination(&stream);
+    let downstream = reset_unless_taken(stream);
+    let (Some(asked), Some(peer)) = (asked, peer) else {
+        tracing::warn!(pod = %pod.uid, "a connection without a recorded destination is reset");
+        return;
+    };
+    // The pod's own address, where the application had bound itself to another (its loopback).
+    let source = match pod.has_address(peer.ip()) {
+        true => SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+        false => match pod.address_like(asked.ip()) {
+            Some(ip) => SocketAddr::new(ip, peer.port()),
+            None => return,
+        },
+    };
+    let begun = Begun { agent: &agent, pod: &pod, source, asked };
+    if !agent.synced().await {
+        begun.failed(None, ResponseFlags::Connect, "discovery has not answered yet");
+        return;
+    }
+    let Some(own) = agent.mesh.workload(&pod.uid) else {
+        begun.failed(None, ResponseFlags::Connect, "the control plane no longer has this pod");
+        return;
+    };
+    match agent.mesh.resolve(&own, asked) {
+        Resolved::Unreachable(why) => {
+            begun.failed(None, ResponseFlags::Connect, &why.to_string());
+        }
+        Resolved::Outside(to) => passthrough(&begun, &own, downstream, to, None, None).await,
+        Resolved::Workload { workload, address, service } if workload.uid == own.uid => {
+            to_itself(&begun, &workload, downstream, address, service).await;
+        }
+        Resolved::Workload { workload, address, service } if workload.hbone => {
+            over_hbone(&begun, &own, downstream, workload, address, service).await;
+        }
+        Resolved::Workload { workload, address, service } => {
+            passthrough(&begun, &own, downstream, address, Some(workload), service).await;
+        }
+    }
+}
+
+/// A connection whose destination is known.
+struct Begun<'a> {
+    agent: &'a Arc<Agent>,
+    pod: &'a Arc<Pod>,
+    source: SocketAddr,
+    asked: SocketAddr,
+}
+
+/// Where it goes.
+struct Route<'a> {
+    own: Option<&'a Workload>,
+    workload: Option<&'a Workload>,
+    service: Option<&'a Service>,
+    address: SocketAddr,
+    hbone: Option<SocketAddr>,
+    transport: Transport,
+    peer: Option<String>,
+}
+
+impl Begun<'_> {
+    fn record(&self, route: &Route<'_>) -> FlowRecord {
+        FlowRecord {
+            id: self.agent.connections.next_id(),
+            direction: Direction::Outbound,
+            source: endpoint(Some(self.source), route.own, Some(self.pod.identity.to_string())),
+            destination: endpoint(Some(route.address), route.workload, route.peer.clone()),
+            service: route.service.map(|s| ServiceName {
+                hostname: s.key.hostname.clone(),
+                name: s.name.clone(),
+                namespace: s.key.namespace.clone(),
+            }),
+            hbone_address: route.hbone,
+            transport: route.transport,
+            verdict: None,
+            sent: 0,
+            received: 0,
+            opened: SystemTime::now(),
+            duration_ms: 0,
+            flags: ResponseFlags::None,
+            close: None,
+        }
+    }
+
+    fn opened(&self, route: &Route<'_>) -> Entry {
+        self.agent.connections.open(&self.agent.metrics, self.record(route), None)
+    }
+
+    fn failed(&self, route: Option<&Route<'_>>, flags: ResponseFlags, why: &str) {
+        let unknown = Route {
+            own: None,
+            workload: None,
+            service: None,
+            address: self.asked,
+            hbone: None,
+            transport: Transport::Passthrough,
+            peer: None,
+        };
+        let record = self.record(route.unwrap_or(&unknown));
+        let close = match flags {
+            ResponseFlags::Deny => CloseReason::Denied(why.to_owned()),
+            _ => CloseReason::Failed(why.to_owned()),
+        };
+        self.agent.connections.failed(&self.agent.metrics, record, flags, close);
+    }
+}
+
+/// To what is not in the mesh, or not reached by HBONE: in plaintext, and counted as such.
+async fn passthrough(
+    begun: &Begun<'_>,
+    own: &Workload,
+    downstream: Downstream,
+    address: SocketAddr,
+    workload: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+) {
+    let route = Route {
+        own: Some(own),
+        workload: workload.as_deref(),
+        service: service.as_deref(),
+        address,
+        hbone: None,
+        transport: Transport::Passthrough,
+        peer: None,
+    };
+    let from = same_family(begun.source.ip(), address.ip());
+    match sockets::connect(&begun.agent.capture, &begun.pod.netns, from, address).await {
+        Ok(upstream) => {
+            let entry = begun.opened(&route);
+            if let Some(downstream) = downstream.take() {
+                entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
+            }
+        }
+        Err(e) => begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}")),
+    }
+}
+
+/// A pod to itself, by its own address or through a service: within its namespace, judged like any
+/// other connection.
+async fn to_itself(
+    begun: &Begun<'_>,
+    own: &Arc<Workload>,
+    downstream: Downstream,
+    address: SocketAddr,
+    service: Option<Arc<Service>>,
+) {
+    let route = Route {
+        own: Some(own),
+        workload: Some(own),
+        service: service.as_deref(),
+        address,
+        hbone: None,
+        transport: Transport::Local,
+        peer: Some(begun.pod.identity.to_string()),
+    };
+    let request = PolicyRequest {
+        peer: Some(begun.pod.identity.clone()),
+        source: begun.source,
+        destination: address,
+        trust_domains: begun.agent.trust_domains(own),
+    };
+    let verdict = begun.agent.judge(own, &request);
+    if !verdict.allowed {
+        begun.failed(Some(&route), ResponseFlags::Deny, &verdict.decision.to_string());
+        return;
+    }
+    let from = same_family(begun.source.ip(), address.ip());
+    match sockets::connect(&begun.agent.capture, &begun.pod.netns, from, address).await {
+        Ok(upstream) => {
+            let mut record = begun.record(&route);
+            record.verdict = Some(verdict.decision.to_string());
+            let judged = crate::connections::Judged { destination_uid: own.uid.clone(), request };
+            let entry =
+                begun.agent.connections.open(&begun.agent.metrics, record, Some(judged));
+            if let Some(downstream) = downstream.take() {
+                entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
+            }
+        }
+        Err(e) => begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}")),
+    }
+}
+
+async fn over_hbone(
+    begun: &Begun<'_>,
+    own: &Workload,
+    downstream: Downstream,
+    workload: Arc<Workload>,
+    address: SocketAddr,
+    service: Option<Arc<Service>>,
+) {
+    let hbone_address = SocketAddr::new(address.ip(), capture_abi::HBONE_PORT);
+    let mut route = Route {
+        own: Some(own),
+        workload: Some(&workload),
+        service: service.as_deref(),
+        address,
+        hbone: Some(hbone_address),
+        transport: Transport::Hbone,
+        peer: None,
+    };
+    let destination = match workload.identity() {
+        Ok(id) => id,
+        Err(e) => {
+            begun.failed(Some(&route), ResponseFlags::IdentityError, &e.to_string());
+            return;
+        }
+    };
+    route.peer = Some(destination.to_string());
+    let Some(source_address) = same_family(begun.source.ip(), address.ip())
+        .or_else(|| begun.pod.address_like(address.ip()))
+    else {
+        let why = format!("this pod has no address of the family of {address}");
+        begun.failed(Some(&route), ResponseFlags::Connect, &why);
+        return;
+    };
+    let key = PoolKey {
+        pod: begun.pod.clone(),
+        source: begun.pod.identity.clone(),
+        source_address,
+        destination,
+        address: hbone_address,
+    };
+    let request = || connect_request(begun, own, address, service.as_deref());
+    // Boxed: the handshake's state is large, and needed only until the stream is open.
+    match Box::pin(begun.agent.pool.open(&key, request)).await {
+        Ok((stream, lease)) => {
+            let entry = begun.opened(&route);
+            if let Some(downstream) = downstream.take() {
+                entry.relay(End::Tcp(downstream), End::H2(stream.send, stream.receive)).await;
+            }
+            drop(lease);
+        }
+        Err(e) => {
+            let (flags, why) = explain(&e, hbone_address);
+            begun.failed(Some(&route), flags, &why);
+        }
+    }
+}
+
+fn connect_request(
+    begun: &Begun<'_>,
+    own: &Workload,
+    address: SocketAddr,
+    service: Option<&Service>,
+) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    if let Ok(uri) = Uri::builder().authority(Authority::Address(address).to_string()).build() {
+        *request.uri_mut() = uri;
+    }
+    let text = |s: &Arc<str>| (!s.is_empty()).then(|| s.to_string());
+    let baggage = Baggage {
+        cluster: text(&own.cluster),
+        namespace: text(&own.namespace),
+        workload: text(&own.workload_name),
+        workload_type: Some(own.workload_type),
+        service: text(&own.canonical_name),
+        revision: text(&own.canonical_revision),
+        region: text(&own.locality.region),
+        zone: text(&own.locality.zone),
+    };
+    let forwarded = Forwarded {
+        client: begun.source,
+        host: service.map(|s| s.key.hostname.to_string()),
+    };
+    for (name, value) in [("baggage", baggage.encode()), ("forwarded", forwarded.encode())] {
+        if let Ok(value) = value.parse() {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    request
+}
+
+fn explain(e: &PoolError, to: SocketAddr) -> (ResponseFlags, String) {
+    match e {
+        PoolError::Open(e) => match &**e {
+            ClientError::Refused(status) if status.as_u16() == 401 => (
+                ResponseFlags::Deny,
+                "the destination's policy refused it; its node's access log names the policy".into(),
+            ),
+            ClientError::Refused(status) if status.as_u16() == 503 => (
+                ResponseFlags::Connect,
+                "the destination's application did not take the connection".into(),
+            ),
+            e => (ResponseFlags::Connect, format!("{to}: {e}")),
+        },
+        PoolError::Dial(e) => match &**e {
+            DialError::Io(e) => (
+                ResponseFlags::Connect,
+                format!(
+                    "{to}: {e} (is the destination enrolled, and does a NetworkPolicy block \
+                     HBONE port {}?)",
+                    to.port()
+                ),
+            ),
+            DialError::Identity(why) => (ResponseFlags::IdentityError, why.to_string()),
+            DialError::Client(ClientError::Handshake(_)) => {
+                (ResponseFlags::H2HandshakeFailure, format!("{to}: {e}"))
+            }
+            DialError::Client(e) => (ResponseFlags::TlsFailure, format!("{to}: {e}")),
+        },
+    }
+}
+
+fn same_family(ip: IpAddr, like: IpAddr) -> Option<IpAddr> {
+    (ip.is_ipv4() == like.is_ipv4()).then_some(ip)
+}

@@ -1,0 +1,406 @@
+//! The pods that are enrolled on this node, and how a pod gets in and out.
+//!
+//! Enrolment goes: the workload's record is there and names the namespace's addresses; listeners
+//! are open; `sk_lookup` takes what arrives; the entry in PODS takes what leaves; connections that
+//! are older are listed; the guard is on. Only then is it acknowledged. Each step fails closed, and
+//! a failure takes back what was done.
+
+use crate::{
+    agent::{Agent, PATIENCE},
+    enroll::EnrollRequest,
+    inbound,
+    netlink::{self, TcpSocket},
+    netns::Netns,
+    outbound,
+    scope::PodScope,
+    sockets,
+};
+use anyhow::{Context as _, bail};
+use capture_abi::pod_flags;
+use identity::SpiffeId;
+use mesh::Workload;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+/// One enrolled pod: every descriptor and every task that is held for it.
+#[derive(Debug)]
+pub struct Pod {
+    pub uid: Arc<str>,
+    /// The key of its state in the kernel.
+    pub owner: u32,
+    pub netns: Netns,
+    pub scope: PodScope,
+    pub identity: SpiffeId,
+    pub addresses: Vec<IpAddr>,
+    /// Remote ends of plaintext connections that this agent has accepted for the pod, by the local
+    /// port: the last hop must not take their tuples.
+    accepted: Mutex<HashSet<(u16, SocketAddr)>>,
+    /// Connections older than the enrolment.
+    earlier: Mutex<HashSet<(SocketAddr, SocketAddr)>>,
+}
+
+impl Pod {
+    pub fn has_address(&self, ip: IpAddr) -> bool {
+        self.addresses.contains(&ip.to_canonical())
+    }
+
+    pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().find(|a| a.is_ipv4() == like.is_ipv4()).copied()
+    }
+
+    /// Notes an accepted plaintext connection until the guard is dropped.
+    pub fn note_accepted(self: &Arc<Self>, local_port: u16, remote: SocketAddr) -> Accepted {
+        lock(&self.accepted).insert((local_port, remote));
+        Accepted { pod: self.clone(), key: (local_port, remote) }
+    }
+
+    /// Whether a connection from `client` on `port` to the pod's `local` exists already.
+    pub fn tuple_taken(&self, local: SocketAddr, client: IpAddr, port: u16) -> bool {
+        let remote = SocketAddr::new(client, port);
+        lock(&self.accepted).contains(&(local.port(), remote))
+            || lock(&self.earlier).contains(&(local, remote))
+    }
+
+    pub fn earlier_connections(&self) -> usize {
+        lock(&self.earlier).len()
+    }
+}
+
+pub struct Accepted {
+    pod: Arc<Pod>,
+    key: (u16, SocketAddr),
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        lock(&self.pod.accepted).remove(&self.key);
+    }
+}
+
+/// What is kept on disk about an enrolled pod, so that a restarted agent knows whose namespace
+/// it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Saved {
+    uid: String,
+    owner: u32,
+    flags: u32,
+    netns_inode: u64,
+}
+
+pub struct Pods {
+    dir: PathBuf,
+    all: Mutex<HashMap<u64, Arc<Pod>>>,
+    next_owner: AtomicU32,
+    /// One enrolment at a time: their steps must not interleave for one namespace.
+    enrolling: tokio::sync::Mutex<()>,
+}
+
+impl Pods {
+    pub fn new(dir: PathBuf) -> anyhow::Result<Arc<Self>> {
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        Ok(Arc::new(Self {
+            dir,
+            all: Mutex::default(),
+            next_owner: AtomicU32::new(1),
+            enrolling: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    pub fn all(&self) -> Vec<Arc<Pod>> {
+        let mut all: Vec<Arc<Pod>> = lock(&self.all).values().cloned().collect();
+        all.sort_by(|a, b| a.uid.cmp(&b.uid));
+        all
+    }
+
+    fn by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
+        lock(&self.all).values().find(|p| *p.uid == *uid).cloned()
+    }
+
+    fn file(&self, cookie: u64) -> PathBuf {
+        self.dir.join(format!("{cookie:x}.json"))
+    }
+}
+
+/// Enrols the pod that lives in `netns`.
+pub async fn enroll(
+    agent: &Arc<Agent>,
+    netns: Netns,
+    request: &EnrollRequest,
+) -> anyhow::Result<()> {
+    let _one = agent.pods.enrolling.lock().await;
+    if *agent.draining.borrow() {
+        bail!("this agent is draining; ask the one that replaces it");
+    }
+    let cookie = netns.cookie();
+    if let Some(there) = lock(&agent.pods.all).get(&cookie) {
+        if *there.uid == *request.uid {
+            return Ok(());
+        }
+        bail!(
+            "this network namespace is enrolled as {}; un-enrol that first, it cannot be {} as well",
+            there.uid,
+            request.uid
+        );
+    }
+    if let Some(other) = agent.pods.by_uid(&request.uid) {
+        // A pod that came back in a new sandbox: the old one is history.
+        release(agent, &other).await;
+    }
+    let flags =
+        if request.allow_other_protocols { pod_flags::ALLOW_OTHER_PROTOCOLS } else { 0 };
+    let owner = agent.pods.next_owner.fetch_add(1, Ordering::Relaxed);
+    enroll_as(agent, netns, &request.uid, Some(request), owner, flags).await
+}
+
+async fn enroll_as(
+    agent: &Arc<Agent>,
+    netns: Netns,
+    uid: &str,
+    request: Option<&EnrollRequest>,
+    owner: u32,
+    flags: u32,
+) -> anyhow::Result<()> {
+    let workload = record(agent, uid).await?;
+    if let Some(r) = request {
+        let same = *workload.namespace == *r.namespace
+            && *workload.name == *r.name
+            && *workload.service_account == *r.service_account;
+        if !same {
+            bail!(
+                "{uid} is {}/{} with service account {} by the control plane, and {}/{} with \
+                 service account {} by this request: one of the two is wrong",
+                workload.namespace,
+                workload.name,
+                workload.service_account,
+                r.namespace,
+                r.name,
+                r.service_account
+            );
+        }
+    }
+    let addresses = checked_addresses(&workload, &netns)?;
+    let host_ends = sockets::host_ends(&netns)?;
+    let pod = Arc::new(Pod {
+        uid: workload.uid.clone(),
+        owner,
+        identity: workload.identity()?,
+        addresses,
+        scope: PodScope::new(),
+        accepted: Mutex::default(),
+        earlier: Mutex::default(),
+        netns,
+    });
+    agent.certs.want(&pod.identity);
+    let outcome = capture(agent, &pod, flags, &host_ends);
+    match outcome {
+        Ok(()) => {
+            tracing::info!(uid, owner, identity = %pod.identity, "pod enrolled");
+            lock(&agent.pods.all).insert(pod.netns.cookie(), pod);
+            Ok(())
+        }
+        Err(e) => {
+            withdraw(agent, &pod);
+            pod.scope.end().await;
+            Err(e)
+        }
+    }
+}
+
+/// The steps, in their order.
+fn capture(agent: &Arc<Agent>, pod: &Arc<Pod>, flags: u32, host_ends: &[u32]) -> anyhow::Result<()> {
+    let cookie = pod.netns.cookie();
+    let capture = &agent.capture;
+    sockets::prepare(&pod.netns)?;
+    capture.start_counting(pod.owner)?;
+    let listeners = sockets::listen(capture, &pod.netns, pod.owner)?;
+    let programs = capture.pod_programs();
+    let mut ebpf = programs.load(pod.owner, flags)?;
+    let saved = Saved {
+        uid: pod.uid.to_string(),
+        owner: pod.owner,
+        flags,
+        netns_inode: netns_inode(&pod.netns)?,
+    };
+    let file = agent.pods.file(cookie);
+    fs::write(&file, serde_json::to_vec(&saved)?)
+        .with_context(|| format!("writing {}", file.display()))?;
+    programs.attach_lookup(&mut ebpf, pod.owner, &pod.netns)?;
+    capture.enroll(cookie, sockets::kernel_entry(pod.owner, flags, &pod.addresses))?;
+    // What is connected now was connected before: everything after the entry is captured.
+    let earlier = earlier_connections(pod)?;
+    for s in &earlier {
+        capture.allow_earlier(pod.owner, s.local, s.remote)?;
+    }
+    lock(&pod.earlier).extend(earlier.iter().map(|s| (s.local, s.remote)));
+    for end in host_ends {
+        programs.attach_guard(&mut ebpf, pod.owner, *end)?;
+    }
+    for l in listeners.outbound {
+        pod.scope.spawn(outbound::listen(agent.clone(), pod.clone(), l));
+    }
+    for l in listeners.plaintext {
+        pod.scope.spawn(inbound::listen_plaintext(agent.clone(), pod.clone(), l));
+    }
+    for l in listeners.hbone {
+        pod.scope.spawn(inbound::listen_hbone(agent.clone(), pod.clone(), l));
+    }
+    Ok(())
+}
+
+/// The workload's record, once discovery has it.
+async fn record(agent: &Agent, uid: &str) -> anyhow::Result<Arc<Workload>> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(w) = agent.mesh.workload(uid).filter(|w| !w.addresses.is_empty()) {
+            return Ok(w);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let synced = *agent.mesh.synced().borrow();
+            bail!(
+                "the control plane has no workload {uid} with an address (after {PATIENCE:?}; \
+                 discovery connected: {}, first answer received: {}): check the pod's manifest, its \
+                 status.podIP and phase, and culvertd's diagnostics",
+                synced.connected,
+                synced.ready()
+            );
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// The namespace must have the record's addresses: otherwise it is somebody else's.
+fn checked_addresses(w: &Workload, netns: &Netns) -> anyhow::Result<Vec<IpAddr>> {
+    if w.host_network {
+        bail!("{} runs in its node's network namespace, which cannot be enrolled", w.uid);
+    }
+    let found = sockets::pod_addresses(netns)?;
+    for wanted in &w.addresses {
+        if !found.contains(wanted) {
+            bail!(
+                "{} has address {wanted} by the control plane, and the network namespace has \
+                 {found:?}: the namespace is not this pod's",
+                w.uid
+            );
+        }
+    }
+    Ok(w.addresses.clone())
+}
+
+fn earlier_connections(pod: &Pod) -> anyhow::Result<Vec<TcpSocket>> {
+    let all = pod.netns.run(netlink::tcp_sockets)??;
+    Ok(all.into_iter().filter(|s| !s.local.ip().is_loopback()).collect())
+}
+
+/// Forgets those of the pods' earlier connections that have ended.
+pub fn sweep_earlier(agent: &Agent) {
+    for pod in agent.pods.all() {
+        if pod.earlier_connections() == 0 {
+            continue;
+        }
+        let Ok(now) = earlier_connections(&pod) else { continue };
+        let now: HashSet<(SocketAddr, SocketAddr)> =
+            now.into_iter().map(|s| (s.local, s.remote)).collect();
+        lock(&pod.earlier).retain(|s| now.contains(s));
+        agent.capture.retain_earlier(pod.owner, |l, r| now.contains(&(l, r)));
+    }
+}
+
+/// Un-enrols a pod by its uid.
+pub async fn unenroll(agent: &Arc<Agent>, uid: &str) -> anyhow::Result<()> {
+    let _one = agent.pods.enrolling.lock().await;
+    match agent.pods.by_uid(uid) {
+        Some(pod) => {
+            release(agent, &pod).await;
+            Ok(())
+        }
+        None => bail!("no pod {uid} is enrolled on this node; `culvertctl status` lists those that are"),
+    }
+}
+
+async fn release(agent: &Agent, pod: &Arc<Pod>) {
+    withdraw(agent, pod);
+    lock(&agent.pods.all).remove(&pod.netns.cookie());
+    pod.scope.end().await;
+    agent.pool.close(|key| key.pod.owner == pod.owner);
+    tracing::info!(uid = %pod.uid, "pod un-enrolled");
+}
+
+fn withdraw(agent: &Agent, pod: &Pod) {
+    let cookie = pod.netns.cookie();
+    agent.capture.unenroll(cookie);
+    agent.capture.pod_programs().detach(pod.owner);
+    agent.capture.retain_earlier(pod.owner, |_, _| false);
+    agent.capture.stop_counting(pod.owner);
+    agent.certs.release(&pod.identity);
+    let _ = fs::remove_file(agent.pods.file(cookie));
+}
+
+/// Takes up the pods that an earlier agent enrolled. Until that is done they are closed: captured
+/// and guarded, with nobody listening.
+pub async fn take_up(agent: &Arc<Agent>) {
+    let _one = agent.pods.enrolling.lock().await;
+    let enrolled = agent.capture.enrolled();
+    let highest = enrolled.iter().map(|(_, p)| p.owner).max().unwrap_or(0);
+    agent.pods.next_owner.fetch_max(highest + 1, Ordering::Relaxed);
+    let mut namespaces = namespaces_of_processes();
+    let mut kept = HashSet::new();
+    for (cookie, entry) in enrolled {
+        let saved: Option<Saved> =
+            fs::read(agent.pods.file(cookie)).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        let netns = saved
+            .as_ref()
+            .and_then(|s| namespaces.remove(&s.netns_inode))
+            .and_then(|path| fs::File::open(path).ok())
+            .and_then(|f| Netns::new(f.into()).ok())
+            .filter(|n| n.cookie() == cookie);
+        let (Some(saved), Some(netns)) = (saved, netns) else {
+            tracing::info!(cookie, owner = entry.owner, "an enrolled pod is gone");
+            agent.capture.unenroll(cookie);
+            agent.capture.pod_programs().detach(entry.owner);
+            let _ = fs::remove_file(agent.pods.file(cookie));
+            continue;
+        };
+        kept.insert(entry.owner);
+        let taken = enroll_as(agent, netns.clone(), &saved.uid, None, entry.owner, saved.flags).await;
+        if let Err(error) = taken {
+            // enroll_as has opened the pod again on failure; closed is right here.
+            let _ = agent.capture.enroll(cookie, entry);
+            tracing::error!(uid = saved.uid, error = format!("{error:#}"),
+                "an enrolled pod could not be taken up: its new connections fail until it is enrolled again");
+        }
+    }
+    agent.capture.forget_except(&kept);
+}
+
+/// A path to each network namespace that some process is in, by inode.
+fn namespaces_of_processes() -> HashMap<u64, PathBuf> {
+    let mut found = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
+            let path = entry.path().join("ns/net");
+            if let Ok(meta) = fs::metadata(&path) {
+                found.entry(meta.ino()).or_insert(path);
+            }
+        }
+    }
+    found
+}
+
+fn netns_inode(netns: &Netns) -> anyhow::Result<u64> {
+    use std::os::fd::AsFd as _;
+    Ok(nix::sys::stat::fstat(netns.as_fd())?.st_ino)
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}

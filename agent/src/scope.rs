@@ -1,0 +1,73 @@
+//! [`PodScope`]: all work that is done for a pod goes through here, so that it ends with the pod
+//! and can be counted. A lint forbids spawning tasks anywhere else in the agent.
+
+use futures_util::future::BoxFuture;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::task::AbortHandle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+#[derive(Clone, Debug)]
+pub struct PodScope {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    tasks: TaskTracker,
+    ended: CancellationToken,
+    handshakes: AtomicU64,
+}
+
+impl PodScope {
+    pub fn new() -> Self {
+        Self { inner: Arc::default() }
+    }
+
+    /// Runs `work` until it ends or the pod does.
+    #[allow(clippy::disallowed_methods)]
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let ended = self.inner.ended.clone();
+        let work = async move {
+            tokio::select! {
+                () = work => {}
+                () = ended.cancelled() => {}
+            }
+        };
+        tokio::spawn(self.inner.tasks.track_future(work)).abort_handle()
+    }
+
+    pub fn spawn_boxed(&self, work: BoxFuture<'static, ()>) -> AbortHandle {
+        self.spawn(work)
+    }
+
+    pub fn count_handshake(&self) {
+        self.inner.handshakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn handshakes(&self) -> u64 {
+        self.inner.handshakes.load(Ordering::Relaxed)
+    }
+
+    pub fn tasks(&self) -> usize {
+        self.inner.tasks.len()
+    }
+
+    /// Ends all work; waits a little for it to be gone, sockets and all.
+    pub async fn end(&self) {
+        self.inner.ended.cancel();
+        self.inner.tasks.close();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.inner.tasks.wait()).await;
+    }
+}
+
+/// Runs what belongs to the agent and to no pod.
+#[allow(clippy::disallowed_methods)]
+pub fn spawn_for_agent(work: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(work);
+}

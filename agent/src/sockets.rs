@@ -1,0 +1,219 @@
+//! Sockets in a pod's namespace: listeners, upstream connections, and the last hop that keeps the
+//! client's address.
+
+use crate::{
+    capture::{Capture, addr},
+    netlink,
+    netns::Netns,
+};
+use anyhow::{Context as _, bail};
+use capture_abi::{ListenerKey, SPREAD_V6, listener};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// On the last hop's packets, so that the application's answers stay on `lo`. It decides routing
+/// within the pod and nothing else: a pod that sets it on its own packets only loses them.
+pub const LAST_HOP_MARK: u32 = 0x0c75_0001;
+
+/// Of the rule and the table for that mark, in the pod's namespace.
+const LAST_HOP_TABLE: u32 = 0x0c75;
+const LAST_HOP_PRIORITY: u32 = 100;
+
+/// How many connections may wait to be accepted: as many as the kernel allows by default
+/// (net.core.somaxconn). A pod's burst of connects must not meet a full queue, which costs a SYN
+/// retransmission of a second.
+const BACKLOG: i32 = 4096;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a pod's namespace has to have: where captured IPv6 connects go, and how the last hop's
+/// answers come back.
+pub fn prepare(netns: &Netns) -> anyhow::Result<()> {
+    netns.run(|| -> anyhow::Result<()> {
+        fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1")
+            .context("setting net.ipv4.tcp_fwmark_accept in the pod's namespace")?;
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        netlink::add_mark_rule(false, LAST_HOP_MARK, LAST_HOP_TABLE, LAST_HOP_PRIORITY)
+            .context("adding the rule for the last hop")?;
+        netlink::add_local_route(any, 0, LAST_HOP_TABLE)
+            .context("adding the route for the last hop")?;
+        if has_ipv6() {
+            let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            netlink::add_mark_rule(true, LAST_HOP_MARK, LAST_HOP_TABLE, LAST_HOP_PRIORITY)
+                .context("adding the IPv6 rule for the last hop")?;
+            netlink::add_local_route(any, 0, LAST_HOP_TABLE)
+                .context("adding the IPv6 route for the last hop")?;
+            let mut spread = [0u8; 16];
+            spread[..8].copy_from_slice(&SPREAD_V6);
+            const LOCAL_TABLE: u32 = 255;
+            netlink::add_local_route(Ipv6Addr::from(spread).into(), 64, LOCAL_TABLE)
+                .context("adding the local route for captured IPv6 connects")?;
+        }
+        Ok(())
+    })?
+}
+
+fn has_ipv6() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|s| s.trim() == "0")
+}
+
+/// The agent's listeners in one pod.
+#[derive(Debug)]
+pub struct Listeners {
+    pub outbound: Vec<TcpListener>,
+    pub plaintext: Vec<TcpListener>,
+    pub hbone: Vec<TcpListener>,
+}
+
+/// Opens them on loopback with ports of the kernel's choosing: nobody can squat on them, and
+/// 15001, 15006 and 15008 stay free for the pod. `sk_lookup` gives them their connections.
+pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Listeners> {
+    let mut all = Listeners { outbound: Vec::new(), plaintext: Vec::new(), hbone: Vec::new() };
+    let ipv6 = netns.run(has_ipv6)?;
+    for (kind, into) in [
+        (listener::OUTBOUND_V4, &mut all.outbound),
+        (listener::OUTBOUND_V6, &mut all.outbound),
+        (listener::PLAINTEXT_V4, &mut all.plaintext),
+        (listener::PLAINTEXT_V6, &mut all.plaintext),
+        (listener::HBONE_V4, &mut all.hbone),
+        (listener::HBONE_V6, &mut all.hbone),
+    ] {
+        let v6 = kind % 2 == 1;
+        if v6 && !ipv6 {
+            continue;
+        }
+        let at: SocketAddr = if v6 {
+            (Ipv6Addr::LOCALHOST, 0).into()
+        } else {
+            (Ipv4Addr::LOCALHOST, 0).into()
+        };
+        let socket = netns.run(|| new_socket(at.ip()))?.context("making a listener")?;
+        capture.mark_own(&socket).context("marking a listener as the agent's")?;
+        if v6 {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&SockAddr::from(at)).context("binding a listener on the pod's loopback")?;
+        socket.listen(BACKLOG)?;
+        capture.set_listener(ListenerKey { owner, kind }, &socket)?;
+        into.push(TcpListener::from_std(socket.into())?);
+    }
+    Ok(all)
+}
+
+fn new_socket(like: IpAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address((like, 0).into()), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// A connection from the pod, as the pod: its address, routes and NetworkPolicy.
+pub async fn connect(
+    capture: &Capture,
+    netns: &Netns,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+) -> io::Result<TcpStream> {
+    let socket = netns.run(|| new_socket(to.ip()))??;
+    capture.mark_own(&socket)?;
+    if let Some(from) = from.filter(|f| f.is_ipv4() == to.is_ipv4()) {
+        // The port is found at connect, where the whole tuple counts and not the address alone.
+        SockRef::from(&socket).set_bind_address_no_port(true)?;
+        socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+    }
+    establish(socket, to).await
+}
+
+/// A connection to the application in the pod, from the client's own address. `taken` says which
+/// ports of the client are in use towards `to` already: a SYN from one of those would meet that
+/// connection instead of the listener.
+pub async fn connect_as(
+    capture: &Capture,
+    netns: &Netns,
+    client: IpAddr,
+    to: SocketAddr,
+    taken: impl Fn(u16) -> bool,
+) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..64 {
+        let socket = netns.run(|| new_socket(to.ip()))??;
+        capture.mark_own(&socket)?;
+        socket.set_mark(LAST_HOP_MARK)?;
+        // Two connections may share a port of the client as long as they differ otherwise.
+        socket.set_reuse_address(true)?;
+        if client.is_ipv4() {
+            socket.set_ip_transparent_v4(true)?;
+        } else {
+            crate::sys::set_ipv6_transparent(&socket)?;
+        }
+        socket.bind(&SockAddr::from(SocketAddr::new(client, 0)))?;
+        let port = socket.local_addr()?.as_socket().map_or(0, |a| a.port());
+        if taken(port) {
+            continue;
+        }
+        match establish(socket, to).await {
+            Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => last = e,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+async fn establish(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+    socket.set_tcp_nodelay(true)?;
+    let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("{to} did not answer within {CONNECT_TIMEOUT:?}"),
+        )),
+    }
+}
+
+/// The host end of each of the pod's interfaces, as an index in the agent's namespace. An
+/// interface without one (macvlan, ipvlan, a passed-through device) leaves nothing to guard.
+pub fn host_ends(netns: &Netns) -> anyhow::Result<Vec<u32>> {
+    let inside = netns.run(netlink::links)??;
+    let outside = netlink::links()?;
+    let mut ends = Vec::new();
+    for link in inside.iter().filter(|l| !l.loopback) {
+        let kind = link.kind.as_deref().unwrap_or("a device of the host");
+        // Fallback tunnel devices appear in every namespace, and are down.
+        if !link.up && kind != "veth" {
+            continue;
+        }
+        let end = link.peer.filter(|_| kind == "veth").and_then(|peer| {
+            outside.iter().find(|o| o.index == peer && o.peer == Some(link.index))
+        });
+        match end {
+            Some(end) => ends.push(end.index),
+            None => bail!(
+                "the pod's interface {} is {kind} without an end in the agent's network namespace, \
+                 so its traffic cannot be guarded: give the pod a veth, or run the agent in the \
+                 namespace that holds the other end",
+                link.name
+            ),
+        }
+    }
+    if ends.is_empty() {
+        bail!("the pod's network namespace has no interface beside lo yet: enrol it once it has one");
+    }
+    Ok(ends)
+}
+
+/// The namespace's addresses, and those that stand for the pod in the kernel.
+pub fn pod_addresses(netns: &Netns) -> anyhow::Result<Vec<IpAddr>> {
+    Ok(netns.run(netlink::addresses)??)
+}
+
+pub fn kernel_entry(owner: u32, flags: u32, addresses: &[IpAddr]) -> capture_abi::Pod {
+    let pick = |v4: bool| {
+        addresses.iter().find(|a| a.is_ipv4() == v4).map(|a| addr(*a)).unwrap_or_default()
+    };
+    capture_abi::Pod { owner, flags, ipv4: pick(true), ipv6: pick(false) }
+}
