@@ -8,7 +8,8 @@ use crate::{
 };
 use anyhow::{Context as _, bail};
 use capture_abi::{ListenerKey, SPREAD_V6, listener};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -75,14 +76,7 @@ pub struct Listeners {
 pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Listeners> {
     let mut all = Listeners { outbound: Vec::new(), plaintext: Vec::new(), hbone: Vec::new() };
     let ipv6 = netns.run(has_ipv6)?;
-    for (kind, into) in [
-        (listener::OUTBOUND_V4, &mut all.outbound),
-        (listener::OUTBOUND_V6, &mut all.outbound),
-        (listener::PLAINTEXT_V4, &mut all.plaintext),
-        (listener::PLAINTEXT_V6, &mut all.plaintext),
-        (listener::HBONE_V4, &mut all.hbone),
-        (listener::HBONE_V6, &mut all.hbone),
-    ] {
+    for kind in listener::OUTBOUND_V4..=listener::HBONE_V6 {
         let v6 = kind % 2 == 1;
         if v6 && !ipv6 {
             continue;
@@ -100,6 +94,11 @@ pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Li
         socket.bind(&SockAddr::from(at)).context("binding a listener on the pod's loopback")?;
         socket.listen(BACKLOG)?;
         capture.set_listener(ListenerKey { owner, kind }, &socket)?;
+        let into = match kind {
+            listener::OUTBOUND_V4 | listener::OUTBOUND_V6 => &mut all.outbound,
+            listener::PLAINTEXT_V4 | listener::PLAINTEXT_V6 => &mut all.plaintext,
+            _ => &mut all.hbone,
+        };
         into.push(TcpListener::from_std(socket.into())?);
     }
     Ok(all)
@@ -122,7 +121,7 @@ pub async fn connect(
     capture.mark_own(&socket)?;
     if let Some(from) = from.filter(|f| f.is_ipv4() == to.is_ipv4()) {
         // The port is found at connect, where the whole tuple counts and not the address alone.
-        SockRef::from(&socket).set_bind_address_no_port(true)?;
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
     }
     establish(socket, to).await

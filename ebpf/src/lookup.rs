@@ -63,36 +63,38 @@ fn assign(ctx: SkLookupContext, owner: u32, kind_v4: u32, v4: bool) -> u32 {
 /// `l` is the program's context.
 #[inline(always)]
 unsafe fn announcement(l: *mut bpf_sk_lookup, owner: u32) -> FlowKey {
-    unsafe {
-        let (here, there) = if read_volatile(&raw const (*l).family) == AF_INET {
-            (
-                Addr::v4(read_volatile(&raw const (*l).local_ip4)),
-                Addr::v4(read_volatile(&raw const (*l).remote_ip4)),
-            )
-        } else {
-            (
-                Addr([
-                    read_volatile(&raw const (*l).local_ip6[0]),
-                    read_volatile(&raw const (*l).local_ip6[1]),
-                    read_volatile(&raw const (*l).local_ip6[2]),
-                    read_volatile(&raw const (*l).local_ip6[3]),
-                ]),
-                Addr([
-                    read_volatile(&raw const (*l).remote_ip6[0]),
-                    read_volatile(&raw const (*l).remote_ip6[1]),
-                    read_volatile(&raw const (*l).remote_ip6[2]),
-                    read_volatile(&raw const (*l).remote_ip6[3]),
-                ]),
-            )
-        };
-        FlowKey {
-            owner,
-            protocol: IPPROTO_TCP,
-            local: there,
-            remote: here,
-            local_port: u16::from_be(read_volatile(&raw const (*l).remote_port)),
-            remote_port: read_volatile(&raw const (*l).local_port) as u16,
-        }
+    // Every word is read before the family is looked at, as in `sockops`.
+    // SAFETY: fields of the program's context, each read as one word.
+    let (family, local4, remote4, local6, remote6, local_port, remote_port) = unsafe {
+        (
+            read_volatile(&raw const (*l).family),
+            read_volatile(&raw const (*l).local_ip4),
+            read_volatile(&raw const (*l).remote_ip4),
+            Addr([
+                read_volatile(&raw const (*l).local_ip6[0]),
+                read_volatile(&raw const (*l).local_ip6[1]),
+                read_volatile(&raw const (*l).local_ip6[2]),
+                read_volatile(&raw const (*l).local_ip6[3]),
+            ]),
+            Addr([
+                read_volatile(&raw const (*l).remote_ip6[0]),
+                read_volatile(&raw const (*l).remote_ip6[1]),
+                read_volatile(&raw const (*l).remote_ip6[2]),
+                read_volatile(&raw const (*l).remote_ip6[3]),
+            ]),
+            read_volatile(&raw const (*l).local_port),
+            read_volatile(&raw const (*l).remote_port),
+        )
+    };
+    let (here, there) =
+        if family == AF_INET { (Addr::v4(local4), Addr::v4(remote4)) } else { (local6, remote6) };
+    FlowKey {
+        owner,
+        protocol: IPPROTO_TCP,
+        local: there,
+        remote: here,
+        local_port: u16::from_be(remote_port),
+        remote_port: local_port as u16,
     }
 }
 

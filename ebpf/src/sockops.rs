@@ -115,36 +115,38 @@ fn cookie(ctx: &SockOpsContext) -> u64 {
 #[inline(always)]
 fn key(ctx: &SockOpsContext, owner: u32) -> FlowKey {
     let o = ctx.ops;
+    // Every word is read before the family is looked at: of reads in two branches the compiler
+    // makes one with a computed offset, which the verifier refuses.
     // SAFETY: fields of the program's context, each read as one word.
-    unsafe {
-        let (local, remote) = if read_volatile(&raw const (*o).family) == AF_INET {
-            (
-                Addr::v4(read_volatile(&raw const (*o).local_ip4)),
-                Addr::v4(read_volatile(&raw const (*o).remote_ip4)),
-            )
-        } else {
-            (
-                Addr([
-                    read_volatile(&raw const (*o).local_ip6[0]),
-                    read_volatile(&raw const (*o).local_ip6[1]),
-                    read_volatile(&raw const (*o).local_ip6[2]),
-                    read_volatile(&raw const (*o).local_ip6[3]),
-                ]),
-                Addr([
-                    read_volatile(&raw const (*o).remote_ip6[0]),
-                    read_volatile(&raw const (*o).remote_ip6[1]),
-                    read_volatile(&raw const (*o).remote_ip6[2]),
-                    read_volatile(&raw const (*o).remote_ip6[3]),
-                ]),
-            )
-        };
-        FlowKey {
-            owner,
-            protocol: IPPROTO_TCP,
-            local,
-            remote,
-            local_port: read_volatile(&raw const (*o).local_port) as u16,
-            remote_port: u32::from_be(read_volatile(&raw const (*o).remote_port)) as u16,
-        }
+    let (family, local4, remote4, local6, remote6, local_port, remote_port) = unsafe {
+        (
+            read_volatile(&raw const (*o).family),
+            read_volatile(&raw const (*o).local_ip4),
+            read_volatile(&raw const (*o).remote_ip4),
+            Addr([
+                read_volatile(&raw const (*o).local_ip6[0]),
+                read_volatile(&raw const (*o).local_ip6[1]),
+                read_volatile(&raw const (*o).local_ip6[2]),
+                read_volatile(&raw const (*o).local_ip6[3]),
+            ]),
+            Addr([
+                read_volatile(&raw const (*o).remote_ip6[0]),
+                read_volatile(&raw const (*o).remote_ip6[1]),
+                read_volatile(&raw const (*o).remote_ip6[2]),
+                read_volatile(&raw const (*o).remote_ip6[3]),
+            ]),
+            read_volatile(&raw const (*o).local_port),
+            read_volatile(&raw const (*o).remote_port),
+        )
+    };
+    let (local, remote) =
+        if family == AF_INET { (Addr::v4(local4), Addr::v4(remote4)) } else { (local6, remote6) };
+    FlowKey {
+        owner,
+        protocol: IPPROTO_TCP,
+        local,
+        remote,
+        local_port: local_port as u16,
+        remote_port: u32::from_be(remote_port) as u16,
     }
 }

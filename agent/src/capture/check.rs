@@ -101,6 +101,7 @@ fn kernel_btf() -> anyhow::Result<String> {
 fn load_unpinned() -> anyhow::Result<Ebpf> {
     let sizes = Sizes { flows: 1024 };
     EbpfLoader::new()
+        .verifier_log_level(aya::VerifierLogLevel::DISABLE)
         .map_max_entries("FLOWS", sizes.flows)
         .override_global("FLOW_LIMIT", &u64::from(sizes.flows - MARGIN), true)
         .load(OBJECT)

@@ -133,7 +133,7 @@ impl Capture {
 
     /// Gives new connections of the pod to `socket`.
     pub fn set_listener(&self, key: ListenerKey, socket: &impl AsRawFd) -> anyhow::Result<()> {
-        lock(&self.listeners).insert(key, socket, 0).map_err(|e| {
+        lock(&self.listeners).insert(key, socket.as_raw_fd(), 0).map_err(|e| {
             anyhow!("the kernel's map of listeners took no entry ({e}); it has room for 32768")
         })
     }

@@ -22,11 +22,11 @@ const CASES: u32 = 100_000;
 const CASES_OF_A_CHANGE: u32 = 10_000;
 
 fn judge(request: &Request, entries: &[Entry]) -> Verdict {
-    let applicable = |entry| match entry {
-        &Entry::Known(ref policy) => Applicable::Known(policy),
+    let applicable = entries.iter().map(|entry| match entry {
+        Entry::Known(policy) => Applicable::Known(policy),
         Entry::Missing(name) => Applicable::Missing(name),
-    };
-    evaluate(request, entries.iter().map(applicable))
+    });
+    evaluate(request, applicable)
 }
 
 /// The same cases each time: a failure in CI is one that a developer can have too.

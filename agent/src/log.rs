@@ -1,0 +1,70 @@
+//! The log goes to stdout through a thread of its own, with a bounded queue: whoever reads it
+//! slowly, or not at all, loses lines and never slows a connection.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
+};
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+static LOST: AtomicUsize = AtomicUsize::new(0);
+
+/// Lines dropped since the start.
+pub fn lost() -> usize {
+    LOST.load(Ordering::Relaxed)
+}
+
+const QUEUE: usize = 8192;
+
+#[derive(Clone)]
+struct Queue(SyncSender<Vec<u8>>);
+
+/// One event's text, queued whole when it ends.
+struct Line {
+    queue: Queue,
+    text: Vec<u8>,
+}
+
+impl Write for Line {
+    fn write(&mut self, b: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(b);
+        Ok(b.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.queue.0.try_send(std::mem::take(&mut self.text)).is_err() {
+            LOST.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { queue: self.clone(), text: Vec::with_capacity(512) }
+    }
+}
+
+/// Starts logging; `CULVERT_LOG` filters, as `RUST_LOG` does elsewhere.
+pub fn start() {
+    let (tx, rx) = sync_channel::<Vec<u8>>(QUEUE);
+    std::thread::spawn(move || {
+        let mut stdout = io::stdout();
+        for line in rx {
+            // A closed stdout is no reason to stop.
+            let _ = stdout.write_all(&line);
+        }
+    });
+    let filter = EnvFilter::try_from_env("CULVERT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Queue(tx)).init();
+}
