@@ -1,1 +1,23 @@
-//! todo
+//! The Kubernetes and Istio objects that Culvert reads: types, parsing, validation.
+//!
+//! What is wrong with an object is a list of [`Diagnostic`]s, each with the field, what was found
+//! and what to do; the same list serves whoever asks: a log, a status, a shell.
+
+mod diagnostic;
+mod kinds;
+mod kubernetes;
+mod parse;
+mod security;
+mod validate;
+
+pub use diagnostic::{Code, Diagnostic};
+pub use kinds::{Kind, Object, ObjectKey, Spec};
+pub use kubernetes::{
+    ConfigMap, EndpointSlice, Labels, LabelSelector, Meta, Namespace, Node, Pod, Service,
+    ServiceAccount, ServicePort, TargetPort,
+};
+pub use parse::parse_documents;
+pub use security::{
+    AuthorizationAction, AuthorizationPolicy, Condition, MeshConfig, MutualTlsMode, Operation,
+    PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
+};

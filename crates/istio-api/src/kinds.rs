@@ -1,0 +1,73 @@
+//! An object of any kind that is read here.
+
+use crate::{
+    kubernetes::{
+        ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, Service, ServiceAccount,
+    },
+    security::{
+        AuthorizationPolicy, MeshConfig, PeerAuthentication, ServiceEntry, WorkloadEntry,
+    },
+};
+use std::fmt;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    Namespace,
+    Node,
+    ServiceAccount,
+    Pod,
+    Service,
+    EndpointSlice,
+    WorkloadEntry,
+    ServiceEntry,
+    AuthorizationPolicy,
+    PeerAuthentication,
+    MeshConfig,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ObjectKey {
+    pub kind: Kind,
+    /// Empty for kinds without one.
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{:?} {}", self.kind, self.name)
+        } else {
+            write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Object {
+    pub key: ObjectKey,
+    pub meta: Meta,
+    pub spec: Spec,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Spec {
+    Namespace(Namespace),
+    Node(Node),
+    ServiceAccount(ServiceAccount),
+    Pod(Box<Pod>),
+    Service(Box<Service>),
+    EndpointSlice(EndpointSlice),
+    WorkloadEntry(WorkloadEntry),
+    ServiceEntry(Box<ServiceEntry>),
+    AuthorizationPolicy(Box<AuthorizationPolicy>),
+    PeerAuthentication(PeerAuthentication),
+    MeshConfig(MeshConfig),
+}
+
+impl Spec {
+    /// A ConfigMap is an object of the mesh only where it carries MeshConfig.
+    pub(crate) fn mesh_config(map: &ConfigMap) -> Option<&str> {
+        map.data.get("mesh").map(String::as_str)
+    }
+}

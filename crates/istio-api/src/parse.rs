@@ -1,0 +1,300 @@
+//! From a file's text to objects. A document that cannot be taken becomes a diagnostic; the others
+//! of its file are taken.
+
+use crate::{
+    diagnostic::{Code, Diagnostic},
+    kinds::{Kind, Object, ObjectKey, Spec},
+    kubernetes::{ConfigMap, Meta},
+    security::MeshConfig,
+    validate,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Every object of a file. With an error among the diagnostics the object it names is not among
+/// the objects.
+pub fn parse_documents(file: &str, text: &str) -> (Vec<Object>, Vec<Diagnostic>) {
+    let mut objects = Vec::new();
+    let mut diagnostics = Vec::new();
+    let documents: Vec<Value> = match serde_saphyr::from_multiple(text) {
+        Ok(documents) => documents,
+        Err(e) => {
+            diagnostics.push(Diagnostic {
+                file: file.into(),
+                object: "-".into(),
+                path: "-".into(),
+                code: Code::Malformed,
+                found: format!("not YAML: {e}"),
+                remedy: "correct the file; until then what it held before stays".into(),
+            });
+            return (objects, diagnostics);
+        }
+    };
+    for document in documents {
+        if document.is_null() {
+            continue;
+        }
+        // kubectl's lists.
+        let items = match document.get("items").and_then(Value::as_array) {
+            Some(items) if document.get("kind").and_then(Value::as_str) == Some("List") => items.clone(),
+            _ => vec![document],
+        };
+        for item in items {
+            let mut found = Found { file, object: "-".into(), out: &mut diagnostics };
+            if let Some(object) = parse_one(item, &mut found) {
+                objects.push(object);
+            }
+        }
+    }
+    (objects, diagnostics)
+}
+
+/// Collects the diagnostics of one object.
+pub(crate) struct Found<'a> {
+    pub file: &'a str,
+    pub object: String,
+    pub out: &'a mut Vec<Diagnostic>,
+}
+
+impl Found<'_> {
+    pub fn push(
+        &mut self,
+        code: Code,
+        path: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.out.push(Diagnostic {
+            file: self.file.into(),
+            object: self.object.clone(),
+            path: path.into(),
+            code,
+            found: found.into(),
+            remedy: remedy.into(),
+        });
+    }
+}
+
+/// API groups and kinds, with the versions that are taken.
+fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
+    let istio = |versions: &[&str], group: &str| {
+        api_version.split_once('/').is_some_and(|(g, v)| g == group && versions.contains(&v))
+    };
+    let networking = || istio(&["v1", "v1beta1", "v1alpha3"], "networking.istio.io");
+    let security = || istio(&["v1", "v1beta1"], "security.istio.io");
+    match kind {
+        "Namespace" if api_version == "v1" => Some(Kind::Namespace),
+        "Node" if api_version == "v1" => Some(Kind::Node),
+        "ServiceAccount" if api_version == "v1" => Some(Kind::ServiceAccount),
+        "Pod" if api_version == "v1" => Some(Kind::Pod),
+        "Service" if api_version == "v1" => Some(Kind::Service),
+        "ConfigMap" if api_version == "v1" => Some(Kind::MeshConfig),
+        "EndpointSlice" if api_version == "discovery.k8s.io/v1" => Some(Kind::EndpointSlice),
+        "WorkloadEntry" if networking() => Some(Kind::WorkloadEntry),
+        "ServiceEntry" if networking() => Some(Kind::ServiceEntry),
+        "AuthorizationPolicy" if security() => Some(Kind::AuthorizationPolicy),
+        "PeerAuthentication" if security() => Some(Kind::PeerAuthentication),
+        _ => None,
+    }
+}
+
+fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
+    let text = |v: &Value, k: &str| v.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (api_version, kind_name) = (text(&item, "apiVersion"), text(&item, "kind"));
+    let meta: Meta = match item.get("metadata").cloned() {
+        None => Meta::default(),
+        Some(m) => typed(m, "metadata", found)?,
+    };
+    found.object = match meta.namespace.as_str() {
+        "" => format!("{kind_name} {}", meta.name),
+        ns => format!("{kind_name} {ns}/{}", meta.name),
+    };
+    if kind_name == "EnvoyFilter" {
+        found.push(
+            Code::NotServed,
+            "kind",
+            "EnvoyFilter",
+            "it patches Envoy's configuration, and no Envoy runs here: say it with VirtualService, \
+             DestinationRule, Telemetry or AuthorizationPolicy",
+        );
+        return None;
+    }
+    let Some(kind) = kind_of(&api_version, &kind_name) else {
+        found.push(
+            Code::UnknownKind,
+            "kind",
+            format!("{kind_name:?} of {api_version:?}"),
+            "it is passed over: this control plane does not read that kind and version",
+        );
+        return None;
+    };
+    if meta.name.is_empty() {
+        found.push(Code::MissingValue, "metadata.name", "no name", "give the object a name");
+        return None;
+    }
+    let cluster_wide = matches!(kind, Kind::Namespace | Kind::Node);
+    let namespace = match (cluster_wide, meta.namespace.as_str()) {
+        (true, _) => String::new(),
+        // As kubectl does.
+        (false, "") => "default".to_owned(),
+        (false, ns) => ns.to_owned(),
+    };
+    let key = ObjectKey { kind, namespace, name: meta.name.clone() };
+    found.object = key.to_string();
+    let before = found.out.len();
+    let spec = match kind {
+        Kind::Namespace => Spec::Namespace(Default::default()),
+        Kind::Node => Spec::Node(Default::default()),
+        Kind::ServiceAccount => Spec::ServiceAccount(Default::default()),
+        Kind::Pod => Spec::Pod(Box::new(typed(item, "", found)?)),
+        Kind::Service => Spec::Service(Box::new(typed(item, "", found)?)),
+        Kind::EndpointSlice => Spec::EndpointSlice(typed(item, "", found)?),
+        Kind::WorkloadEntry => Spec::WorkloadEntry(spec_of(&mut item, found)?),
+        Kind::ServiceEntry => Spec::ServiceEntry(Box::new(spec_of(&mut item, found)?)),
+        Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(Box::new(spec_of(&mut item, found)?)),
+        Kind::PeerAuthentication => Spec::PeerAuthentication(spec_of(&mut item, found)?),
+        Kind::MeshConfig => {
+            let map: ConfigMap = typed(item, "", found)?;
+            // Other ConfigMaps are nobody's business here.
+            let text = (key.name == "istio").then(|| Spec::mesh_config(&map)).flatten()?;
+            Spec::MeshConfig(mesh_config(text, found)?)
+        }
+    };
+    let object = Object { key, meta, spec };
+    validate::object(&object, found);
+    let refused = found.out.iter().skip(before).any(|d| d.code.is_error());
+    (!refused).then_some(object)
+}
+
+fn mesh_config(text: &str, found: &mut Found<'_>) -> Option<MeshConfig> {
+    match serde_saphyr::from_str::<Value>(text) {
+        Ok(value) => typed(value, "data.mesh", found),
+        Err(e) => {
+            found.push(Code::Malformed, "data.mesh", format!("not YAML: {e}"), "correct the text");
+            None
+        }
+    }
+}
+
+fn spec_of<T: DeserializeOwned + Default>(item: &mut Value, found: &mut Found<'_>) -> Option<T> {
+    match item.get_mut("spec").map(Value::take) {
+        None | Some(Value::Null) => Some(T::default()),
+        Some(spec) => typed(spec, "spec", found),
+    }
+}
+
+/// Deserializes, or says at which field it could not be done.
+fn typed<T: DeserializeOwned>(value: Value, prefix: &str, found: &mut Found<'_>) -> Option<T> {
+    match serde_path_to_error::deserialize(value) {
+        Ok(t) => Some(t),
+        Err(e) => {
+            let inner = e.path().to_string();
+            let path = match (prefix, inner.as_str()) {
+                ("", p) => p.to_owned(),
+                (p, "." | "") => p.to_owned(),
+                (a, b) => format!("{a}.{b}"),
+            };
+            let message = e.inner().to_string();
+            let (code, remedy) = advice(&message);
+            found.push(code, path, message, remedy);
+            None
+        }
+    }
+}
+
+/// What to do about a message of serde's.
+fn advice(message: &str) -> (Code, String) {
+    let quoted = |s: &str| -> Vec<String> {
+        s.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect()
+    };
+    if message.starts_with("unknown field") || message.starts_with("unknown variant") {
+        let names = quoted(message);
+        let code =
+            if message.starts_with("unknown field") { Code::UnknownField } else { Code::InvalidValue };
+        if let Some((wrong, known)) = names.split_first()
+            && let Some(nearest) = nearest(wrong, known)
+        {
+            return (code, format!("did you mean {nearest:?}?"));
+        }
+        return (code, "remove it, or use one of those that are expected".into());
+    }
+    if message.starts_with("missing field") {
+        return (Code::MissingValue, "add it".into());
+    }
+    (Code::InvalidValue, "give it the type that is expected".into())
+}
+
+/// The known name that a typo most likely meant.
+fn nearest<'a>(wrong: &str, known: &'a [String]) -> Option<&'a String> {
+    let lower = wrong.to_lowercase();
+    known
+        .iter()
+        .map(|k| (distance(&lower, &k.to_lowercase()), k))
+        .filter(|(d, k)| *d <= 1 + k.len() / 4)
+        .min_by_key(|(d, _)| *d)
+        .map(|(_, k)| k)
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().take(64).enumerate() {
+        let mut left = i + 1;
+        let mut diagonal = i;
+        for (above, cb) in row.iter_mut().skip(1).zip(&b) {
+            let next = (diagonal + usize::from(ca != *cb)).min(left + 1).min(*above + 1);
+            diagonal = *above;
+            *above = next;
+            left = next;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> (Vec<Object>, Vec<Diagnostic>) {
+        parse_documents("f.yaml", text)
+    }
+
+    #[test]
+    fn a_typo_is_met_with_the_nearest_name() {
+        let (objects, diagnostics) = one(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {name: p, namespace: ns}\n\
+             spec: {rules: [{from: [{source: {principal: [a]}}]}]}",
+        );
+        assert!(objects.is_empty());
+        assert_eq!(diagnostics[0].path, "spec.rules[0].from[0].source.principal");
+        assert_eq!(diagnostics[0].object, "AuthorizationPolicy ns/p");
+        assert_eq!(diagnostics[0].remedy, "did you mean \"principals\"?");
+        assert_eq!(diagnostics[0].code, Code::UnknownField);
+    }
+
+    #[test]
+    fn one_bad_document_does_not_take_its_neighbours_along() {
+        let (objects, diagnostics) = one(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n\
+             apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\n\
+             spec: {mtls: {mode: STRCT}}\n---\n\
+             apiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n",
+        );
+        assert_eq!(objects.len(), 2);
+        assert_eq!(diagnostics.len(), 1);
+        assert_eq!(diagnostics[0].remedy, "did you mean \"STRICT\"?");
+    }
+
+    #[test]
+    fn text_that_is_no_yaml_is_one_diagnostic() {
+        let (objects, diagnostics) = one("a: [b\n- c: }");
+        assert!(objects.is_empty());
+        assert_eq!(diagnostics.len(), 1);
+        assert_eq!(diagnostics[0].code, Code::Malformed);
+    }
+}

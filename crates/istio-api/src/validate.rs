@@ -1,0 +1,338 @@
+//! What the types alone cannot say: addresses, ports, names, and what is valid Istio but not
+//! served here.
+
+use crate::{
+    diagnostic::Code,
+    kinds::{Object, Spec},
+    parse::Found,
+    security::{
+        AuthorizationAction, AuthorizationPolicy, MeshConfig, PeerAuthentication, Resolution,
+        ServiceEntry, Source, WorkloadEntry,
+    },
+};
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
+    match &object.spec {
+        Spec::AuthorizationPolicy(p) => authorization(p, found),
+        Spec::PeerAuthentication(p) => peer_authentication(p, found),
+        Spec::WorkloadEntry(w) => workload_entry(w, "spec", found),
+        Spec::ServiceEntry(s) => service_entry(s, found),
+        Spec::MeshConfig(m) => mesh_config(m, found),
+        Spec::Service(s) => {
+            for (i, p) in s.spec.ports.iter().enumerate() {
+                if p.port == 0 {
+                    port(found, &format!("spec.ports[{i}].port"), "0");
+                }
+            }
+        }
+        Spec::Pod(_)
+        | Spec::EndpointSlice(_)
+        | Spec::Namespace(_)
+        | Spec::Node(_)
+        | Spec::ServiceAccount(_) => {}
+    }
+}
+
+fn port(found: &mut Found<'_>, path: &str, value: &str) {
+    found.push(Code::InvalidValue, path, format!("{value:?}"), "a port is a number from 1 to 65535");
+}
+
+fn is_port(s: &str) -> bool {
+    s.parse::<u16>().is_ok_and(|p| p != 0) && s.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_block(s: &str) -> bool {
+    s.parse::<IpNet>().is_ok() || s.parse::<IpAddr>().is_ok()
+}
+
+fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
+    match p.action {
+        AuthorizationAction::Custom => found.push(
+            Code::NotServed,
+            "spec.action",
+            "CUSTOM",
+            "external authorization needs a waypoint, which this version does not run; \
+             the policy is refused rather than ignored",
+        ),
+        AuthorizationAction::Audit => found.push(
+            Code::Warning,
+            "spec.action",
+            "AUDIT",
+            "it decides nothing; what it would log is not logged at L4",
+        ),
+        AuthorizationAction::Allow | AuthorizationAction::Deny => {}
+    }
+    if p.target_ref.is_some() || !p.target_refs.is_empty() {
+        found.push(
+            Code::NotServed,
+            "spec.targetRefs",
+            "a policy for a waypoint or gateway",
+            "this version runs none: bind the policy with spec.selector, or to the whole namespace",
+        );
+    }
+    if p.provider.is_some() && p.action != AuthorizationAction::Custom {
+        found.push(Code::InvalidValue, "spec.provider", "set", "it goes with action CUSTOM only");
+    }
+    for (i, rule) in p.rules.iter().enumerate() {
+        for (j, from) in rule.from.iter().enumerate() {
+            source(&from.source, &format!("spec.rules[{i}].from[{j}].source"), found);
+        }
+        for (j, to) in rule.to.iter().enumerate() {
+            let path = format!("spec.rules[{i}].to[{j}].operation");
+            let o = &to.operation;
+            for (field, list) in [("ports", &o.ports), ("notPorts", &o.not_ports)] {
+                for (k, value) in list.iter().enumerate().filter(|(_, v)| !is_port(v)) {
+                    port(found, &format!("{path}.{field}[{k}]"), value);
+                }
+            }
+            if o.has_l7() {
+                l7(p.action, &path, found);
+            }
+            if *o == Default::default() {
+                found.push(Code::InvalidValue, path, "empty", "name at least one attribute");
+            }
+        }
+        for (j, when) in rule.when.iter().enumerate() {
+            let path = format!("spec.rules[{i}].when[{j}]");
+            condition(when, p.action, &path, found);
+        }
+    }
+}
+
+fn source(s: &Source, path: &str, found: &mut Found<'_>) {
+    if *s == Source::default() {
+        found.push(Code::InvalidValue, path, "empty", "name at least one attribute");
+    }
+    for (field, list) in [("ipBlocks", &s.ip_blocks), ("notIpBlocks", &s.not_ip_blocks)] {
+        for (k, value) in list.iter().enumerate().filter(|(_, v)| !is_block(v)) {
+            found.push(
+                Code::InvalidValue,
+                format!("{path}.{field}[{k}]"),
+                format!("{value:?}"),
+                "an address or a block, such as 10.0.0.1 or 10.0.0.0/8",
+            );
+        }
+    }
+    let accounts =
+        [("serviceAccounts", &s.service_accounts), ("notServiceAccounts", &s.not_service_accounts)];
+    for (field, list) in accounts {
+        for (k, value) in list.iter().enumerate() {
+            let parts = value.split('/').count();
+            if value.is_empty() || parts > 2 || value.contains('*') {
+                found.push(
+                    Code::InvalidValue,
+                    format!("{path}.{field}[{k}]"),
+                    format!("{value:?}"),
+                    "<service account> or <namespace>/<service account>, without wildcards",
+                );
+            }
+        }
+        if !list.is_empty() && !(s.principals.is_empty() && s.namespaces.is_empty()) {
+            found.push(
+                Code::InvalidValue,
+                format!("{path}.{field}"),
+                "together with principals or namespaces",
+                "use either: a service account says both",
+            );
+        }
+    }
+    let patterns = [
+        ("principals", &s.principals),
+        ("notPrincipals", &s.not_principals),
+        ("namespaces", &s.namespaces),
+        ("notNamespaces", &s.not_namespaces),
+    ];
+    for (field, list) in patterns {
+        for (k, value) in list.iter().enumerate() {
+            if value.starts_with("spiffe://") {
+                found.push(
+                    Code::InvalidValue,
+                    format!("{path}.{field}[{k}]"),
+                    format!("{value:?}"),
+                    "leave out spiffe://: principals are written <trust domain>/ns/<ns>/sa/<sa>",
+                );
+            } else if value.is_empty() || !pattern(value) {
+                found.push(
+                    Code::InvalidValue,
+                    format!("{path}.{field}[{k}]"),
+                    format!("{value:?}"),
+                    "a value, \"*\", \"prefix*\" or \"*suffix\"",
+                );
+            }
+        }
+    }
+}
+
+/// At most one asterisk, at one end.
+fn pattern(s: &str) -> bool {
+    match s.matches('*').count() {
+        0 => true,
+        1 => s.starts_with('*') || s.ends_with('*'),
+        _ => false,
+    }
+}
+
+fn l7(action: AuthorizationAction, path: &str, found: &mut Found<'_>) {
+    let meaning = match action {
+        AuthorizationAction::Deny => {
+            "without a waypoint it cannot be seen, so the rule denies whatever its other parts match"
+        }
+        _ => "without a waypoint it cannot be seen, so the rule allows nothing",
+    };
+    found.push(Code::Warning, path, "an attribute of HTTP", meaning);
+}
+
+/// Keys of `when` that say something about a connection.
+const L4_KEYS: [&str; 6] = [
+    "source.ip",
+    "source.namespace",
+    "source.principal",
+    "source.serviceAccount",
+    "destination.ip",
+    "destination.port",
+];
+
+fn condition(
+    c: &crate::security::Condition,
+    action: AuthorizationAction,
+    path: &str,
+    found: &mut Found<'_>,
+) {
+    if c.values.is_empty() && c.not_values.is_empty() {
+        found.push(Code::MissingValue, path, "neither values nor notValues", "give at least one");
+    }
+    if c.key.starts_with("request.") || matches!(c.key.as_str(), "connection.sni" | "remote.ip") {
+        l7(action, path, found);
+        return;
+    }
+    if !L4_KEYS.contains(&c.key.as_str()) {
+        found.push(
+            Code::InvalidValue,
+            format!("{path}.key"),
+            format!("{:?}", c.key),
+            format!("one of {}, request.*, connection.sni, remote.ip", L4_KEYS.join(", ")),
+        );
+    }
+    for value in c.values.iter().chain(&c.not_values) {
+        let bad = match c.key.as_str() {
+            "source.ip" | "destination.ip" => !is_block(value),
+            "destination.port" => !is_port(value),
+            _ => false,
+        };
+        if bad {
+            found.push(
+                Code::InvalidValue,
+                format!("{path}.values"),
+                format!("{value:?}"),
+                format!("not a value that {} can have", c.key),
+            );
+        }
+    }
+}
+
+fn peer_authentication(p: &PeerAuthentication, found: &mut Found<'_>) {
+    for name in p.port_level_mtls.keys().filter(|n| !is_port(n)) {
+        port(found, "spec.portLevelMtls", name);
+    }
+    if !p.port_level_mtls.is_empty() && p.selector.is_none() {
+        found.push(
+            Code::InvalidValue,
+            "spec.portLevelMtls",
+            "without a selector",
+            "ports differ by workload: add spec.selector.matchLabels",
+        );
+    }
+}
+
+fn workload_entry(w: &WorkloadEntry, path: &str, found: &mut Found<'_>) {
+    if w.address.parse::<IpAddr>().is_err() {
+        found.push(
+            Code::InvalidValue,
+            format!("{path}.address"),
+            format!("{:?}", w.address),
+            "an IP address: names and unix sockets are not served here",
+        );
+    }
+    for (name, _) in w.ports.iter().filter(|(_, p)| **p == 0) {
+        port(found, &format!("{path}.ports.{name}"), "0");
+    }
+}
+
+fn service_entry(s: &ServiceEntry, found: &mut Found<'_>) {
+    if s.hosts.is_empty() {
+        found.push(Code::MissingValue, "spec.hosts", "none", "name at least one host");
+    }
+    for (i, h) in s.hosts.iter().enumerate() {
+        if h.contains('*') || h.is_empty() {
+            found.push(
+                Code::NotServed,
+                format!("spec.hosts[{i}]"),
+                format!("{h:?}"),
+                "wildcard hosts are not served at L4: name the hosts",
+            );
+        }
+    }
+    if s.resolution != Resolution::Static {
+        found.push(
+            Code::NotServed,
+            "spec.resolution",
+            format!("{:?}", s.resolution),
+            "only STATIC is served by this version; traffic to these hosts passes through as to any \
+             address outside the mesh",
+        );
+    }
+    for (i, a) in s.addresses.iter().enumerate().filter(|(_, a)| a.parse::<IpAddr>().is_err()) {
+        let (code, remedy) = if is_block(a) {
+            (Code::NotServed, "blocks of addresses are not served at L4: name single addresses")
+        } else {
+            (Code::InvalidValue, "an IP address")
+        };
+        found.push(code, format!("spec.addresses[{i}]"), format!("{a:?}"), remedy);
+    }
+    for (i, p) in s.ports.iter().enumerate() {
+        if p.number == 0 {
+            port(found, &format!("spec.ports[{i}].number"), "0");
+        }
+        if p.name.is_empty() {
+            found.push(
+                Code::MissingValue,
+                format!("spec.ports[{i}].name"),
+                "no name",
+                "give the port a name",
+            );
+        }
+    }
+    for (i, e) in s.endpoints.iter().enumerate() {
+        workload_entry(e, &format!("spec.endpoints[{i}]"), found);
+    }
+    if s.workload_selector.is_some() && !s.endpoints.is_empty() {
+        found.push(
+            Code::InvalidValue,
+            "spec.workloadSelector",
+            "together with endpoints",
+            "use one of the two",
+        );
+    }
+}
+
+fn mesh_config(m: &MeshConfig, found: &mut Found<'_>) {
+    for domain in m.trust_domain_aliases.iter().chain([&m.trust_domain]) {
+        let fine = !domain.is_empty()
+            && domain.bytes().all(|c| {
+                c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'.' | b'-' | b'_')
+            });
+        if !fine {
+            found.push(
+                Code::InvalidValue,
+                "data.mesh.trustDomain",
+                format!("{domain:?}"),
+                "a trust domain has characters a-z 0-9 . - _ only",
+            );
+        }
+    }
+    if m.root_namespace.is_empty() {
+        found.push(Code::InvalidValue, "data.mesh.rootNamespace", "empty", "name a namespace");
+    }
+}

@@ -1,0 +1,232 @@
+//! The agent of one node under test, and its operator's tool.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use testbed::{Node, Proc, Signal, eventually};
+
+use crate::control::DISCOVERY;
+use crate::{MeshPod, SOON, binary, http};
+
+const METRICS: u16 = 15020;
+const READINESS: u16 = 15021;
+
+/// `culvert-agent` on one node. It may be killed and started again; what it pinned stays.
+pub struct Agent {
+    pub node: Node,
+    run_dir: PathBuf,
+    args: Vec<String>,
+    running: Mutex<Option<Proc>>,
+    /// The output of all that have run.
+    outputs: Mutex<Vec<PathBuf>>,
+}
+
+impl Agent {
+    pub(crate) fn start(node: Node, root_cert: &Path, token: &Path, more: &[String]) -> Self {
+        let run_dir = node.dir().join("run");
+        let mut args = vec!["run".to_owned()];
+        let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+        flag("node", node.name().to_owned());
+        flag("run-dir", run_dir.display().to_string());
+        flag("bpffs", node.bpffs().display().to_string());
+        flag("cgroup", node.cgroup().display().to_string());
+        flag("control", format!("https://{DISCOVERY}"));
+        flag("root-cert", root_cert.display().to_string());
+        flag("token", token.display().to_string());
+        flag("cluster", "Kubernetes".to_owned());
+        args.extend_from_slice(more);
+        let agent =
+            Self { node, run_dir, args, running: Mutex::default(), outputs: Mutex::default() };
+        agent.begin();
+        agent
+    }
+
+    /// Starts it without waiting.
+    fn begin(&self) {
+        let mut cmd = Command::new(binary("culvert-agent"));
+        cmd.args(&self.args);
+        let proc = self.node.spawn(cmd).unwrap();
+        self.outputs.lock().unwrap().push(proc.stdout_path().to_owned());
+        *self.running.lock().unwrap() = Some(proc);
+    }
+
+    pub fn wait_until_ready(&self) {
+        let name = self.node.name();
+        eventually(SOON, || {
+            let running = self.running.lock().unwrap();
+            let proc = running.as_ref().context("the agent is not running")?;
+            if let Some(status) = proc.try_wait()? {
+                // Nothing to wait for.
+                panic!("the agent of {name} ended: {status}\n{}{}", proc.stdout(), proc.stderr());
+            }
+            let (status, body) = self.get(READINESS, "/healthz/ready")?;
+            ensure!(status == 200, "the agent of {name} is not ready: {body}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        let proc = self.running.lock().unwrap().take().expect("the agent is not running");
+        proc.kill().unwrap();
+    }
+
+    /// Starts it again after [`Agent::kill`], and waits until it is ready.
+    pub fn restart(&self) {
+        self.begin();
+        self.wait_until_ready();
+    }
+
+    /// SIGTERM, without waiting.
+    pub fn drain(&self) {
+        self.running.lock().unwrap().as_ref().unwrap().signal(Signal::SIGTERM).unwrap();
+    }
+
+    /// Waits for its own end.
+    pub fn wait_for_exit(&self, deadline: Duration) {
+        let proc = self.running.lock().unwrap().take().expect("the agent is not running");
+        let status = proc.wait(deadline).unwrap();
+        assert!(status.success(), "the agent of {} ended with {status}", self.node.name());
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.running.lock().unwrap().as_ref().expect("the agent is not running").pid()
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// What is pinned for enrolled pods.
+    pub fn pinned_for_pods(&self) -> Vec<PathBuf> {
+        let versions = fs::read_dir(self.node.bpffs()).unwrap().map(|e| e.unwrap().path());
+        versions
+            .flat_map(|v| fs::read_dir(v.join("pods")).into_iter().flatten())
+            .map(|e| e.unwrap().path())
+            .collect()
+    }
+
+    /// What it remembers of enrolled pods.
+    pub fn saved_pods(&self) -> Vec<PathBuf> {
+        let all = fs::read_dir(self.run_dir.join("pods")).into_iter().flatten();
+        all.map(|e| e.unwrap().path()).collect()
+    }
+
+    fn get(&self, port: u16, path: &str) -> Result<(u16, String)> {
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        http::get(&self.node.netns_path(), to, path)
+    }
+
+    /// Prometheus' text.
+    pub fn metrics(&self) -> String {
+        let (status, body) = self.get(METRICS, "/metrics").unwrap();
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// The sum over all series of `name` that have all of these labels.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let wanted: Vec<String> = labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
+        let text = self.metrics();
+        let series = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, labels) = series.split_once('{').unwrap_or((series, ""));
+            let fits = found == name && wanted.iter().all(|w| labels.contains(w.as_str()));
+            fits.then(|| value.parse::<f64>().unwrap())
+        });
+        series.sum()
+    }
+
+    /// The lines of its access log, the oldest first.
+    pub fn access_log(&self) -> Vec<String> {
+        self.log().lines().filter(|l| l.contains(" access: ")).map(str::to_owned).collect()
+    }
+
+    /// All that it and its predecessors have logged.
+    pub fn log(&self) -> String {
+        let read = |p: &PathBuf| String::from_utf8_lossy(&fs::read(p).unwrap()).into_owned();
+        self.outputs.lock().unwrap().iter().map(read).collect()
+    }
+
+    /// Waits for a line of the access log that holds all of these.
+    pub fn logged(&self, parts: &[&str]) -> String {
+        eventually(SOON, || {
+            let log = self.access_log();
+            let line = log.iter().find(|l| parts.iter().all(|p| l.contains(p))).cloned();
+            line.with_context(|| {
+                format!("no access log line with {parts:?} in\n{}", log.join("\n"))
+            })
+        })
+        .unwrap()
+    }
+
+    /// Runs `culvertctl` for this agent.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        let mut cmd = Command::new(binary("culvertctl"));
+        cmd.arg("--run-dir").arg(&self.run_dir).args(args);
+        cmd.output().unwrap()
+    }
+
+    /// `culvertctl <what> -o json`.
+    pub fn ask(&self, what: &str) -> Result<Value> {
+        let out = self.ctl(&[what, "-o", "json"]);
+        if !out.status.success() {
+            bail!("culvertctl {what}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        serde_json::from_slice(&out.stdout).with_context(|| {
+            format!("culvertctl {what} printed\n{}", String::from_utf8_lossy(&out.stdout))
+        })
+    }
+
+    /// The rows of `culvertctl <what>`.
+    pub fn rows(&self, what: &str) -> Result<Vec<Value>> {
+        let answer = self.ask(what)?;
+        answer.as_array().cloned().with_context(|| format!("culvertctl {what}: no list: {answer}"))
+    }
+
+    pub fn status(&self) -> Value {
+        self.ask("status").unwrap()
+    }
+
+    /// The connections under way.
+    pub fn connections(&self) -> Vec<Value> {
+        self.rows("connections").unwrap()
+    }
+
+    pub fn workload(&self, uid: &str) -> Result<Value> {
+        let all = self.rows("workloads")?;
+        let found = all.into_iter().find(|w| w["uid"] == uid);
+        found.with_context(|| format!("the agent of {} has no {uid}", self.node.name()))
+    }
+
+    /// A kernel counter of an enrolled pod.
+    pub fn counter(&self, pod: &MeshPod, name: &str) -> u64 {
+        let status = self.status();
+        let pods = status["pods"].as_array().unwrap();
+        let row = pods.iter().find(|p| p["uid"] == pod.uid()).expect("the pod is not enrolled");
+        row[name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {row}"))
+    }
+
+    /// The serial number of the certificate in use for an identity.
+    pub fn serial(&self, identity: &str) -> Result<String> {
+        let all = self.rows("certificates")?;
+        let row = all.iter().find(|c| c["identity"] == identity);
+        let serial = row.and_then(|c| c["serial"].as_str());
+        serial.map(str::to_owned).with_context(|| format!("no certificate for {identity}: {all:?}"))
+    }
+}

@@ -1,0 +1,93 @@
+//! The control plane under test.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use testbed::{Bed, Proc, eventually};
+
+use crate::{SOON, binary, http};
+
+pub(crate) const DISCOVERY: &str = "172.18.0.254:15012";
+const MONITOR: &str = "172.18.0.254:15014";
+
+/// `culvertd`, in the namespace between the nodes.
+pub struct Control {
+    netns: PathBuf,
+    args: Vec<String>,
+    state: PathBuf,
+    running: Mutex<Option<Proc>>,
+}
+
+impl Control {
+    pub(crate) fn start(bed: &Bed, config: &Path, tokens: &Path, ttl: Option<u32>) -> Self {
+        let state = bed.dir().join("control");
+        std::fs::create_dir_all(&state).unwrap();
+        let text = |p: &Path| p.display().to_string();
+        let mut args: Vec<String> =
+            ["run", "--listen", DISCOVERY, "--monitor", MONITOR, "--cluster", "Kubernetes"]
+                .map(str::to_owned)
+                .into();
+        for (flag, path) in
+            [("--config", config), ("--state-dir", state.as_path()), ("--tokens", tokens)]
+        {
+            args.extend([flag.to_owned(), text(path)]);
+        }
+        if let Some(seconds) = ttl {
+            args.extend(["--cert-ttl-seconds".to_owned(), seconds.to_string()]);
+        }
+        let control =
+            Self { netns: bed.fabric_netns_path(), args, state, running: Mutex::default() };
+        control.restart(bed);
+        control
+    }
+
+    pub fn root_cert(&self) -> PathBuf {
+        self.state.join("root-cert.pem")
+    }
+
+    /// SIGKILL: what it has kept is what it wrote.
+    pub fn kill(&self) {
+        let proc = self.running.lock().unwrap().take().expect("culvertd is not running");
+        proc.kill().unwrap();
+    }
+
+    /// Starts it with the state that it left, and waits until it serves.
+    pub fn restart(&self, bed: &Bed) {
+        let mut cmd = Command::new(binary("culvertd"));
+        cmd.args(&self.args);
+        let proc = bed.spawn_fabric(cmd).unwrap();
+        eventually(SOON, || {
+            if let Some(status) = proc.try_wait()? {
+                // Nothing to wait for.
+                panic!("culvertd ended: {status}\n{}{}", proc.stdout(), proc.stderr());
+            }
+            ensure!(self.get("/ready")?.0 == 200, "culvertd is not ready");
+            ensure!(self.root_cert().exists(), "culvertd has not written its root certificate");
+            Ok(())
+        })
+        .unwrap();
+        *self.running.lock().unwrap() = Some(proc);
+    }
+
+    /// What the monitor port says: status and body.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        http::get(&self.netns, MONITOR.parse::<SocketAddr>()?, path)
+    }
+
+    /// What it complains about.
+    pub fn diagnostics(&self) -> Vec<Value> {
+        let (status, body) = self.get("/debug/diagnostics").unwrap();
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    pub fn metrics(&self) -> String {
+        let (status, body) = self.get("/metrics").unwrap();
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+}

@@ -1,0 +1,34 @@
+//! Culvert as it is deployed, on one machine: a control plane outside the nodes, an agent on each of two nodes, and
+//! pods that are enrolled the way a CNI plugin enrols them.
+//!
+//! Everything is built by a [`Mesh`], which panics where it cannot go on: a test has nothing better to do with such an
+//! error. Waiting is always for a condition, with a deadline that only a broken system meets.
+//!
+//! It needs what the testbed needs, and the programs: `cargo build -p culvert-agent -p culvertd -p culvertctl -p testbed`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod agent;
+mod bins;
+mod control;
+pub mod dialogue;
+mod http;
+mod logs;
+mod manifest;
+mod mesh;
+mod pod;
+mod service;
+mod traffic;
+
+pub use agent::Agent;
+pub use bins::binary;
+pub use control::Control;
+pub use dialogue::{any, at, attempt, denied, echo, fetch, whoami};
+pub use mesh::{Builder, Mesh};
+pub use pod::{MeshPod, Spec};
+pub use service::Service;
+pub use traffic::{Tally, Traffic, exchange};
+
+use std::time::Duration;
+
+/// A deadline that nothing healthy comes near.
+pub const SOON: Duration = Duration::from_secs(60);

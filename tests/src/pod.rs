@@ -1,0 +1,132 @@
+//! A pod of the testbed with what Kubernetes would know about it.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use testbed::Pod;
+
+/// What a new pod is to be. Its service account and its label `app` are its own name unless said otherwise.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    pub(crate) account: String,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+impl Spec {
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace: "default".to_owned(),
+            account: name.to_owned(),
+            labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+        }
+    }
+
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    pub fn account(mut self, account: &str) -> Self {
+        account.clone_into(&mut self.account);
+        self
+    }
+
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+}
+
+impl From<&str> for Spec {
+    fn from(name: &str) -> Self {
+        Self::named(name)
+    }
+}
+
+/// A pod and its manifest. Clones are handles to the same pod.
+#[derive(Clone)]
+pub struct MeshPod {
+    pub(crate) pod: Pod,
+    pub(crate) record: Arc<Mutex<Record>>,
+}
+
+/// The part of the manifest that changes.
+pub(crate) struct Record {
+    pub(crate) account: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) redirected: bool,
+}
+
+impl MeshPod {
+    pub(crate) fn new(pod: Pod, spec: Spec) -> Self {
+        let record = Record { account: spec.account, labels: spec.labels, redirected: false };
+        Self { pod, record: Arc::new(Mutex::new(record)) }
+    }
+
+    /// What it is called in discovery.
+    pub fn uid(&self) -> String {
+        format!("Kubernetes//Pod/{}/{}", self.pod.namespace(), self.pod.name())
+    }
+
+    pub fn account(&self) -> String {
+        self.record.lock().unwrap().account.clone()
+    }
+
+    /// Its SPIFFE id, as logs and metrics have it.
+    pub fn identity(&self) -> String {
+        format!("spiffe://{}", self.principal())
+    }
+
+    /// Its SPIFFE id as policies have it.
+    pub fn principal(&self) -> String {
+        format!("cluster.local/ns/{}/sa/{}", self.pod.namespace(), self.account())
+    }
+
+    pub(crate) fn manifest(&self) -> Value {
+        let record = self.record.lock().unwrap();
+        let mut annotations = json!({});
+        if record.redirected {
+            annotations["ambient.istio.io/redirection"] = "enabled".into();
+        }
+        let pod = &self.pod;
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": pod.namespace(),
+                "name": pod.name(),
+                "labels": record.labels,
+                "annotations": annotations,
+            },
+            "spec": {
+                "nodeName": pod.node().name(),
+                "serviceAccountName": record.account,
+                "containers": [{ "name": "app", "image": "app" }],
+            },
+            "status": {
+                "phase": "Running",
+                "podIP": pod.ipv4(),
+                "podIPs": [{ "ip": pod.ipv4() }, { "ip": pod.ipv6() }],
+                "conditions": [{ "type": "Ready", "status": "True" }],
+            },
+        })
+    }
+}
+
+impl Deref for MeshPod {
+    type Target = Pod;
+
+    fn deref(&self) -> &Pod {
+        &self.pod
+    }
+}
+
+impl std::fmt::Debug for MeshPod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.pod.fmt(f)
+    }
+}

@@ -1,0 +1,113 @@
+//! Connections that are made for as long as a test wants, one after the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::ensure;
+use testbed::{Pod, Token, eventually};
+
+use crate::SOON;
+use crate::dialogue::{connect, echo_to};
+
+/// What became of the connections so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    pub ok: u64,
+    pub failed: u64,
+}
+
+/// New connections from one pod to a script server, each with a question and its answer.
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    ok: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Traffic {
+    /// Each connection carries `token` there and back.
+    pub fn start(from: &Pod, to: &str, token: Token) -> Self {
+        let mut traffic = Self {
+            stop: Arc::default(),
+            ok: Arc::default(),
+            failed: Arc::default(),
+            thread: None,
+        };
+        let (stop, ok, failed) = (traffic.stop.clone(), traffic.ok.clone(), traffic.failed.clone());
+        let (from, to) = (from.clone(), to.to_owned());
+        traffic.thread = Some(std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let said = echo_to(&from, &to).and_then(|sock| {
+                    sock.write(token.bytes())?;
+                    sock.read_exact(token.bytes().len())
+                });
+                let tally = if said.is_ok() { &ok } else { &failed };
+                tally.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+        traffic
+    }
+
+    pub fn tally(&self) -> Tally {
+        Tally { ok: self.ok.load(Ordering::Relaxed), failed: self.failed.load(Ordering::Relaxed) }
+    }
+
+    /// Waits until so many more connections have succeeded.
+    pub fn succeeds(&self, more: u64) {
+        let goal = self.tally().ok + more;
+        eventually(SOON, || {
+            let tally = self.tally();
+            ensure!(tally.ok >= goal, "{tally:?}, and {goal} successes wanted");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// Waits until so many more connections have failed.
+    pub fn fails(&self, more: u64) {
+        let goal = self.tally().failed + more;
+        eventually(SOON, || {
+            let tally = self.tally();
+            ensure!(tally.failed >= goal, "{tally:?}, and {goal} failures wanted");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    pub fn stop(mut self) -> Tally {
+        self.halt();
+        self.tally()
+    }
+
+    fn halt(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic there is a mismatch of bytes, which has been printed.
+            let died = thread.join().is_err();
+            assert!(!died || std::thread::panicking(), "the traffic's thread panicked");
+        }
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+impl std::fmt::Debug for Traffic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.tally().fmt(f)
+    }
+}
+
+/// One connection, a token each way, to a server that echoes from the first byte.
+pub fn exchange(from: &Pod, to: &str, there: &Token, back: &testbed::Listener, answer: &Token) {
+    let client = connect(from, to);
+    let server = back.accept(SOON).unwrap();
+    client.write(there.bytes()).unwrap();
+    assert_eq!(server.read_exact(there.bytes().len()).unwrap(), there.bytes());
+    server.write(answer.bytes()).unwrap();
+    assert_eq!(client.read_exact(answer.bytes().len()).unwrap(), answer.bytes());
+}
