@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::ensure;
-use testbed::{Pod, Token, eventually};
+use testbed::{ConnectOpts, Pod, PuppetError, Token, eventually};
 
 use crate::SOON;
-use crate::dialogue::{connect, echo_to};
+use crate::dialogue::connect;
 
 /// What became of the connections so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,20 +29,13 @@ pub struct Traffic {
 impl Traffic {
     /// Each connection carries `token` there and back.
     pub fn start(from: &Pod, to: &str, token: Token) -> Self {
-        let mut traffic = Self {
-            stop: Arc::default(),
-            ok: Arc::default(),
-            failed: Arc::default(),
-            thread: None,
-        };
+        let mut traffic =
+            Self { stop: Arc::default(), ok: Arc::default(), failed: Arc::default(), thread: None };
         let (stop, ok, failed) = (traffic.stop.clone(), traffic.ok.clone(), traffic.failed.clone());
         let (from, to) = (from.clone(), to.to_owned());
         traffic.thread = Some(std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let said = echo_to(&from, &to).and_then(|sock| {
-                    sock.write(token.bytes())?;
-                    sock.read_exact(token.bytes().len())
-                });
+                let said = say(&from, &to, &token);
                 let tally = if said.is_ok() { &ok } else { &failed };
                 tally.fetch_add(1, Ordering::Relaxed);
             }
@@ -100,6 +94,18 @@ impl std::fmt::Debug for Traffic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.tally().fmt(f)
     }
+}
+
+fn say(from: &Pod, to: &str, token: &Token) -> Result<(), PuppetError> {
+    // Short: where packets are dropped, the test goes on to see them dropped again.
+    let patience = Duration::from_secs(10);
+    let opts = ConnectOpts { timeout: patience, ..ConnectOpts::default() };
+    let puppet = from.puppet().map_err(|e| PuppetError::new("gone", e.to_string()))?;
+    let sock = puppet.connect(to, opts)?.within(patience);
+    sock.write(b"echo\n")?;
+    sock.write(token.bytes())?;
+    assert_eq!(sock.read_exact(token.bytes().len())?, token.bytes());
+    Ok(())
 }
 
 /// One connection, a token each way, to a server that echoes from the first byte.

@@ -72,8 +72,7 @@ fn a_server_of_one_family_sees_the_client_as_well() {
         // Bound to the one address, not to all.
         let listener = p.server.puppet().unwrap().listen((own, 0).into(), Serve::Script).unwrap();
         let to = at(own, listener.port());
-        let seen =
-            whoami_with(&p.client.puppet().unwrap(), &to, ConnectOpts::default()).unwrap();
+        let seen = whoami_with(&p.client.puppet().unwrap(), &to, ConnectOpts::default()).unwrap();
         let client: IpAddr =
             if own.is_ipv4() { p.client.ipv4().into() } else { p.client.ipv6().into() };
         assert_eq!((seen.peer.ip(), seen.local.to_string()), (client, to));

@@ -1,6 +1,8 @@
 //! Who reaches whom: on one node and across nodes, by every kind of address, in and out of the mesh.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::net::IpAddr;
+
 use culvert_tests::dialogue::{Seen, serve};
 use culvert_tests::{Mesh, MeshPod, Service, Spec, any, at, attempt, denied, whoami};
 use testbed::{Serve, eventually};
@@ -29,7 +31,7 @@ fn three(name: &str) -> Three {
 #[track_caller]
 fn true_addresses(seen: &Seen, from: &MeshPod, to: &MeshPod, asked: &str) {
     let v4 = seen.peer.is_ipv4();
-    let own = |pod: &MeshPod| if v4 { pod.ipv4().into() } else { pod.ipv6().into() };
+    let own = |pod: &MeshPod| if v4 { IpAddr::from(pod.ipv4()) } else { IpAddr::from(pod.ipv6()) };
     assert_eq!(seen.peer.ip(), own(from), "the client as the server sees it: {seen:?}");
     assert_eq!(seen.local.to_string(), at(own(to), PORT), "the server's own address: {seen:?}");
     assert_eq!(seen.client.local.ip(), own(from), "the client's own address: {seen:?}");
@@ -92,8 +94,7 @@ fn by_pod_address_across_nodes() {
 #[test]
 fn by_service_address() {
     let t = three("service");
-    let (b, c) =
-        (t.mesh.service("b", 80, PORT, &[&t.b]), t.mesh.service("c", 80, PORT, &[&t.c]));
+    let (b, c) = (t.mesh.service("b", 80, PORT, &[&t.b]), t.mesh.service("c", 80, PORT, &[&t.c]));
     reaches_by_service(&t.a, &t.b, &b);
     reaches_by_service(&t.a, &t.c, &c);
     all_hbone(&t, &t.a, &t.b);

@@ -79,9 +79,7 @@ fn twenty_thousand_short_connections_lose_no_syn() {
     const COUNT: u32 = 20_000;
     let mesh = Mesh::new("short");
     let (client, server) = echo_pair(&mesh);
-    let retransmitted = || {
-        [&client, &server].map(|p| p.netstat("TCPSynRetrans").unwrap())
-    };
+    let retransmitted = || [&client, &server].map(|p| p.netstat("TCPSynRetrans").unwrap());
     let before = retransmitted();
     let report = client
         .puppet()
@@ -101,13 +99,9 @@ fn twenty_thousand_short_connections_lose_no_syn() {
 /// What enrolment may have changed in a pod's namespace.
 fn network_of(pod: &MeshPod) -> String {
     let mut all = String::new();
-    for args in [
-        "-4 rule",
-        "-6 rule",
-        "-4 route show table all",
-        "-6 route show table all",
-        "-o addr",
-    ] {
+    for args in
+        ["-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all", "-o addr"]
+    {
         let mut cmd = std::process::Command::new("ip");
         cmd.args(["-n", &pod.netns_name()]).args(args.split(' '));
         let out = cmd.output().unwrap();

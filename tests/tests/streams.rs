@@ -65,8 +65,8 @@ fn a_gibibyte_each_way_arrives_unchanged() {
         // Both directions at once.
         let senders = [(client.clone(), 1), (server.clone(), 2)]
             .map(|(sock, seed)| std::thread::spawn(move || sock.send_pattern(bytes, seed)));
-        let receivers = [server, client]
-            .map(|sock| std::thread::spawn(move || sock.recv_pattern(Some(bytes))));
+        let receivers =
+            [server, client].map(|sock| std::thread::spawn(move || sock.recv_pattern(Some(bytes))));
         let sent = senders.map(|s| s.join().unwrap().unwrap());
         let received = receivers.map(|r| r.join().unwrap().unwrap());
         for (sent, received) in sent.iter().zip(&received) {

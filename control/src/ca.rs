@@ -1,0 +1,217 @@
+//! The certificate authority. Of a CSR it takes the public key alone, after checking that the
+//! asker has the private one; all else comes from the identity that was authorized.
+
+use anyhow::{Context as _, bail};
+use identity::SpiffeId;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    SanType, SerialNumber,
+};
+use std::{
+    fs,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    time::Duration,
+};
+use time::OffsetDateTime;
+
+/// Clocks of nodes differ: a certificate is valid from this long ago.
+const BACKDATE: Duration = Duration::from_secs(120);
+
+/// Life of a root that this control plane makes itself.
+const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// PEM: intermediates, then roots. What is sent behind a leaf.
+    chain: Vec<String>,
+    /// PEM of the roots alone.
+    pub roots: String,
+    max_life: Duration,
+}
+
+impl Authority {
+    /// A plugged-in authority, in Istio's file names: `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`
+    /// and `root-cert.pem`.
+    pub fn plugged_in(dir: &Path, max_life: Duration) -> anyhow::Result<Self> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            fs::read_to_string(&path).with_context(|| {
+                format!(
+                    "reading {}: a plugged-in CA has ca-cert.pem, ca-key.pem, cert-chain.pem and \
+                     root-cert.pem",
+                    path.display()
+                )
+            })
+        };
+        let key = KeyPair::from_pem(&read("ca-key.pem")?).context("ca-key.pem is no private key")?;
+        let certificate = read("ca-cert.pem")?;
+        let roots = read("root-cert.pem")?;
+        let chain = read("cert-chain.pem")?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key)
+            .context("ca-cert.pem is no CA certificate")?;
+        Ok(Self { issuer, chain: vec![chain, roots.clone()], roots, max_life })
+    }
+
+    /// The authority of this state directory, made there the first time.
+    pub fn self_signed(
+        state: &Path,
+        trust_domain: &str,
+        max_life: Duration,
+    ) -> anyhow::Result<Self> {
+        let (cert_path, key_path) = (state.join("ca-cert.pem"), state.join("ca-key.pem"));
+        if !cert_path.exists() || !key_path.exists() {
+            let (certificate, key) = new_root(trust_domain)?;
+            write_secret(&key_path, &key)?;
+            fs::write(&cert_path, certificate)
+                .with_context(|| format!("writing {}", cert_path.display()))?;
+        }
+        let key = fs::read_to_string(&key_path)
+            .with_context(|| format!("reading {}", key_path.display()))?;
+        let roots = fs::read_to_string(&cert_path)
+            .with_context(|| format!("reading {}", cert_path.display()))?;
+        let key = KeyPair::from_pem(&key)
+            .with_context(|| format!("{} is no private key", key_path.display()))?;
+        let issuer = Issuer::from_ca_cert_pem(&roots, key)
+            .with_context(|| format!("{} is no CA certificate", cert_path.display()))?;
+        Ok(Self { issuer, chain: vec![roots.clone()], roots, max_life })
+    }
+
+    /// A certificate for `identity`, and the chain behind it: PEM, leaf first.
+    pub fn certify(
+        &self,
+        identity: &SpiffeId,
+        csr_pem: &str,
+        asked: Duration,
+    ) -> anyhow::Result<Vec<String>> {
+        // Checks the signature: proof that the asker has the key.
+        let csr = CertificateSigningRequestParams::from_pem(csr_pem)
+            .context("the CSR cannot be read, or its signature is not by its key")?;
+        if *csr.public_key.algorithm() != PKCS_ECDSA_P256_SHA256 {
+            bail!("the CSR's key is not ECDSA P-256");
+        }
+        let life = match asked.is_zero() {
+            true => self.max_life,
+            false => asked.min(self.max_life),
+        };
+        let mut params = leaf(life)?;
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&csr.public_key, &self.issuer)?;
+        Ok(std::iter::once(certificate.pem()).chain(self.chain.iter().cloned()).collect())
+    }
+
+    /// The control plane's own certificate, under a DNS name that no workload can get: workloads
+    /// get none.
+    pub fn own(&self, name: &str) -> anyhow::Result<(String, String)> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = leaf(ROOT_LIFE / 10)?;
+        params.subject_alt_names = vec![SanType::DnsName(name.to_owned().try_into()?)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let chain: String =
+            std::iter::once(certificate.pem()).chain(self.chain.iter().cloned()).collect();
+        Ok((chain, key.serialize_pem()))
+    }
+}
+
+fn leaf(life: Duration) -> anyhow::Result<CertificateParams> {
+    let mut params = CertificateParams::default();
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - BACKDATE.min(life);
+    params.not_after = now + life;
+    params.distinguished_name = DistinguishedName::new();
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.serial_number = Some(SerialNumber::from(rand::random::<[u8; 16]>().to_vec()));
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn new_root(trust_domain: &str) -> anyhow::Result<(String, String)> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::default();
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - BACKDATE;
+    params.not_after = now + ROOT_LIFE;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, trust_domain);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("creating {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use identity::{Certified, Roots, new_request};
+    use std::sync::Arc;
+
+    fn authority() -> (tempdir::Dir, Authority) {
+        let dir = tempdir::Dir::new();
+        let a = Authority::self_signed(&dir.0, "cluster.local", Duration::from_secs(3600)).unwrap();
+        (dir, a)
+    }
+
+    mod tempdir {
+        pub struct Dir(pub std::path::PathBuf);
+        impl Dir {
+            pub fn new() -> Self {
+                let path = std::env::temp_dir().join(format!("culvert-ca-{:x}", rand::random::<u64>()));
+                std::fs::create_dir_all(&path).unwrap();
+                Dir(path)
+            }
+        }
+        impl Drop for Dir {
+            fn drop(&mut self) {
+                let _ = std::fs::remove_dir_all(&self.0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_certificate_is_the_authorized_identity_whatever_the_csr_says() {
+        let (_dir, a) = authority();
+        let granted = SpiffeId::new("cluster.local", "a", "granted").unwrap();
+        let wanted = SpiffeId::new("cluster.local", "a", "wanted").unwrap();
+        let request = new_request(&wanted).unwrap();
+        let chain = a.certify(&granted, &request.csr_pem, Duration::from_secs(60)).unwrap();
+        let roots = Arc::new(Roots::from_pem("cluster.local", a.roots.as_bytes()).unwrap());
+        let error = Certified::new(&wanted, request, &chain, roots.clone()).err().unwrap();
+        assert!(error.to_string().contains("sa/granted"), "{error}");
+        let request = new_request(&granted).unwrap();
+        let chain = a.certify(&granted, &request.csr_pem, Duration::from_secs(u64::MAX / 4)).unwrap();
+        let certified = Certified::new(&granted, request, &chain, roots).unwrap();
+        let life = certified.not_after.duration_since(certified.not_before).unwrap();
+        assert!(life <= Duration::from_secs(3600) + BACKDATE, "life is capped: {life:?}");
+    }
+
+    #[test]
+    fn a_csr_that_is_not_signed_by_its_key_is_refused() {
+        let (_dir, a) = authority();
+        let id = SpiffeId::new("cluster.local", "a", "b").unwrap();
+        let request = new_request(&id).unwrap();
+        let mut lines: Vec<String> = request.csr_pem.lines().map(ToOwned::to_owned).collect();
+        // The signature is at the end of the DER.
+        let last = lines.len() - 2;
+        let swapped: String = lines[last].chars().map(|c| if c == 'A' { 'B' } else { 'A' }).collect();
+        lines[last] = swapped;
+        assert!(a.certify(&id, &lines.join("\n"), Duration::ZERO).is_err());
+        assert!(a.certify(&id, "nonsense", Duration::ZERO).is_err());
+    }
+}

@@ -1,0 +1,364 @@
+//! From objects to what agents read, incrementally: a change makes anew what depends on it, and
+//! nothing else. Pure: changes in, resources out.
+
+use crate::{
+    policies,
+    snapshot::Snapshot,
+    source::Change,
+    workloads::{self, Cluster, selects},
+};
+use istio_api::{Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
+use sha2::{Digest as _, Sha256};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+use xds::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    proto::{security::Authorization, workload as pb},
+    server::Encoded,
+};
+
+/// What one batch of changes comes to.
+#[derive(Debug, Default)]
+pub struct Output {
+    pub addresses: Delta,
+    pub authorizations: Delta,
+    /// Objects that were compiled.
+    pub compiled: usize,
+}
+
+#[derive(Debug, Default)]
+pub struct Delta {
+    pub updated: Vec<(String, Encoded)>,
+    pub removed: Vec<String>,
+}
+
+pub struct Compiler {
+    cluster: Cluster,
+    snapshot: Snapshot,
+    /// What each object has become, by name, so that what it no longer becomes can be removed.
+    made: HashMap<ObjectKey, Vec<String>>,
+}
+
+impl Compiler {
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster, snapshot: Snapshot::default(), made: HashMap::new() }
+    }
+
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    pub fn apply(&mut self, changes: Vec<Change>) -> Output {
+        let mut dirty = BTreeSet::new();
+        for change in changes {
+            let new = change.object.clone();
+            let before = self.static_strict_name();
+            let old = self.snapshot.apply(&change.key, change.object);
+            self.mark(&change.key, old.as_deref(), new.as_deref(), &mut dirty);
+            if before != self.static_strict_name() {
+                self.mark_all(&mut dirty);
+            }
+        }
+        let mut out = Output::default();
+        for key in dirty {
+            self.compile(&key, &mut out);
+        }
+        out
+    }
+
+    fn static_strict_name(&self) -> String {
+        self.snapshot.mesh().root_namespace.clone()
+    }
+
+    /// What must be made anew because `key` has changed.
+    fn mark(
+        &self,
+        key: &ObjectKey,
+        old: Option<&Object>,
+        new: Option<&Object>,
+        dirty: &mut BTreeSet<ObjectKey>,
+    ) {
+        dirty.insert(key.clone());
+        let both = || old.into_iter().chain(new);
+        match key.kind {
+            Kind::Pod | Kind::WorkloadEntry | Kind::ServiceAccount => {}
+            Kind::Namespace => {
+                let labels = |o: Option<&Object>| o.map(|o| o.meta.labels.clone());
+                if labels(old) != labels(new) {
+                    self.mark_kind(Kind::Pod, Some(&key.name), dirty, |_| true);
+                }
+            }
+            Kind::Node => {
+                for (o, _) in self.snapshot.pods_on(&key.name) {
+                    dirty.insert(o.key.clone());
+                }
+            }
+            Kind::Service => {
+                let spec = |o: Option<&Object>| match o.map(|o| &o.spec) {
+                    Some(Spec::Service(s)) => Some((s.spec.selector.clone(), s.spec.ports.clone())),
+                    _ => None,
+                };
+                if spec(old) == spec(new) {
+                    return;
+                }
+                for o in both() {
+                    if let Spec::Service(s) = &o.spec {
+                        let selector = &s.spec.selector;
+                        self.mark_labelled(&key.namespace, dirty, |l| selects(selector, l));
+                    }
+                }
+                self.mark_slices_of(key, dirty);
+            }
+            Kind::EndpointSlice => {
+                for o in both() {
+                    self.mark_pods_of_slice(o, dirty);
+                }
+            }
+            Kind::ServiceEntry => {
+                for o in both() {
+                    if let Spec::ServiceEntry(s) = &o.spec
+                        && let Some(selector) = &s.workload_selector
+                    {
+                        self.mark_labelled(&key.namespace, dirty, |l| selects(&selector.labels, l));
+                    }
+                }
+            }
+            Kind::AuthorizationPolicy => {
+                let selector = |o: Option<&Object>| match o.map(|o| &o.spec) {
+                    Some(Spec::AuthorizationPolicy(p)) => p.selector.clone(),
+                    _ => None,
+                };
+                if selector(old) != selector(new) || old.is_none() || new.is_none() {
+                    for s in [selector(old), selector(new)].into_iter().flatten() {
+                        self.mark_selected(&key.namespace, Some(&s), dirty);
+                    }
+                }
+            }
+            Kind::PeerAuthentication => {
+                for o in both() {
+                    if let Spec::PeerAuthentication(p) = &o.spec {
+                        self.mark_selected(&key.namespace, p.selector.as_ref(), dirty);
+                    }
+                }
+                // Those with ports of their own take the rest from here.
+                let root = self.snapshot.mesh().root_namespace == key.namespace;
+                let namespace = (!root).then_some(key.namespace.as_str());
+                self.mark_kind(Kind::PeerAuthentication, namespace, dirty, |_| true);
+            }
+            Kind::MeshConfig => {
+                if old.map(|o| &o.spec) != new.map(|o| &o.spec) {
+                    self.mark_all(dirty);
+                }
+            }
+        }
+    }
+
+    fn mark_all(&self, dirty: &mut BTreeSet<ObjectKey>) {
+        for kind in [
+            Kind::Pod,
+            Kind::WorkloadEntry,
+            Kind::Service,
+            Kind::ServiceEntry,
+            Kind::EndpointSlice,
+            Kind::AuthorizationPolicy,
+            Kind::PeerAuthentication,
+        ] {
+            self.mark_kind(kind, None, dirty, |_| true);
+        }
+    }
+
+    fn mark_kind(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        dirty: &mut BTreeSet<ObjectKey>,
+        wanted: impl Fn(&Object) -> bool,
+    ) {
+        let mut add = |o: &Arc<Object>| {
+            if wanted(o) {
+                dirty.insert(o.key.clone());
+            }
+        };
+        match namespace {
+            Some(ns) => self.snapshot.in_namespace(kind, ns).for_each(&mut add),
+            None => self.snapshot.of_kind(kind).for_each(&mut add),
+        }
+    }
+
+    fn mark_labelled(
+        &self,
+        namespace: &str,
+        dirty: &mut BTreeSet<ObjectKey>,
+        wanted: impl Fn(&Labels) -> bool,
+    ) {
+        for kind in [Kind::Pod, Kind::WorkloadEntry] {
+            self.mark_kind(kind, Some(namespace), dirty, |o| wanted(&labels_of(o)));
+        }
+    }
+
+    /// The workloads that a policy of this namespace with this selector binds.
+    fn mark_selected(
+        &self,
+        namespace: &str,
+        selector: Option<&LabelSelector>,
+        dirty: &mut BTreeSet<ObjectKey>,
+    ) {
+        let root = self.snapshot.mesh().root_namespace == namespace;
+        let scope = (!root).then_some(namespace);
+        let met = |o: &Object| selector.is_none_or(|s| s.matches(&labels_of(o)));
+        for kind in [Kind::Pod, Kind::WorkloadEntry] {
+            self.mark_kind(kind, scope, dirty, met);
+        }
+    }
+
+    fn mark_slices_of(&self, service: &ObjectKey, dirty: &mut BTreeSet<ObjectKey>) {
+        for o in self.snapshot.in_namespace(Kind::EndpointSlice, &service.namespace) {
+            if o.meta.labels.get("kubernetes.io/service-name") == Some(&service.name) {
+                dirty.insert(o.key.clone());
+                self.mark_pods_of_slice(o, dirty);
+            }
+        }
+    }
+
+    fn mark_pods_of_slice(&self, o: &Object, dirty: &mut BTreeSet<ObjectKey>) {
+        let Spec::EndpointSlice(slice) = &o.spec else { return };
+        for target in slice.endpoints.iter().filter_map(|e| e.target_ref.as_ref()) {
+            let key = ObjectKey {
+                kind: Kind::Pod,
+                namespace: o.key.namespace.clone(),
+                name: target.name.clone(),
+            };
+            if target.kind == "Pod" && self.snapshot.get(&key).is_some() {
+                dirty.insert(key);
+            }
+        }
+    }
+
+    fn compile(&mut self, key: &ObjectKey, out: &mut Output) {
+        out.compiled += 1;
+        let mut addresses = BTreeMap::new();
+        let mut authorizations = BTreeMap::new();
+        if let Some(o) = self.snapshot.get(key).cloned() {
+            self.resources(&o, &mut addresses, &mut authorizations);
+        }
+        let names: Vec<String> = addresses.keys().chain(authorizations.keys()).cloned().collect();
+        let before = match names.is_empty() {
+            true => self.made.remove(key),
+            false => self.made.insert(key.clone(), names.clone()),
+        };
+        let policies = matches!(
+            key.kind,
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::MeshConfig
+        );
+        for gone in before.into_iter().flatten().filter(|n| !names.contains(n)) {
+            match policies {
+                true if self.still_made(&gone) => {}
+                true => out.authorizations.removed.push(gone),
+                false => out.addresses.removed.push(gone),
+            }
+        }
+        out.addresses.updated.extend(addresses);
+        out.authorizations.updated.extend(authorizations);
+    }
+
+    /// The policy for STRICT is made by every PeerAuthentication alike.
+    fn still_made(&self, name: &str) -> bool {
+        self.made.values().any(|names| names.iter().any(|n| n == name))
+    }
+
+    fn resources(
+        &self,
+        o: &Object,
+        addresses: &mut BTreeMap<String, Encoded>,
+        authorizations: &mut BTreeMap<String, Encoded>,
+    ) {
+        let (snapshot, cluster) = (&self.snapshot, &self.cluster);
+        let mut workload = |w: pb::Workload| {
+            let aliases = w.addresses.iter().filter_map(|a| alias(&w.network, a)).collect();
+            let uid = w.uid.clone();
+            let body = pb::Address { r#type: Some(pb::address::Type::Workload(w)) };
+            addresses.insert(uid, encoded(&body, aliases));
+        };
+        match &o.spec {
+            Spec::Pod(p) => workloads::pod(o, p, snapshot, cluster).into_iter().for_each(workload),
+            Spec::WorkloadEntry(w) => {
+                workloads::workload_entry(o, w, snapshot, cluster).into_iter().for_each(workload);
+            }
+            Spec::EndpointSlice(s) => {
+                workloads::slice(o, s, snapshot, cluster).into_iter().for_each(workload);
+            }
+            Spec::ServiceEntry(s) => {
+                let (services, own) = workloads::service_entry(o, s, snapshot, cluster);
+                own.into_iter().for_each(&mut workload);
+                for s in services {
+                    insert_service(s, addresses);
+                }
+            }
+            Spec::Service(s) => {
+                if let Some(s) = workloads::service(o, s, cluster) {
+                    insert_service(s, addresses);
+                }
+            }
+            Spec::AuthorizationPolicy(p) => {
+                let dry_run = o.meta.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true");
+                let a = policies::authorization(&o.key, p, dry_run, snapshot.mesh());
+                a.into_iter().for_each(|a| insert_authorization(a, authorizations));
+            }
+            Spec::PeerAuthentication(p) => {
+                insert_authorization(policies::static_strict(snapshot.mesh()), authorizations);
+                if let Some(a) = policies::converted(o, p, snapshot) {
+                    insert_authorization(a, authorizations);
+                }
+            }
+            Spec::Namespace(_) | Spec::Node(_) | Spec::ServiceAccount(_) | Spec::MeshConfig(_) => {}
+        }
+    }
+}
+
+fn labels_of(o: &Object) -> Labels {
+    let mut labels = o.meta.labels.clone();
+    if let Spec::WorkloadEntry(w) = &o.spec {
+        labels.extend(w.labels.clone());
+    }
+    labels
+}
+
+fn insert_service(s: pb::Service, into: &mut BTreeMap<String, Encoded>) {
+    let name = format!("{}/{}", s.namespace, s.hostname);
+    let aliases = s.addresses.iter().filter_map(|a| alias(&a.network, &a.address)).collect();
+    let body = pb::Address { r#type: Some(pb::address::Type::Service(s)) };
+    into.insert(name, encoded(&body, aliases));
+}
+
+fn insert_authorization(a: Authorization, into: &mut BTreeMap<String, Encoded>) {
+    into.insert(format!("{}/{}", a.namespace, a.name), encoded(&a, Vec::new()));
+}
+
+/// `network/ip`
+fn alias(network: &str, address: &[u8]) -> Option<String> {
+    let ip = match address.len() {
+        4 => std::net::IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        _ => std::net::IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+    };
+    Some(format!("{network}/{ip}"))
+}
+
+fn encoded(message: &impl prost::Message, aliases: Vec<String>) -> Encoded {
+    let body = message.encode_to_vec();
+    let hash = Sha256::digest(&body);
+    let version = hash.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    Encoded { version, body, aliases }
+}
+
+/// Both deltas with their types, in the order in which they are served: policies before the
+/// workloads that name them.
+impl Output {
+    pub fn into_deltas(self) -> [(&'static str, Delta); 2] {
+        [(AUTHORIZATION_TYPE, self.authorizations), (ADDRESS_TYPE, self.addresses)]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+use super::*;
+use istio_api::parse_documents;
+
+fn cluster() -> Cluster {
+    Cluster { id: "Kubernetes".into(), network: String::new(), domain: "cluster.local".into() }
+}
+
+fn changes(yaml: &str) -> Vec<Change> {
+    let (objects, diagnostics) = parse_documents("test.yaml", yaml);
+    assert!(diagnostics.iter().all(|d| !d.code.is_error()), "{diagnostics:?}");
+    objects.into_iter().map(|o| Change { key: o.key.clone(), object: Some(Arc::new(o)) }).collect()
+}
+
+fn pod(name: &str, ip: &str, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: ns, labels: {{{labels}}}}}\n\
+         spec: {{nodeName: n, serviceAccountName: sa}}\n\
+         status: {{phase: Running, podIP: {ip}, conditions: [{{type: Ready, status: 'True'}}]}}\n---\n"
+    )
+}
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: ns}\n\
+    spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
+
+fn many(n: u32) -> String {
+    (0..n)
+        .map(|i| pod(&format!("p{i}"), &format!("10.{}.{}.{}", i >> 16, (i >> 8) & 255, i & 255), "app: web"))
+        .collect()
+}
+
+/// Compiling a change costs what changed, whatever exists beside it.
+#[test]
+fn one_change_costs_the_same_at_any_size() {
+    let mut costs = Vec::new();
+    for size in [1_000, 100_000] {
+        let mut compiler = Compiler::new(cluster());
+        // In portions: one text of a hundred thousand documents is past the YAML reader's budget.
+        for chunk in 0..(size / 1000) {
+            let text: String = (0..1000)
+                .map(|i| chunk * 1000 + i)
+                .map(|i| {
+                    let ip = format!("10.{}.{}.{}", i >> 16, (i >> 8) & 255, i & 255);
+                    pod(&format!("p{i}"), &ip, "app: web")
+                })
+                .collect();
+            compiler.apply(changes(&text));
+        }
+        compiler.apply(changes(SERVICE));
+        let out = compiler.apply(changes(&pod("p7", "10.200.0.1", "app: web")));
+        assert_eq!(out.addresses.updated.len(), 1);
+        costs.push((out.compiled, out.addresses.updated.len() + out.addresses.removed.len()));
+    }
+    assert_eq!(costs[0], costs[1]);
+    assert_eq!(costs[0], (1, 1));
+}
+
+/// A run of changes and one batch of all of them come to the same resources.
+#[test]
+fn a_change_equals_the_whole() {
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        metadata: {name: p, namespace: ns}\nspec: {selector: {matchLabels: {app: web}}, action: DENY, \
+        rules: [{from: [{source: {namespaces: [x]}}]}]}\n";
+    let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+        metadata: {name: default, namespace: ns}\nspec: {mtls: {mode: STRICT}}\n";
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+        metadata: {name: e, namespace: ns}\nspec: {hosts: [e.example], addresses: [240.0.0.1], \
+        resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], \
+        endpoints: [{address: 192.0.2.1}]}\n";
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n, labels: \
+        {topology.kubernetes.io/region: r1}}\n";
+    let parts = [many(3), SERVICE.into(), policy.into(), peer.into(), entry.into(), node.into()];
+    let mut whole = Compiler::new(cluster());
+    let expected = whole.apply(parts.iter().flat_map(|p| changes(p)).collect());
+    // Every order of the parts, by rotation and reversal.
+    for rotation in 0..parts.len() {
+        for reversed in [false, true] {
+            let mut order: Vec<&String> = parts.iter().collect();
+            order.rotate_left(rotation);
+            if reversed {
+                order.reverse();
+            }
+            let mut stepwise = Compiler::new(cluster());
+            let mut state: BTreeMap<String, String> = BTreeMap::new();
+            for part in order {
+                for (_, delta) in stepwise.apply(changes(part)).into_deltas() {
+                    for name in delta.removed {
+                        state.remove(&name);
+                    }
+                    state.extend(delta.updated.into_iter().map(|(n, e)| (n, e.version)));
+                }
+            }
+            let mut want: BTreeMap<String, String> = BTreeMap::new();
+            want.extend(expected.addresses.updated.iter().map(|(n, e)| (n.clone(), e.version.clone())));
+            want.extend(
+                expected.authorizations.updated.iter().map(|(n, e)| (n.clone(), e.version.clone())),
+            );
+            assert_eq!(state, want);
+        }
+    }
+}
+
+#[test]
+fn what_goes_is_removed() {
+    let mut compiler = Compiler::new(cluster());
+    compiler.apply(changes(&many(1)));
+    let key = ObjectKey { kind: Kind::Pod, namespace: "ns".into(), name: "p0".into() };
+    let out = compiler.apply(vec![Change { key, object: None }]);
+    assert_eq!(out.addresses.removed, ["Kubernetes//Pod/ns/p0"]);
+    assert!(out.addresses.updated.is_empty());
+}
+
+/// STRICT is sent only where a PeerAuthentication exists, and goes with the last one.
+#[test]
+fn strict_comes_and_goes_with_peer_authentication() {
+    let peer = |name: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+             metadata: {{name: {name}, namespace: ns}}\nspec: {{mtls: {{mode: STRICT}}}}\n"
+        )
+    };
+    let mut compiler = Compiler::new(cluster());
+    compiler.apply(changes(&many(1)));
+    let out = compiler.apply(changes(&peer("a")));
+    assert_eq!(out.authorizations.updated[0].0, "istio-system/istio_converted_static_strict");
+    assert_eq!(out.addresses.updated.len(), 1, "the pod names it now");
+    compiler.apply(changes(&peer("b")));
+    let gone = |name: &str| {
+        let key = ObjectKey {
+            kind: Kind::PeerAuthentication,
+            namespace: "ns".into(),
+            name: name.into(),
+        };
+        vec![Change { key, object: None }]
+    };
+    assert!(compiler.apply(gone("a")).authorizations.removed.is_empty());
+    assert_eq!(
+        compiler.apply(gone("b")).authorizations.removed,
+        ["istio-system/istio_converted_static_strict"]
+    );
+}

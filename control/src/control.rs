@@ -1,0 +1,148 @@
+//! The control plane's state: objects in, resources served, questions answered.
+
+use crate::{
+    compile::Compiler,
+    source::Batch,
+    workloads::Cluster,
+};
+use identity::SpiffeId;
+use istio_api::Diagnostic;
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use tonic::Status;
+use xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, server::Store};
+
+pub struct Control {
+    pub store: Arc<Store>,
+    compiler: Mutex<Compiler>,
+    diagnostics: Mutex<Vec<Diagnostic>>,
+    ready: AtomicBool,
+    compiled: AtomicU64,
+    changed: AtomicU64,
+    issued_refusals: AtomicU64,
+}
+
+/// How long the CA waits for a pod that it does not know yet: an agent may be ahead of the source.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Control {
+    pub fn new(cluster: Cluster) -> Arc<Self> {
+        Arc::new(Self {
+            store: Store::new(&[ADDRESS_TYPE, AUTHORIZATION_TYPE]),
+            compiler: Mutex::new(Compiler::new(cluster)),
+            diagnostics: Mutex::default(),
+            ready: AtomicBool::new(false),
+            compiled: AtomicU64::new(0),
+            changed: AtomicU64::new(0),
+            issued_refusals: AtomicU64::new(0),
+        })
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Follows a source until it ends.
+    pub async fn follow(&self, mut batches: mpsc::Receiver<Batch>) {
+        while let Some(batch) = batches.recv().await {
+            self.apply(batch);
+        }
+    }
+
+    pub fn apply(&self, batch: Batch) {
+        let before = std::mem::replace(&mut *lock(&self.diagnostics), batch.diagnostics.clone());
+        for d in batch.diagnostics.iter().filter(|d| !before.contains(d)) {
+            if d.code.is_error() {
+                tracing::error!("{d}");
+            } else {
+                tracing::warn!("{d}");
+            }
+        }
+        let count = batch.changes.len();
+        let out = lock(&self.compiler).apply(batch.changes);
+        let compiled = out.compiled;
+        let mut changed = 0;
+        for (type_url, delta) in out.into_deltas() {
+            changed += self.store.update(type_url, delta.updated, delta.removed);
+        }
+        self.compiled.fetch_add(compiled as u64, Ordering::Relaxed);
+        self.changed.fetch_add(changed as u64, Ordering::Relaxed);
+        self.ready.store(true, Ordering::Release);
+        if count > 0 {
+            tracing::info!(objects = count, compiled, resources = changed, "configuration applied");
+        }
+    }
+
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        lock(&self.diagnostics).clone()
+    }
+
+    /// An identity is granted only for a pod that is pending or running on the asker's node.
+    pub async fn may_impersonate(&self, node: &str, identity: &SpiffeId) -> Result<(), Status> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if self.runs_on(node, identity) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                self.issued_refusals.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(node, %identity, "certificate refused");
+                return Err(Status::permission_denied(format!(
+                    "no pod with the identity {identity} is pending or running on node {node}"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn runs_on(&self, node: &str, identity: &SpiffeId) -> bool {
+        let compiler = lock(&self.compiler);
+        let snapshot = compiler.snapshot();
+        snapshot.mesh().trust_domain == identity.trust_domain()
+            && snapshot.pods_on(node).any(|(o, p)| {
+                p.live()
+                    && !p.spec.host_network
+                    && o.key.namespace == identity.namespace()
+                    && p.service_account() == identity.service_account()
+            })
+    }
+
+    pub fn trust_domain(&self) -> String {
+        lock(&self.compiler).snapshot().mesh().trust_domain.clone()
+    }
+
+    /// Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let mut out = String::new();
+        let mut counter = |name: &str, help: &str, value: u64| {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+        };
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        counter("culvertd_objects_compiled_total", "Objects compiled.", load(&self.compiled));
+        counter("culvertd_resources_changed_total", "Resources changed.", load(&self.changed));
+        counter("culvertd_resources_sent_total", "Resources sent to clients.", self.store.sent());
+        counter(
+            "culvertd_certificates_refused_total",
+            "Requests for identities that do not run where the asker is.",
+            load(&self.issued_refusals),
+        );
+        let _ = writeln!(out, "# HELP culvertd_resources Resources served.\n# TYPE culvertd_resources gauge");
+        for (name, url) in [("address", ADDRESS_TYPE), ("authorization", AUTHORIZATION_TYPE)] {
+            let _ = writeln!(out, "culvertd_resources{{type={name:?}}} {}", self.store.len(url));
+        }
+        let errors = self.diagnostics().iter().filter(|d| d.code.is_error()).count();
+        let _ = writeln!(out, "# HELP culvertd_diagnostics_errors Objects or files that are refused now.\n# TYPE culvertd_diagnostics_errors gauge\nculvertd_diagnostics_errors {errors}");
+        out
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}

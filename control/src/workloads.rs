@@ -1,0 +1,583 @@
+//! Pods, WorkloadEntries, Services and ServiceEntries, as an agent reads them.
+
+use crate::{policies, snapshot::Snapshot};
+use istio_api::{
+    EndpointSlice, Kind, Labels, Object, Pod, Service, ServiceEntry, Spec, TargetPort,
+    WorkloadEntry,
+};
+use prost::Message as _;
+use prost_types::{Any, Struct, Value, value::Kind as ValueKind};
+use std::{collections::BTreeMap, net::IpAddr};
+use xds::proto::workload as pb;
+
+/// What is the same for the whole cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub id: String,
+    pub network: String,
+    pub domain: String,
+}
+
+pub fn pod_uid(cluster: &str, namespace: &str, name: &str) -> String {
+    format!("{cluster}//Pod/{namespace}/{name}")
+}
+
+pub fn service_hostname(cluster: &Cluster, namespace: &str, name: &str) -> String {
+    format!("{name}.{namespace}.svc.{}", cluster.domain)
+}
+
+fn bytes(ip: IpAddr) -> prost::bytes::Bytes {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec().into(),
+        IpAddr::V6(ip) => ip.octets().to_vec().into(),
+    }
+}
+
+/// A pod that has an address and has not ended.
+pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Option<pb::Workload> {
+    let addresses = p.addresses();
+    if addresses.is_empty() || !p.live() {
+        return None;
+    }
+    let namespace = o.key.namespace.as_str();
+    let labels = &o.meta.labels;
+    let ambient = match labels.get("istio.io/dataplane-mode").map(String::as_str) {
+        Some(mode) => mode == "ambient",
+        None => snapshot
+            .namespace_labels(namespace)
+            .and_then(|l| l.get("istio.io/dataplane-mode"))
+            .is_some_and(|m| m == "ambient"),
+    };
+    // Written by whoever has enrolled the pod, once it is captured.
+    let redirected =
+        o.meta.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
+    let hbone = ambient && redirected && !p.spec.host_network;
+    let (workload_name, workload_type) = owner(o);
+    let node = snapshot.node_labels(&p.spec.node_name);
+    let mut services: BTreeMap<String, pb::PortList> = selecting(snapshot, namespace, labels)
+        .map(|(key, s)| {
+            let hostname = service_hostname(cluster, namespace, &key.key.name);
+            (format!("{namespace}/{hostname}"), service_ports(s, p))
+        })
+        .collect();
+    services.extend(entries_selecting(snapshot, namespace, labels, |t| Some(t)));
+    services.extend(slices_naming(snapshot, o, cluster));
+    Some(pb::Workload {
+        uid: pod_uid(&cluster.id, namespace, &o.key.name),
+        name: o.key.name.clone(),
+        namespace: namespace.to_owned(),
+        addresses: addresses.into_iter().map(bytes).collect(),
+        network: network(labels, cluster),
+        tunnel_protocol: tunnel(hbone),
+        trust_domain: snapshot.mesh().trust_domain.clone(),
+        service_account: p.service_account().to_owned(),
+        node: p.spec.node_name.clone(),
+        canonical_name: canonical_name(labels, &workload_name),
+        canonical_revision: canonical_revision(labels),
+        workload_type: workload_type as i32,
+        workload_name,
+        authorization_policies: named_policies(snapshot, namespace, labels),
+        status: status(p.ready()),
+        cluster_id: cluster.id.clone(),
+        services,
+        locality: locality(node),
+        network_mode: if p.spec.host_network {
+            pb::NetworkMode::HostNetwork as i32
+        } else {
+            pb::NetworkMode::Standard as i32
+        },
+        extensions: vec![labels_extension(labels)],
+        ..pb::Workload::default()
+    })
+}
+
+fn tunnel(hbone: bool) -> i32 {
+    if hbone { pb::TunnelProtocol::Hbone as i32 } else { pb::TunnelProtocol::None as i32 }
+}
+
+fn status(healthy: bool) -> i32 {
+    if healthy { pb::WorkloadStatus::Healthy as i32 } else { pb::WorkloadStatus::Unhealthy as i32 }
+}
+
+fn network(labels: &Labels, cluster: &Cluster) -> String {
+    labels.get("topology.istio.io/network").unwrap_or(&cluster.network).clone()
+}
+
+fn locality(labels: Option<&Labels>) -> Option<pb::Locality> {
+    let label = |l: &Labels, k: &str| l.get(k).cloned().unwrap_or_default();
+    labels.map(|l| pb::Locality {
+        region: label(l, "topology.kubernetes.io/region"),
+        zone: label(l, "topology.kubernetes.io/zone"),
+        subzone: label(l, "topology.istio.io/subzone"),
+    })
+}
+
+fn canonical_name(labels: &Labels, workload: &str) -> String {
+    ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
+        .iter()
+        .find_map(|k| labels.get(*k))
+        .cloned()
+        .unwrap_or_else(|| workload.to_owned())
+}
+
+fn canonical_revision(labels: &Labels) -> String {
+    ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]
+        .iter()
+        .find_map(|k| labels.get(*k))
+        .cloned()
+        .unwrap_or_else(|| "latest".to_owned())
+}
+
+/// What made the pod, as people know it: a Deployment rather than its ReplicaSet.
+fn owner(o: &Object) -> (String, pb::WorkloadType) {
+    let Some(owner) = o.meta.owner_references.first() else {
+        return (o.key.name.clone(), pb::WorkloadType::Pod);
+    };
+    let hash = o.meta.labels.get("pod-template-hash");
+    let kind = match owner.kind.as_str() {
+        "ReplicaSet" => {
+            let name = hash
+                .and_then(|h| owner.name.strip_suffix(h.as_str()))
+                .and_then(|n| n.strip_suffix('-'));
+            return (name.unwrap_or(&owner.name).to_owned(), pb::WorkloadType::Deployment);
+        }
+        "Job" => pb::WorkloadType::Job,
+        "CronJob" => pb::WorkloadType::Cronjob,
+        _ => pb::WorkloadType::Deployment,
+    };
+    (owner.name.clone(), kind)
+}
+
+fn labels_extension(labels: &Labels) -> pb::Extension {
+    let fields = labels
+        .iter()
+        .map(|(k, v)| (k.clone(), Value { kind: Some(ValueKind::StringValue(v.clone())) }))
+        .collect();
+    pb::Extension {
+        name: xds::LABELS_EXTENSION.to_owned(),
+        config: Some(Any {
+            type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(),
+            value: Struct { fields }.encode_to_vec(),
+        }),
+    }
+}
+
+fn named_policies(snapshot: &Snapshot, namespace: &str, labels: &Labels) -> Vec<String> {
+    let mut names: Vec<String> = snapshot
+        .authorization_for(namespace)
+        .filter(|(_, p)| {
+            p.selector.as_ref().is_some_and(|s| !s.match_labels.is_empty() && s.matches(labels))
+        })
+        .map(|(o, _)| format!("{}/{}", o.key.namespace, o.key.name))
+        .collect();
+    names.extend(policies::mutual_tls_policy(snapshot, namespace, labels));
+    names
+}
+
+/// Services of the namespace whose selector the labels meet.
+fn selecting<'a>(
+    snapshot: &'a Snapshot,
+    namespace: &'a str,
+    labels: &'a Labels,
+) -> impl Iterator<Item = (&'a Object, &'a Service)> {
+    snapshot.in_namespace(Kind::Service, namespace).filter_map(move |o| match &o.spec {
+        Spec::Service(s) if selects(&s.spec.selector, labels) => Some((&**o, &**s)),
+        _ => None,
+    })
+}
+
+/// An empty selector selects nothing.
+pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+    !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+fn service_ports(s: &Service, p: &Pod) -> pb::PortList {
+    let ports = s
+        .spec
+        .ports
+        .iter()
+        .filter(|port| matches!(port.protocol.as_str(), "" | "TCP"))
+        .filter_map(|port| {
+            let target = match &port.target_port {
+                None => port.port,
+                Some(TargetPort::Number(0)) => port.port,
+                Some(TargetPort::Number(n)) => *n,
+                // A pod without a port of that name does not serve it.
+                Some(TargetPort::Name(name)) => p.named_port(name)?,
+            };
+            Some(pb::Port {
+                service_port: u32::from(port.port),
+                target_port: u32::from(target),
+                app_protocol: app_protocol(&port.name, &port.app_protocol) as i32,
+            })
+        })
+        .collect();
+    pb::PortList { ports }
+}
+
+fn app_protocol(name: &str, app_protocol: &str) -> pb::AppProtocol {
+    let by_name = name.split('-').next().unwrap_or_default();
+    match if app_protocol.is_empty() { by_name } else { app_protocol } {
+        "http" => pb::AppProtocol::Http11,
+        "http2" | "kubernetes.io/h2c" => pb::AppProtocol::Http2,
+        "grpc" => pb::AppProtocol::Grpc,
+        "tcp" => pb::AppProtocol::Tcp,
+        "tls" | "https" => pb::AppProtocol::Tls,
+        _ => pb::AppProtocol::Unknown,
+    }
+}
+
+/// Services without a selector that name this pod in an EndpointSlice.
+fn slices_naming<'a>(
+    snapshot: &'a Snapshot,
+    pod: &'a Object,
+    cluster: &'a Cluster,
+) -> impl Iterator<Item = (String, pb::PortList)> + 'a {
+    let namespace = pod.key.namespace.as_str();
+    snapshot.in_namespace(Kind::EndpointSlice, namespace).filter_map(move |o| {
+        let Spec::EndpointSlice(slice) = &o.spec else { return None };
+        let named = slice.endpoints.iter().any(|e| {
+            e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod" && t.name == pod.key.name)
+        });
+        named.then(|| slice_service(snapshot, o, slice, cluster)).flatten()
+    })
+}
+
+/// The service without a selector that a slice belongs to, and its ports there.
+fn slice_service(
+    snapshot: &Snapshot,
+    o: &Object,
+    slice: &EndpointSlice,
+    cluster: &Cluster,
+) -> Option<(String, pb::PortList)> {
+    let name = o.meta.labels.get("kubernetes.io/service-name")?;
+    let key = istio_api::ObjectKey {
+        kind: Kind::Service,
+        namespace: o.key.namespace.clone(),
+        name: name.clone(),
+    };
+    let Spec::Service(s) = &snapshot.get(&key)?.spec else { return None };
+    if !s.spec.selector.is_empty() {
+        return None;
+    }
+    let ports = s
+        .spec
+        .ports
+        .iter()
+        .filter_map(|p| {
+            let target = slice.ports.iter().find(|t| t.name == p.name)?.port?;
+            Some(pb::Port {
+                service_port: u32::from(p.port),
+                target_port: u32::from(target),
+                app_protocol: app_protocol(&p.name, &p.app_protocol) as i32,
+            })
+        })
+        .collect();
+    let hostname = service_hostname(cluster, &o.key.namespace, name);
+    Some((format!("{}/{hostname}", o.key.namespace), pb::PortList { ports }))
+}
+
+/// Endpoints of a slice that are no pods: workloads without identity of their own.
+pub fn slice(
+    o: &Object,
+    slice: &EndpointSlice,
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+) -> Vec<pb::Workload> {
+    let Some((service, ports)) = slice_service(snapshot, o, slice, cluster) else {
+        return Vec::new();
+    };
+    slice
+        .endpoints
+        .iter()
+        .filter(|e| e.target_ref.is_none())
+        .flat_map(|e| e.addresses.iter().map(move |a| (e, *a)))
+        .map(|(e, address)| pb::Workload {
+            uid: format!(
+                "{}/discovery.k8s.io/EndpointSlice/{}/{}/{address}",
+                cluster.id, o.key.namespace, o.key.name
+            ),
+            name: o.key.name.clone(),
+            namespace: o.key.namespace.clone(),
+            addresses: vec![bytes(address)],
+            network: cluster.network.clone(),
+            trust_domain: snapshot.mesh().trust_domain.clone(),
+            node: e.node_name.clone().unwrap_or_default(),
+            workload_name: o.key.name.clone(),
+            workload_type: pb::WorkloadType::Pod as i32,
+            status: status(e.conditions.ready.unwrap_or(true)),
+            cluster_id: cluster.id.clone(),
+            services: [(service.clone(), ports.clone())].into(),
+            ..pb::Workload::default()
+        })
+        .collect()
+}
+
+/// ServiceEntries of the namespace whose selector the labels meet, by `namespace/host`.
+fn entries_selecting(
+    snapshot: &Snapshot,
+    namespace: &str,
+    labels: &Labels,
+    target: impl Fn(u16) -> Option<u16>,
+) -> Vec<(String, pb::PortList)> {
+    let mut out = Vec::new();
+    for o in snapshot.in_namespace(Kind::ServiceEntry, namespace) {
+        let Spec::ServiceEntry(s) = &o.spec else { continue };
+        let met = s.workload_selector.as_ref().is_some_and(|w| selects(&w.labels, labels));
+        if met {
+            for host in &s.hosts {
+                out.push((format!("{namespace}/{host}"), entry_ports(s, None, &target)));
+            }
+        }
+    }
+    out
+}
+
+fn entry_ports(
+    s: &ServiceEntry,
+    endpoint: Option<&WorkloadEntry>,
+    target: &impl Fn(u16) -> Option<u16>,
+) -> pb::PortList {
+    let ports = s
+        .ports
+        .iter()
+        .filter_map(|p| {
+            let own = endpoint.and_then(|e| e.ports.get(&p.name).copied());
+            let target = own.or(p.target_port).or_else(|| target(p.number))?;
+            Some(pb::Port {
+                service_port: u32::from(p.number),
+                target_port: u32::from(target),
+                app_protocol: app_protocol("", &p.protocol.to_lowercase()) as i32,
+            })
+        })
+        .collect();
+    pb::PortList { ports }
+}
+
+pub fn workload_entry(
+    o: &Object,
+    w: &WorkloadEntry,
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+) -> Option<pb::Workload> {
+    let namespace = o.key.namespace.as_str();
+    let address: IpAddr = w.address.parse().ok()?;
+    let mut labels = o.meta.labels.clone();
+    labels.extend(w.labels.clone());
+    let mut services: BTreeMap<String, pb::PortList> = BTreeMap::new();
+    for (service, s) in selecting(snapshot, namespace, &labels) {
+        let ports = s
+            .spec
+            .ports
+            .iter()
+            .map(|p| {
+                let own = w.ports.get(&p.name).copied();
+                let target = own.or(match &p.target_port {
+                    Some(TargetPort::Number(n)) if *n != 0 => Some(*n),
+                    _ => None,
+                });
+                pb::Port {
+                    service_port: u32::from(p.port),
+                    target_port: u32::from(target.unwrap_or(p.port)),
+                    app_protocol: app_protocol(&p.name, &p.app_protocol) as i32,
+                }
+            })
+            .collect();
+        let hostname = service_hostname(cluster, namespace, &service.key.name);
+        services.insert(format!("{namespace}/{hostname}"), pb::PortList { ports });
+    }
+    for o in snapshot.in_namespace(Kind::ServiceEntry, namespace) {
+        let Spec::ServiceEntry(s) = &o.spec else { continue };
+        if s.workload_selector.as_ref().is_some_and(|sel| selects(&sel.labels, &labels)) {
+            for host in &s.hosts {
+                services.insert(format!("{namespace}/{host}"), entry_ports(s, Some(w), &Some));
+            }
+        }
+    }
+    Some(entry_workload(
+        format!("{}/networking.istio.io/WorkloadEntry/{namespace}/{}", cluster.id, o.key.name),
+        o,
+        w,
+        address,
+        &labels,
+        services,
+        snapshot,
+        cluster,
+    ))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn entry_workload(
+    uid: String,
+    o: &Object,
+    w: &WorkloadEntry,
+    address: IpAddr,
+    labels: &Labels,
+    services: BTreeMap<String, pb::PortList>,
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+) -> pb::Workload {
+    let mut parts = w.locality.splitn(3, '/').map(ToOwned::to_owned);
+    let mut part = || parts.next().unwrap_or_default();
+    // A machine that runs an agent of its own says so as a pod does.
+    let hbone = o.meta.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
+    pb::Workload {
+        uid,
+        name: o.key.name.clone(),
+        namespace: o.key.namespace.clone(),
+        addresses: vec![bytes(address)],
+        network: if w.network.is_empty() { network(labels, cluster) } else { w.network.clone() },
+        tunnel_protocol: tunnel(hbone),
+        trust_domain: snapshot.mesh().trust_domain.clone(),
+        service_account: w.service_account.clone(),
+        canonical_name: canonical_name(labels, &o.key.name),
+        canonical_revision: canonical_revision(labels),
+        workload_type: pb::WorkloadType::Pod as i32,
+        workload_name: o.key.name.clone(),
+        authorization_policies: named_policies(snapshot, &o.key.namespace, labels),
+        status: status(true),
+        cluster_id: cluster.id.clone(),
+        services,
+        locality: Some(pb::Locality { region: part(), zone: part(), subzone: part() }),
+        extensions: vec![labels_extension(labels)],
+        capacity: w.weight,
+        ..pb::Workload::default()
+    }
+}
+
+/// A ServiceEntry's services, one per host, and the workloads of its own endpoints.
+pub fn service_entry(
+    o: &Object,
+    s: &ServiceEntry,
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+) -> (Vec<pb::Service>, Vec<pb::Workload>) {
+    let namespace = o.key.namespace.as_str();
+    let services = s
+        .hosts
+        .iter()
+        .map(|host| pb::Service {
+            name: o.key.name.clone(),
+            namespace: namespace.to_owned(),
+            hostname: host.clone(),
+            addresses: addresses(s.addresses.iter(), cluster),
+            ports: entry_ports(s, None, &Some).ports,
+            subject_alt_names: s.subject_alt_names.clone(),
+            visibility: visibility(&s.export_to, namespace),
+            ..pb::Service::default()
+        })
+        .collect();
+    let workloads = s
+        .endpoints
+        .iter()
+        .filter_map(|e| {
+            let address: IpAddr = e.address.parse().ok()?;
+            let ports = entry_ports(s, Some(e), &Some);
+            let services =
+                s.hosts.iter().map(|h| (format!("{namespace}/{h}"), ports.clone())).collect();
+            let uid = format!(
+                "{}/networking.istio.io/ServiceEntry/{namespace}/{}/{address}",
+                cluster.id, o.key.name
+            );
+            Some(entry_workload(uid, o, e, address, &e.labels, services, snapshot, cluster))
+        })
+        .collect();
+    (services, workloads)
+}
+
+/// `.` means: this namespace alone.
+fn visibility(export_to: &[String], namespace: &str) -> i32 {
+    let private = !export_to.is_empty() && export_to.iter().all(|e| e == "." || e == namespace);
+    if private { pb::Visibility::Namespace as i32 } else { pb::Visibility::Public as i32 }
+}
+
+fn addresses<'a>(
+    all: impl Iterator<Item = &'a String>,
+    cluster: &Cluster,
+) -> Vec<pb::NetworkAddress> {
+    all.filter_map(|a| a.parse::<IpAddr>().ok())
+        .map(|ip| pb::NetworkAddress {
+            network: cluster.network.clone(),
+            address: bytes(ip),
+            length: None,
+        })
+        .collect()
+}
+
+pub fn service(o: &Object, s: &Service, cluster: &Cluster) -> Option<pb::Service> {
+    if s.spec.r#type == "ExternalName" {
+        return None;
+    }
+    let namespace = o.key.namespace.as_str();
+    let mut ips = s.spec.cluster_ips.clone();
+    if ips.is_empty() {
+        ips.push(s.spec.cluster_ip.clone());
+    }
+    let ports = s
+        .spec
+        .ports
+        .iter()
+        .filter(|p| matches!(p.protocol.as_str(), "" | "TCP"))
+        .map(|p| pb::Port {
+            service_port: u32::from(p.port),
+            target_port: match p.target_port {
+                Some(TargetPort::Number(n)) => u32::from(n),
+                // The workload says, for its own port of that name.
+                Some(TargetPort::Name(_)) => 0,
+                None => u32::from(p.port),
+            },
+            app_protocol: app_protocol(&p.name, &p.app_protocol) as i32,
+        })
+        .collect();
+    let distribution = o
+        .meta
+        .annotations
+        .get("networking.istio.io/traffic-distribution")
+        .unwrap_or(&s.spec.traffic_distribution);
+    let exported: Vec<String> = o
+        .meta
+        .annotations
+        .get("networking.istio.io/exportTo")
+        .map(|e| e.split(',').map(|s| s.trim().to_owned()).collect())
+        .unwrap_or_default();
+    Some(pb::Service {
+        name: o.key.name.clone(),
+        namespace: namespace.to_owned(),
+        hostname: service_hostname(cluster, namespace, &o.key.name),
+        addresses: addresses(ips.iter(), cluster),
+        ports,
+        load_balancing: load_balancing(
+            distribution,
+            &s.spec.internal_traffic_policy,
+            s.spec.publish_not_ready_addresses,
+        ),
+        visibility: visibility(&exported, namespace),
+        ..pb::Service::default()
+    })
+}
+
+fn load_balancing(
+    distribution: &str,
+    internal_policy: &str,
+    not_ready_too: bool,
+) -> Option<pb::LoadBalancing> {
+    use pb::load_balancing::{HealthPolicy, Mode, Scope};
+    let near = [Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone];
+    let (scopes, mode) = match (internal_policy, distribution) {
+        ("Local", _) => (vec![Scope::Node], Mode::Strict),
+        (_, "PreferClose" | "PreferSameZone") => (near.to_vec(), Mode::Failover),
+        (_, "PreferSameNode") => {
+            let mut scopes = near.to_vec();
+            scopes.push(Scope::Node);
+            (scopes, Mode::Failover)
+        }
+        _ => (Vec::new(), Mode::UnspecifiedMode),
+    };
+    let health = if not_ready_too { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
+    let default = scopes.is_empty() && !not_ready_too;
+    (!default).then(|| pb::LoadBalancing {
+        routing_preference: scopes.into_iter().map(|s| s as i32).collect(),
+        mode: mode as i32,
+        health_policy: health as i32,
+    })
+}
