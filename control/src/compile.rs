@@ -211,6 +211,10 @@ impl Compiler {
         for kind in [Kind::Pod, Kind::WorkloadEntry] {
             self.mark_kind(kind, scope, dirty, met);
         }
+        // Endpoints within a ServiceEntry are workloads, too, with labels of their own.
+        let has_endpoints =
+            |o: &Object| matches!(&o.spec, Spec::ServiceEntry(s) if !s.endpoints.is_empty());
+        self.mark_kind(Kind::ServiceEntry, scope, dirty, has_endpoints);
     }
 
     fn mark_slices_of(&self, service: &ObjectKey, dirty: &mut BTreeSet<ObjectKey>) {

@@ -96,6 +96,11 @@ impl Agent {
         assert!(status.success(), "the agent of {} ended with {status}", self.node.name());
     }
 
+    /// With its sockets.
+    pub fn run_dir(&self) -> &std::path::Path {
+        &self.run_dir
+    }
+
     pub fn pid(&self) -> i32 {
         self.running.lock().unwrap().as_ref().expect("the agent is not running").pid()
     }

@@ -51,8 +51,12 @@ impl Manifests {
     }
 }
 
+/// A namespace whose pods belong to the mesh once they are captured.
 pub(crate) fn namespace(name: &str) -> Value {
-    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } })
+    json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": { "name": name, "labels": { "istio.io/dataplane-mode": "ambient" } },
+    })
 }
 
 pub(crate) fn service_account(namespace: &str, name: &str) -> Value {

@@ -89,7 +89,7 @@ fn twenty_thousand_short_connections_lose_no_syn() {
     println!("{report:?}");
     assert_eq!((report.ok, report.failed.len()), (COUNT.into(), 0), "{report:?}");
     assert_eq!(retransmitted(), before, "SYNs were lost");
-    assert_eq!(mesh.agent(1).counter(&client, "captured"), COUNT.into());
+    assert_eq!(mesh.agent(1).counter(&client, "captured"), u64::from(COUNT));
     assert_eq!(mesh.agent(1).counter(&client, "announce_failed"), 0);
     for (agent, pod) in [(mesh.agent(1), &client), (mesh.agent(2), &server)] {
         assert_eq!(agent.counter(pod, "dropped_syn"), 0);

@@ -1,1 +1,48 @@
-fn main(){}
+//! `cargo xtask`: every chore of a developer, each with what it needs installed by itself.
+
+mod demo;
+mod ebpf;
+mod host;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Culvert's developer chores")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the kernel programs into target/ebpf/culvert.bpf.o
+    BuildEbpf,
+    /// Run every test: unit, property and end-to-end, as root
+    Test(test::Args),
+    /// Run the demo: Bookinfo on a two-node mesh, on this machine
+    Demo(demo::Args),
+    /// Run every fuzz target for a while
+    Fuzz {
+        /// Seconds for each
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::BuildEbpf => ebpf::build().map(drop),
+        Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Fuzz { seconds } => test::fuzz(seconds),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

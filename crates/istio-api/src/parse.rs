@@ -16,7 +16,7 @@ use serde_json::Value;
 pub fn parse_documents(file: &str, text: &str) -> (Vec<Object>, Vec<Diagnostic>) {
     let mut objects = Vec::new();
     let mut diagnostics = Vec::new();
-    let documents: Vec<Value> = match serde_saphyr::from_multiple(text) {
+    let documents: Vec<Value> = match serde_saphyr::from_multiple_with_options(text, yaml()) {
         Ok(documents) => documents,
         Err(e) => {
             diagnostics.push(Diagnostic {
@@ -47,6 +47,11 @@ pub fn parse_documents(file: &str, text: &str) -> (Vec<Object>, Vec<Diagnostic>)
         }
     }
     (objects, diagnostics)
+}
+
+/// As Kubernetes reads YAML where a type is known: a node called `n` or `on` is no boolean.
+fn yaml() -> serde_saphyr::Options {
+    serde_saphyr::options! { strict_booleans: true }
 }
 
 /// Collects the diagnostics of one object.
@@ -167,7 +172,7 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
 }
 
 fn mesh_config(text: &str, found: &mut Found<'_>) -> Option<MeshConfig> {
-    match serde_saphyr::from_str::<Value>(text) {
+    match serde_saphyr::from_str_with_options::<Value>(text, yaml()) {
         Ok(value) => typed(value, "data.mesh", found),
         Err(e) => {
             found.push(Code::Malformed, "data.mesh", format!("not YAML: {e}"), "correct the text");

@@ -1,0 +1,33 @@
+//! `cargo xtask demo`: builds what the demo needs and hands over to it.
+
+use crate::{ebpf, host};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run unattended and fail if any proof fails
+    #[arg(long)]
+    check: bool,
+    /// Leave the mesh running, and print commands to try
+    #[arg(long)]
+    keep: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    host::require_root()?;
+    host::require_build_tools()?;
+    host::require_network_tools()?;
+    ebpf::build()?;
+    eprintln!("building the programs (several minutes when cold)");
+    host::run(host::cargo().args(["build", "--quiet", "--workspace", "--locked"]))?;
+    let mut demo = Command::new(host::target().join("debug/culvert-demo"));
+    if args.check {
+        demo.arg("--check");
+    }
+    if args.keep {
+        demo.arg("--keep");
+    }
+    // In this process's place, so that Ctrl-C reaches the demo and nothing else.
+    Err(anyhow::anyhow!("starting the demo: {}", demo.exec()))
+}

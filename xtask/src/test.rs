@@ -1,0 +1,162 @@
+//! `cargo xtask test`: everything, with a summary at the end. A test that was skipped is named, and
+//! fails the run unless `tests/skips.txt` gives it a reason.
+
+use crate::{ebpf, host};
+use anyhow::{Context as _, bail};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only tests whose names contain this
+    filter: Option<String>,
+    /// Leave out the end-to-end tests
+    #[arg(long)]
+    unit: bool,
+}
+
+#[derive(Default)]
+struct Summary {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    host::require_root()?;
+    host::require_build_tools()?;
+    host::require_network_tools()?;
+    ebpf::build()?;
+    let begun = Instant::now();
+    eprintln!("building the programs and their tests (several minutes when cold)");
+    host::run(host::cargo().args(["build", "--quiet", "--workspace", "--locked"]))?;
+    host::run(host::cargo().args(["test", "--quiet", "--workspace", "--locked", "--no-run"]))?;
+    let mut summary = Summary::default();
+    // Decisions first: they are quick, and say more precisely what is wrong.
+    let unit = ["--workspace", "--exclude", "culvert-tests", "--exclude", "testbed"];
+    run_tests(&unit, &[], args, &mut summary)?;
+    if !args.unit {
+        run_tests(&["--package", "testbed"], &[], args, &mut summary)?;
+        run_tests(&["--package", "culvert-tests"], &["--test-threads=2"], args, &mut summary)?;
+    }
+    report(&summary, begun)
+}
+
+fn run_tests(
+    what: &[&str],
+    test_args: &[&str],
+    args: &Args,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    let mut command = host::cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]).args(what).arg("--").args(test_args);
+    if let Some(filter) = &args.filter {
+        command.arg(filter);
+    }
+    command.stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+    let stdout = child.stdout.take().context("the tests have no output")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        let Some(rest) = line.strip_prefix("test ") else { continue };
+        let Some((name, outcome)) = rest.rsplit_once(" ... ") else { continue };
+        match outcome.split([' ', ',']).next() {
+            Some("ok") => summary.passed += 1,
+            Some("FAILED") => summary.failed.push(name.to_owned()),
+            Some("ignored") => summary.skipped.push(name.to_owned()),
+            _ => {}
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && summary.failed.is_empty() {
+        summary.failed.push(format!("{what:?} ended with {status}"));
+    }
+    Ok(())
+}
+
+fn report(summary: &Summary, begun: Instant) -> anyhow::Result<()> {
+    let path = host::root().join("tests/skips.txt");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let reasons: BTreeMap<&str, &str> = text
+        .lines()
+        .filter(|l| !l.trim().is_empty() && !l.starts_with('#'))
+        .filter_map(|l| l.split_once(':'))
+        .map(|(name, reason)| (name.trim(), reason.trim()))
+        .collect();
+    println!();
+    println!(
+        "{} passed, {} failed, {} skipped, in {} s",
+        summary.passed,
+        summary.failed.len(),
+        summary.skipped.len(),
+        begun.elapsed().as_secs()
+    );
+    let mut unexplained = 0;
+    for name in &summary.skipped {
+        match reasons.iter().find(|(listed, _)| name == *listed || name.ends_with(&format!("::{listed}"))) {
+            Some((_, reason)) => println!("skipped  {name}: {reason}"),
+            None => {
+                unexplained += 1;
+                println!("skipped  {name}: NO REASON in tests/skips.txt");
+            }
+        }
+    }
+    for name in &summary.failed {
+        println!("FAILED   {name}");
+    }
+    if !summary.failed.is_empty() || unexplained > 0 {
+        bail!("{} tests failed, {unexplained} were skipped without a reason", summary.failed.len());
+    }
+    if summary.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// Runs each fuzz target for a while, from its corpus.
+pub fn fuzz(seconds: u64) -> anyhow::Result<()> {
+    host::require_build_tools()?;
+    let dir = host::root().join("fuzz");
+    let target = host::cache().join("fuzz-target");
+    eprintln!("building the fuzz targets");
+    // libFuzzer's instrumentation by hand: `cargo fuzz` would want a nightly toolchain for it.
+    let flags = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+                 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+                 -Cllvm-args=-sanitizer-coverage-pc-table \
+                 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing";
+    host::run(
+        host::cargo()
+            .current_dir(&dir)
+            .args(["build", "--release", "--quiet", "--locked", "--target", "x86_64-unknown-linux-gnu"])
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", flags)
+            .env("CARGO_TARGET_DIR", &target),
+    )?;
+    let mut names: Vec<String> = fs::read_dir(dir.join("fuzz_targets"))?
+        .flatten()
+        .filter_map(|e| Some(e.path().file_stem()?.to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    for name in names {
+        eprintln!("fuzzing {name} for {seconds} s");
+        // New inputs go to a scratch directory, the checked-in corpus is only read.
+        let scratch = host::cache().join("fuzz-corpus").join(&name);
+        fs::create_dir_all(&scratch)?;
+        host::run(
+            Command::new(target.join("x86_64-unknown-linux-gnu/release").join(&name))
+                .current_dir(&scratch)
+                .arg(&scratch)
+                .arg(dir.join("corpus").join(&name))
+                .arg(format!("-max_total_time={seconds}"))
+                .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]),
+        )
+        .with_context(|| format!("{name} found something; its input is in {}", scratch.display()))?;
+    }
+    Ok(())
+}
