@@ -214,7 +214,11 @@ pub fn metrics(agent: &Agent) -> String {
     gauge("culvert_connections_open", "Connections under way.", agent.connections.len());
     gauge("culvert_pool_connections", "HBONE connections of this agent as a client.", pooled);
     gauge("culvert_pool_streams", "Streams open on them.", streams);
-    gauge("culvert_log_lines_lost", "Log lines dropped because the reader was slow.", crate::log::lost());
+    gauge(
+        "culvert_log_lines_lost",
+        "Log lines dropped because the reader was slow.",
+        crate::log::lost(),
+    );
     let mut totals = capture_abi::Counts::default();
     for p in &pods {
         let c = agent.capture.counts(p.owner);
@@ -230,7 +234,8 @@ pub fn metrics(agent: &Agent) -> String {
         totals.passed_other += c.passed_other;
     }
     let name = "culvert_guard_packets";
-    let _ = writeln!(out, "# HELP {name} Packets that the guards of the enrolled pods have judged.");
+    let _ =
+        writeln!(out, "# HELP {name} Packets that the guards of the enrolled pods have judged.");
     let _ = writeln!(out, "# TYPE {name} gauge");
     for (verdict, reason, value) in [
         ("dropped", "unannounced_syn", totals.dropped_syn),
@@ -244,7 +249,8 @@ pub fn metrics(agent: &Agent) -> String {
     ] {
         let _ = writeln!(out, "{name}{{verdict={verdict:?},reason={reason:?}}} {value}");
     }
-    let _ = writeln!(out, "# HELP culvert_connects Connects of enrolled pods, by what became of them.");
+    let _ =
+        writeln!(out, "# HELP culvert_connects Connects of enrolled pods, by what became of them.");
     let _ = writeln!(out, "# TYPE culvert_connects gauge");
     let _ = writeln!(out, "culvert_connects{{outcome=\"captured\"}} {}", totals.captured);
     let _ = writeln!(out, "culvert_connects{{outcome=\"no_room\"}} {}", totals.announce_failed);

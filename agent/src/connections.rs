@@ -78,7 +78,13 @@ impl Connections {
     }
 
     /// A connection that never opened.
-    pub fn failed(&self, metrics: &Metrics, mut record: FlowRecord, flags: ResponseFlags, close: CloseReason) {
+    pub fn failed(
+        &self,
+        metrics: &Metrics,
+        mut record: FlowRecord,
+        flags: ResponseFlags,
+        close: CloseReason,
+    ) {
         record.flags = flags;
         record.close = Some(close);
         metrics.failed(&record);

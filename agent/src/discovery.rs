@@ -15,7 +15,10 @@ use tonic::{
 use xds::{
     client::Connect,
     proto::{
-        ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
+        ca::{
+            IstioCertificateRequest,
+            istio_certificate_service_client::IstioCertificateServiceClient,
+        },
         discovery::Node,
     },
 };

@@ -8,8 +8,8 @@ use nix::{
     cmsg_space,
     errno::Errno,
     sys::socket::{
-        AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4,
-        bind, getsockopt, listen, recvmsg, send, socket, sockopt::PeerCredentials,
+        AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+        accept4, bind, getsockopt, listen, recvmsg, send, socket, sockopt::PeerCredentials,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,9 @@ const MAX_REQUEST: usize = 16 * 1024;
 pub enum Request {
     /// With the namespace's descriptor.
     Enroll(EnrollRequest),
-    Unenroll { uid: String },
+    Unenroll {
+        uid: String,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,7 +85,10 @@ pub async fn serve(agent: Arc<Agent>, listener: AsyncFd<OwnedFd>) {
                 let fd = unsafe { OwnedFd::from_raw_fd(fd) };
                 spawn_for_agent(async move {
                     if let Err(error) = client(&agent, fd).await {
-                        tracing::warn!(error = format!("{error:#}"), "an enrol client was turned away");
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "an enrol client was turned away"
+                        );
                     }
                 });
             }

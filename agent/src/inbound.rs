@@ -80,7 +80,9 @@ async fn hbone_stream(
     stream: InboundStream,
 ) {
     let to = match &stream.authority {
-        Authority::Address(to) if pod.has_address(to.ip()) && !ILLEGAL_PORTS.contains(&to.port()) => {
+        Authority::Address(to)
+            if pod.has_address(to.ip()) && !ILLEGAL_PORTS.contains(&to.port()) =>
+        {
             *to
         }
         other => {
@@ -97,7 +99,8 @@ async fn hbone_stream(
         .map(Baggage::decode)
         .unwrap_or_default();
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let Some(incoming) = judge(&agent, &pod, Some(identity), source, to, Some(&baggage)).await else {
+    let Some(incoming) = judge(&agent, &pod, Some(identity), source, to, Some(&baggage)).await
+    else {
         stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
         return;
     };
@@ -128,7 +131,12 @@ pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpLis
     .await;
 }
 
-async fn plaintext_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+async fn plaintext_connection(
+    agent: Arc<Agent>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
     let _ = stream.set_nodelay(true);
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     // sk_lookup leaves the address that the client asked for.

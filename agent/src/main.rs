@@ -122,9 +122,9 @@ struct Run {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
-        Command::Check { cgroup } => {
-            netns::remember_home().map_err(Into::into).map(|()| capture::check::check(cgroup.as_deref()))
-        }
+        Command::Check { cgroup } => netns::remember_home()
+            .map_err(Into::into)
+            .map(|()| capture::check::check(cgroup.as_deref())),
         Command::Detach { bpffs } => capture::detach(&bpffs).map(|()| true),
         Command::Run(run) => start(*run).map(|()| true),
     };

@@ -65,9 +65,8 @@ pub fn links() -> io::Result<Vec<Link>> {
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_LINK => link.peer = u32_at(value, 0),
                 IFLA_LINKINFO => {
-                    link.kind = attributes(value)
-                        .find(|(k, _)| *k == IFLA_INFO_KIND)
-                        .map(|(_, v)| text(v));
+                    link.kind =
+                        attributes(value).find(|(k, _)| *k == IFLA_INFO_KIND).map(|(_, v)| text(v));
                 }
                 _ => {}
             }

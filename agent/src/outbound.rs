@@ -245,8 +245,7 @@ async fn to_itself(
             let mut record = begun.record(&route);
             record.verdict = Some(verdict.decision.to_string());
             let judged = crate::connections::Judged { destination_uid: own.uid.clone(), request };
-            let entry =
-                begun.agent.connections.open(&begun.agent.metrics, record, Some(judged));
+            let entry = begun.agent.connections.open(&begun.agent.metrics, record, Some(judged));
             if let Some(downstream) = downstream.take() {
                 entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
             }
@@ -334,10 +333,8 @@ fn connect_request(
         region: text(&own.locality.region),
         zone: text(&own.locality.zone),
     };
-    let forwarded = Forwarded {
-        client: begun.source,
-        host: service.map(|s| s.key.hostname.to_string()),
-    };
+    let forwarded =
+        Forwarded { client: begun.source, host: service.map(|s| s.key.hostname.to_string()) };
     for (name, value) in [("baggage", baggage.encode()), ("forwarded", forwarded.encode())] {
         if let Ok(value) = value.parse() {
             request.headers_mut().insert(name, value);
@@ -351,7 +348,8 @@ fn explain(e: &PoolError, to: SocketAddr) -> (ResponseFlags, String) {
         PoolError::Open(e) => match &**e {
             ClientError::Refused(status) if status.as_u16() == 401 => (
                 ResponseFlags::Deny,
-                "the destination's policy refused it; its node's access log names the policy".into(),
+                "the destination's policy refused it; its node's access log names the policy"
+                    .into(),
             ),
             ClientError::Refused(status) if status.as_u16() == 503 => (
                 ResponseFlags::Connect,

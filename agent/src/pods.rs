@@ -156,8 +156,7 @@ pub async fn enroll(
         // A pod that came back in a new sandbox: the old one is history.
         release(agent, &other).await;
     }
-    let flags =
-        if request.allow_other_protocols { pod_flags::ALLOW_OTHER_PROTOCOLS } else { 0 };
+    let flags = if request.allow_other_protocols { pod_flags::ALLOW_OTHER_PROTOCOLS } else { 0 };
     let owner = agent.pods.next_owner.fetch_add(1, Ordering::Relaxed);
     enroll_as(agent, netns, &request.uid, Some(request), owner, flags).await
 }
@@ -217,7 +216,12 @@ async fn enroll_as(
 }
 
 /// The steps, in their order.
-fn capture(agent: &Arc<Agent>, pod: &Arc<Pod>, flags: u32, host_ends: &[u32]) -> anyhow::Result<()> {
+fn capture(
+    agent: &Arc<Agent>,
+    pod: &Arc<Pod>,
+    flags: u32,
+    host_ends: &[u32],
+) -> anyhow::Result<()> {
     let cookie = pod.netns.cookie();
     let capture = &agent.capture;
     sockets::prepare(&pod.netns)?;
@@ -323,7 +327,9 @@ pub async fn unenroll(agent: &Arc<Agent>, uid: &str) -> anyhow::Result<()> {
             release(agent, &pod).await;
             Ok(())
         }
-        None => bail!("no pod {uid} is enrolled on this node; `culvertctl status` lists those that are"),
+        None => {
+            bail!("no pod {uid} is enrolled on this node; `culvertctl status` lists those that are")
+        }
     }
 }
 
@@ -371,12 +377,16 @@ pub async fn take_up(agent: &Arc<Agent>) {
             continue;
         };
         kept.insert(entry.owner);
-        let taken = enroll_as(agent, netns.clone(), &saved.uid, None, entry.owner, saved.flags).await;
+        let taken =
+            enroll_as(agent, netns.clone(), &saved.uid, None, entry.owner, saved.flags).await;
         if let Err(error) = taken {
             // enroll_as has opened the pod again on failure; closed is right here.
             let _ = agent.capture.enroll(cookie, entry);
-            tracing::error!(uid = saved.uid, error = format!("{error:#}"),
-                "an enrolled pod could not be taken up: its new connections fail until it is enrolled again");
+            tracing::error!(
+                uid = saved.uid,
+                error = format!("{error:#}"),
+                "an enrolled pod could not be taken up: its new connections fail until it is enrolled again"
+            );
         }
     }
     agent.capture.forget_except(&kept);

@@ -81,11 +81,8 @@ pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Li
         if v6 && !ipv6 {
             continue;
         }
-        let at: SocketAddr = if v6 {
-            (Ipv6Addr::LOCALHOST, 0).into()
-        } else {
-            (Ipv4Addr::LOCALHOST, 0).into()
-        };
+        let at: SocketAddr =
+            if v6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() };
         let socket = netns.run(|| new_socket(at.ip()))?.context("making a listener")?;
         capture.mark_own(&socket).context("marking a listener as the agent's")?;
         if v6 {
@@ -105,7 +102,8 @@ pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Li
 }
 
 fn new_socket(like: IpAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address((like, 0).into()), Type::STREAM, Some(Protocol::TCP))?;
+    let socket =
+        Socket::new(Domain::for_address((like, 0).into()), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -200,7 +198,9 @@ pub fn host_ends(netns: &Netns) -> anyhow::Result<Vec<u32>> {
         }
     }
     if ends.is_empty() {
-        bail!("the pod's network namespace has no interface beside lo yet: enrol it once it has one");
+        bail!(
+            "the pod's network namespace has no interface beside lo yet: enrol it once it has one"
+        );
     }
     Ok(ends)
 }

@@ -79,7 +79,8 @@ struct LinkUpdate {
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is a prefix of union bpf_attr for `command`, of the size given; the kernel
     // takes what is beyond it as zero.
-    let r = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    let r =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if r < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -137,8 +138,13 @@ fn path(path: &Path) -> io::Result<std::ffi::CString> {
 /// `BPF_OBJ_PIN`
 pub fn pin(fd: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
     let name = path(at)?;
-    let mut attr =
-        Obj { pathname: name.as_ptr() as u64, bpf_fd: fd_u32(fd), file_flags: 0, path_fd: 0, _pad: 0 };
+    let mut attr = Obj {
+        pathname: name.as_ptr() as u64,
+        bpf_fd: fd_u32(fd),
+        file_flags: 0,
+        path_fd: 0,
+        _pad: 0,
+    };
     bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
@@ -166,7 +172,11 @@ pub fn socket_storage_get<V: Copy>(map: BorrowedFd<'_>, socket: RawFd) -> io::Re
 }
 
 /// Keeps `value` with `socket`.
-pub fn socket_storage_set<V: Copy>(map: BorrowedFd<'_>, socket: RawFd, value: &V) -> io::Result<()> {
+pub fn socket_storage_set<V: Copy>(
+    map: BorrowedFd<'_>,
+    socket: RawFd,
+    value: &V,
+) -> io::Result<()> {
     let mut attr = MapElem {
         map_fd: fd_u32(map),
         _pad: 0,

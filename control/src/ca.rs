@@ -4,16 +4,11 @@
 use anyhow::{Context as _, bail};
 use identity::SpiffeId;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
-use std::{
-    fs,
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 use time::OffsetDateTime;
 
 /// Clocks of nodes differ: a certificate is valid from this long ago.
@@ -45,7 +40,8 @@ impl Authority {
                 )
             })
         };
-        let key = KeyPair::from_pem(&read("ca-key.pem")?).context("ca-key.pem is no private key")?;
+        let key =
+            KeyPair::from_pem(&read("ca-key.pem")?).context("ca-key.pem is no private key")?;
         let certificate = read("ca-cert.pem")?;
         let roots = read("root-cert.pem")?;
         let chain = read("cert-chain.pem")?;
@@ -172,7 +168,8 @@ mod tests {
         pub struct Dir(pub std::path::PathBuf);
         impl Dir {
             pub fn new() -> Self {
-                let path = std::env::temp_dir().join(format!("culvert-ca-{:x}", rand::random::<u64>()));
+                let path =
+                    std::env::temp_dir().join(format!("culvert-ca-{:x}", rand::random::<u64>()));
                 std::fs::create_dir_all(&path).unwrap();
                 Dir(path)
             }
@@ -195,7 +192,8 @@ mod tests {
         let error = Certified::new(&wanted, request, &chain, roots.clone()).err().unwrap();
         assert!(error.to_string().contains("sa/granted"), "{error}");
         let request = new_request(&granted).unwrap();
-        let chain = a.certify(&granted, &request.csr_pem, Duration::from_secs(u64::MAX / 4)).unwrap();
+        let chain =
+            a.certify(&granted, &request.csr_pem, Duration::from_secs(u64::MAX / 4)).unwrap();
         let certified = Certified::new(&granted, request, &chain, roots).unwrap();
         let life = certified.not_after.duration_since(certified.not_before).unwrap();
         assert!(life <= Duration::from_secs(3600) + BACKDATE, "life is capped: {life:?}");
@@ -209,7 +207,8 @@ mod tests {
         let mut lines: Vec<String> = request.csr_pem.lines().map(ToOwned::to_owned).collect();
         // The signature is at the end of the DER.
         let last = lines.len() - 2;
-        let swapped: String = lines[last].chars().map(|c| if c == 'A' { 'B' } else { 'A' }).collect();
+        let swapped: String =
+            lines[last].chars().map(|c| if c == 'A' { 'B' } else { 'A' }).collect();
         lines[last] = swapped;
         assert!(a.certify(&id, &lines.join("\n"), Duration::ZERO).is_err());
         assert!(a.certify(&id, "nonsense", Duration::ZERO).is_err());

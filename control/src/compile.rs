@@ -306,7 +306,8 @@ impl Compiler {
                 }
             }
             Spec::AuthorizationPolicy(p) => {
-                let dry_run = o.meta.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true");
+                let dry_run =
+                    o.meta.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true");
                 let a = policies::authorization(&o.key, p, dry_run, snapshot.mesh());
                 a.into_iter().for_each(|a| insert_authorization(a, authorizations));
             }

@@ -1,10 +1,6 @@
 //! The control plane's state: objects in, resources served, questions answered.
 
-use crate::{
-    compile::Compiler,
-    source::Batch,
-    workloads::Cluster,
-};
+use crate::{compile::Compiler, source::Batch, workloads::Cluster};
 use identity::SpiffeId;
 use istio_api::Diagnostic;
 use std::{
@@ -133,12 +129,18 @@ impl Control {
             "Requests for identities that do not run where the asker is.",
             load(&self.issued_refusals),
         );
-        let _ = writeln!(out, "# HELP culvertd_resources Resources served.\n# TYPE culvertd_resources gauge");
+        let _ = writeln!(
+            out,
+            "# HELP culvertd_resources Resources served.\n# TYPE culvertd_resources gauge"
+        );
         for (name, url) in [("address", ADDRESS_TYPE), ("authorization", AUTHORIZATION_TYPE)] {
             let _ = writeln!(out, "culvertd_resources{{type={name:?}}} {}", self.store.len(url));
         }
         let errors = self.diagnostics().iter().filter(|d| d.code.is_error()).count();
-        let _ = writeln!(out, "# HELP culvertd_diagnostics_errors Objects or files that are refused now.\n# TYPE culvertd_diagnostics_errors gauge\nculvertd_diagnostics_errors {errors}");
+        let _ = writeln!(
+            out,
+            "# HELP culvertd_diagnostics_errors Objects or files that are refused now.\n# TYPE culvertd_diagnostics_errors gauge\nculvertd_diagnostics_errors {errors}"
+        );
         out
     }
 }

@@ -77,7 +77,9 @@ impl IstioCertificateService for CertificateService {
                 _ => None,
             })
             .ok_or_else(|| {
-                Status::permission_denied("a node has no identity of its own: ImpersonatedIdentity is missing")
+                Status::permission_denied(
+                    "a node has no identity of its own: ImpersonatedIdentity is missing",
+                )
             })?;
         let identity: SpiffeId =
             asked.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;

@@ -42,9 +42,6 @@ fn answer(control: &Control, path: &str) -> (StatusCode, String) {
             StatusCode::OK,
             serde_json::to_string_pretty(&control.diagnostics()).unwrap_or_default(),
         ),
-        _ => (
-            StatusCode::NOT_FOUND,
-            "here are /ready, /metrics and /debug/diagnostics\n".into(),
-        ),
+        _ => (StatusCode::NOT_FOUND, "here are /ready, /metrics and /debug/diagnostics\n".into()),
     }
 }

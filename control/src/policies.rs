@@ -45,16 +45,13 @@ pub fn authorization(
     })
 }
 
-fn rule(
-    r: &istio_api::Rule,
-    action: Action,
-    namespace: &str,
-    mesh: &MeshConfig,
-) -> Option<Rule> {
+fn rule(r: &istio_api::Rule, action: Action, namespace: &str, mesh: &MeshConfig) -> Option<Rule> {
     let mut clauses = Vec::new();
     if !r.from.is_empty() {
-        let matches =
-            alternatives(r.from.iter().map(|f| (source(&f.source, namespace, mesh), f.source.has_l7())), action)?;
+        let matches = alternatives(
+            r.from.iter().map(|f| (source(&f.source, namespace, mesh), f.source.has_l7())),
+            action,
+        )?;
         clauses.extend(matches);
     }
     if !r.to.is_empty() {
@@ -164,9 +161,7 @@ fn principals(list: &[String], mesh: &MeshConfig) -> Vec<StringMatch> {
     let mut out = Vec::new();
     for s in list {
         match s.split_once('/') {
-            Some((domain, rest))
-                if domain == "cluster.local" || own().any(|d| d == domain) =>
-            {
+            Some((domain, rest)) if domain == "cluster.local" || own().any(|d| d == domain) => {
                 out.extend(own().map(|d| pattern(&format!("{d}/{rest}"))));
             }
             _ => out.push(pattern(s)),
@@ -272,8 +267,9 @@ pub fn converted_name(name: &str) -> String {
 /// something, the oldest of it.
 pub fn mutual_tls_policy(snapshot: &Snapshot, namespace: &str, labels: &Labels) -> Option<String> {
     let own = snapshot.peer_authentications(namespace);
-    let selected =
-        own.iter().find(|(_, p)| p.selector.as_ref().is_some_and(|s| s.matches(labels) && !s.match_labels.is_empty()));
+    let selected = own.iter().find(|(_, p)| {
+        p.selector.as_ref().is_some_and(|s| s.matches(labels) && !s.match_labels.is_empty())
+    });
     let strict = || format!("{}/{STATIC_STRICT}", snapshot.mesh().root_namespace);
     if let Some((object, p)) = selected {
         if converted(object, p, snapshot).is_some() {

@@ -46,12 +46,13 @@ const RESCAN: Duration = Duration::from_secs(30);
 impl Source for Directory {
     fn start(self) -> anyhow::Result<mpsc::Receiver<Batch>> {
         let (events_tx, mut events) = mpsc::unbounded_channel();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let _ = events_tx.send(event);
-        })?;
-        watcher.watch(&self.path, RecursiveMode::Recursive).map_err(|e| {
-            anyhow::anyhow!("watching the directory {}: {e}", self.path.display())
-        })?;
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                let _ = events_tx.send(event);
+            })?;
+        watcher
+            .watch(&self.path, RecursiveMode::Recursive)
+            .map_err(|e| anyhow::anyhow!("watching the directory {}: {e}", self.path.display()))?;
         let (tx, rx) = mpsc::channel(16);
         tokio::spawn(async move {
             let mut files = Files::default();
@@ -151,7 +152,9 @@ impl Files {
         for path in paths {
             match fs::read_to_string(&path) {
                 Ok(text) => self.file(path, text, &mut changes),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.gone(&path, &mut changes),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    self.gone(&path, &mut changes)
+                }
                 Err(e) => {
                     let file = self.by_path.entry(path.clone()).or_default();
                     file.diagnostics = vec![unreadable(&path, &e)];
@@ -173,11 +176,8 @@ impl Files {
         let name = path.display().to_string();
         let (objects, mut diagnostics) = parse_documents(&name, &text);
         let malformed = diagnostics.iter().any(|d| d.code == Code::Malformed && d.object == "-");
-        let refused: Vec<String> = diagnostics
-            .iter()
-            .filter(|d| d.code.is_error())
-            .map(|d| d.object.clone())
-            .collect();
+        let refused: Vec<String> =
+            diagnostics.iter().filter(|d| d.code.is_error()).map(|d| d.object.clone()).collect();
         let old = self.by_path.remove(&path).unwrap_or_default();
         let mut now = BTreeMap::new();
         for object in objects {

@@ -60,7 +60,7 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
             (format!("{namespace}/{hostname}"), service_ports(s, p))
         })
         .collect();
-    services.extend(entries_selecting(snapshot, namespace, labels, |t| Some(t)));
+    services.extend(entries_selecting(snapshot, namespace, labels));
     services.extend(slices_naming(snapshot, o, cluster));
     Some(pb::Workload {
         uid: pod_uid(&cluster.id, namespace, &o.key.name),
@@ -318,7 +318,6 @@ fn entries_selecting(
     snapshot: &Snapshot,
     namespace: &str,
     labels: &Labels,
-    target: impl Fn(u16) -> Option<u16>,
 ) -> Vec<(String, pb::PortList)> {
     let mut out = Vec::new();
     for o in snapshot.in_namespace(Kind::ServiceEntry, namespace) {
@@ -326,29 +325,24 @@ fn entries_selecting(
         let met = s.workload_selector.as_ref().is_some_and(|w| selects(&w.labels, labels));
         if met {
             for host in &s.hosts {
-                out.push((format!("{namespace}/{host}"), entry_ports(s, None, &target)));
+                out.push((format!("{namespace}/{host}"), entry_ports(s, None)));
             }
         }
     }
     out
 }
 
-fn entry_ports(
-    s: &ServiceEntry,
-    endpoint: Option<&WorkloadEntry>,
-    target: &impl Fn(u16) -> Option<u16>,
-) -> pb::PortList {
+fn entry_ports(s: &ServiceEntry, endpoint: Option<&WorkloadEntry>) -> pb::PortList {
     let ports = s
         .ports
         .iter()
-        .filter_map(|p| {
+        .map(|p| {
             let own = endpoint.and_then(|e| e.ports.get(&p.name).copied());
-            let target = own.or(p.target_port).or_else(|| target(p.number))?;
-            Some(pb::Port {
+            pb::Port {
                 service_port: u32::from(p.number),
-                target_port: u32::from(target),
+                target_port: u32::from(own.or(p.target_port).unwrap_or(p.number)),
                 app_protocol: app_protocol("", &p.protocol.to_lowercase()) as i32,
-            })
+            }
         })
         .collect();
     pb::PortList { ports }
@@ -390,7 +384,7 @@ pub fn workload_entry(
         let Spec::ServiceEntry(s) = &o.spec else { continue };
         if s.workload_selector.as_ref().is_some_and(|sel| selects(&sel.labels, &labels)) {
             for host in &s.hosts {
-                services.insert(format!("{namespace}/{host}"), entry_ports(s, Some(w), &Some));
+                services.insert(format!("{namespace}/{host}"), entry_ports(s, Some(w)));
             }
         }
     }
@@ -420,7 +414,8 @@ fn entry_workload(
     let mut parts = w.locality.splitn(3, '/').map(ToOwned::to_owned);
     let mut part = || parts.next().unwrap_or_default();
     // A machine that runs an agent of its own says so as a pod does.
-    let hbone = o.meta.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
+    let hbone =
+        o.meta.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
     pb::Workload {
         uid,
         name: o.key.name.clone(),
@@ -461,7 +456,7 @@ pub fn service_entry(
             namespace: namespace.to_owned(),
             hostname: host.clone(),
             addresses: addresses(s.addresses.iter(), cluster),
-            ports: entry_ports(s, None, &Some).ports,
+            ports: entry_ports(s, None).ports,
             subject_alt_names: s.subject_alt_names.clone(),
             visibility: visibility(&s.export_to, namespace),
             ..pb::Service::default()
@@ -472,7 +467,7 @@ pub fn service_entry(
         .iter()
         .filter_map(|e| {
             let address: IpAddr = e.address.parse().ok()?;
-            let ports = entry_ports(s, Some(e), &Some);
+            let ports = entry_ports(s, Some(e));
             let services =
                 s.hosts.iter().map(|h| (format!("{namespace}/{h}"), ports.clone())).collect();
             let uid = format!(

@@ -53,11 +53,7 @@ pub fn ask(run_dir: &Path, word: &str) -> Result<Vec<Value>, Failure> {
 }
 
 /// One request on the enrol socket, with a descriptor beside it.
-pub fn enroll_socket(
-    run_dir: &Path,
-    request: &Value,
-    fd: Option<OwnedFd>,
-) -> Result<(), Failure> {
+pub fn enroll_socket(run_dir: &Path, request: &Value, fd: Option<OwnedFd>) -> Result<(), Failure> {
     let path = run_dir.join("enroll.sock");
     let s = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
         .context("making a socket")?;

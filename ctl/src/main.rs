@@ -112,11 +112,20 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Connections => "connections",
         Command::Enroll(e) => return enroll(cli, e),
         Command::Unenroll(pod) => {
-            client::enroll_socket(&cli.run_dir, &json!({"do": "unenroll", "uid": pod.uid()}), None)?;
+            client::enroll_socket(
+                &cli.run_dir,
+                &json!({"do": "unenroll", "uid": pod.uid()}),
+                None,
+            )?;
             return say(cli, &format!("{} is un-enrolled", pod.uid()));
         }
         Command::Completion { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "culvertctl", &mut std::io::stdout());
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "culvertctl",
+                &mut std::io::stdout(),
+            );
             return Ok(());
         }
     };

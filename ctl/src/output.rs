@@ -97,12 +97,19 @@ fn print_status(status: &Value) {
     println!("node       {}", text(status, "/node"));
     println!("version    {}", text(status, "/version"));
     println!("ready      {}", text(status, "/ready"));
-    println!("discovery  {}", match status.pointer("/discovery_connected") {
-        Some(Value::Bool(true)) => "connected",
-        _ => "not connected; the last good state is in force",
-    });
-    println!("open       {} connections, {} pooled, {} streams",
-        text(status, "/connections"), text(status, "/pool/connections"), text(status, "/pool/streams"));
+    println!(
+        "discovery  {}",
+        match status.pointer("/discovery_connected") {
+            Some(Value::Bool(true)) => "connected",
+            _ => "not connected; the last good state is in force",
+        }
+    );
+    println!(
+        "open       {} connections, {} pooled, {} streams",
+        text(status, "/connections"),
+        text(status, "/pool/connections"),
+        text(status, "/pool/streams")
+    );
     println!();
     let pods = status.pointer("/pods").and_then(Value::as_array).cloned().unwrap_or_default();
     print(

@@ -127,13 +127,17 @@ impl Bookinfo {
         let ctl = binary("culvertctl");
         let config = self.mesh.bed.dir().join("config");
         println!("\nTo try:");
-        println!("  # the bookstore, as the pod `sleep` sees it (processes joined this way are not in");
-        println!("  # the pod's cgroup; the second form puts the shell there, and so into the mesh)");
-        println!("  {enter} {} get http://productpage:9080/productpage", binary("bookinfo").display());
         println!(
-            "  sh -c 'echo $$ > {}/cgroup.procs; exec {enter} bash'",
-            pod.cgroup().display()
+            "  # the bookstore, as the pod `sleep` sees it (processes joined this way are not in"
         );
+        println!(
+            "  # the pod's cgroup; the second form puts the shell there, and so into the mesh)"
+        );
+        println!(
+            "  {enter} {} get http://productpage:9080/productpage",
+            binary("bookinfo").display()
+        );
+        println!("  sh -c 'echo $$ > {}/cgroup.procs; exec {enter} bash'", pod.cgroup().display());
         for agent in self.mesh.agents() {
             println!("  {} --run-dir {} status", ctl.display(), agent.run_dir().display());
             println!("  {} --run-dir {} connections", ctl.display(), agent.run_dir().display());

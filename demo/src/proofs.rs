@@ -19,7 +19,10 @@ pub fn all(b: &Bookinfo) -> anyhow::Result<()> {
     title("Before: the bookstore in plaintext");
     let before = watched(b, "before", || whole_page(b))?;
     ensure!(!before.tokens.is_empty(), "without a mesh the tokens should be on the wire: {before}");
-    println!("  on the link between the nodes: {} sightings of the applications' tokens", before.tokens.len());
+    println!(
+        "  on the link between the nodes: {} sightings of the applications' tokens",
+        before.tokens.len()
+    );
 
     title("Enrolment: no pod restarts");
     let pids: Vec<i32> = b.pods.iter().map(crate::bookinfo::BookPod::pid).collect();
@@ -50,7 +53,10 @@ fn title(text: &str) {
 /// The page, and reviews by each version, with their stars.
 fn whole_page(b: &Bookinfo) -> anyhow::Result<()> {
     let page = b.get(PAGE)?;
-    ensure!(page.contains("Book Details") && page.contains("William Shakespeare"), "odd page: {page}");
+    ensure!(
+        page.contains("Book Details") && page.contains("William Shakespeare"),
+        "odd page: {page}"
+    );
     ensure!(page.contains("Signed in: jason"), "the header end-user did not arrive: {page}");
     for answer in b.every_version()? {
         let who = answer.get("podname").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -78,8 +84,8 @@ fn watched(
     let outcome = traffic();
     let report = capture.stop()?;
     outcome?;
-    let mut tokens: Vec<_> = b.pods.iter().map(|p| p.token.clone()).collect();
-    tokens.push(b.client_token.clone());
+    let mut tokens: Vec<_> = b.pods.iter().map(|p| p.token).collect();
+    tokens.push(b.client_token);
     b.mesh.leak_check(&tokens, &b.all_pods()).check(&report)
 }
 
@@ -98,14 +104,19 @@ fn who_talked_to_whom(b: &Bookinfo) -> anyhow::Result<()> {
             if !line.contains("direction=\"inbound\"") {
                 continue;
             }
-            if let (Some(from), Some(to)) = (field(&line, "src.identity"), field(&line, "dst.identity")) {
+            if let (Some(from), Some(to)) =
+                (field(&line, "src.identity"), field(&line, "dst.identity"))
+            {
                 *hops.entry((from, to)).or_default() += 1;
             }
         }
         let pairs: BTreeSet<(String, String)> = hops.keys().cloned().collect();
         for (from, to) in expected {
             let id = |sa: &str| format!("spiffe://cluster.local/ns/default/sa/{sa}");
-            ensure!(pairs.contains(&(id(from), id(to))), "no connection from {from} to {to} was logged");
+            ensure!(
+                pairs.contains(&(id(from), id(to))),
+                "no connection from {from} to {to} was logged"
+            );
         }
         ensure!(pairs.len() == expected.len(), "unexpected pairs: {pairs:?}");
         for ((from, to), n) in &hops {
@@ -157,12 +168,16 @@ fn out_and_in_again(b: &Bookinfo) -> anyhow::Result<()> {
     let details = b.pod("details-v1")?;
     let pid = details.pid();
     b.mesh.unenroll(&details.pod);
-    let out = watched(b, "out", || b.get_json("http://productpage:9080/api/v1/products/0").map(drop))?;
+    let out =
+        watched(b, "out", || b.get_json("http://productpage:9080/api/v1/products/0").map(drop))?;
     ensure!(
-        out.tokens.iter().count() > 0,
+        !out.tokens.is_empty(),
         "to a pod outside the mesh the bytes go in plaintext, and none were seen: {out}"
     );
-    println!("  out: reached in plaintext, as {} sightings of its tokens on the link show", out.tokens.len());
+    println!(
+        "  out: reached in plaintext, as {} sightings of its tokens on the link show",
+        out.tokens.len()
+    );
     b.mesh.enroll(&details.pod);
     let back = watched(b, "back", || {
         for _ in 0..10 {

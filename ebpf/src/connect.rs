@@ -87,7 +87,8 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 fn captures(ctx: &SockAddrContext) -> Option<(&'static Pod, *mut bpf_sock)> {
     let a = ctx.sock_addr;
     // SAFETY: fields of the program's context.
-    let (protocol, sk) = unsafe { (read_volatile(&raw const (*a).protocol), (*a).__bindgen_anon_1.sk) };
+    let (protocol, sk) =
+        unsafe { (read_volatile(&raw const (*a).protocol), (*a).__bindgen_anon_1.sk) };
     if protocol != IPPROTO_TCP || sk.is_null() {
         return None;
     }
@@ -102,10 +103,7 @@ fn captures(ctx: &SockAddrContext) -> Option<(&'static Pod, *mut bpf_sock)> {
 #[inline(always)]
 fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u16) -> bool {
     let kept = !flows_full()
-        && SOCKS.set(
-            sk.cast(),
-            Sock { kind: sock_kind::CAPTURED, port: port as u32, destination },
-        );
+        && SOCKS.set(sk.cast(), Sock { kind: sock_kind::CAPTURED, port: port as u32, destination });
     if kept {
         count(pod.owner, |c| c.captured += 1);
     } else {
@@ -153,7 +151,13 @@ fn unbind_device(a: *mut bpf_sock_addr) {
         let mut none = 0u32;
         // SAFETY: an empty device name of four bytes on this stack.
         unsafe {
-            bpf_setsockopt(a.cast::<c_void>(), SOL_SOCKET, SO_BINDTODEVICE, (&raw mut none).cast(), 4)
+            bpf_setsockopt(
+                a.cast::<c_void>(),
+                SOL_SOCKET,
+                SO_BINDTODEVICE,
+                (&raw mut none).cast(),
+                4,
+            )
         };
     }
 }

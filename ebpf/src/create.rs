@@ -4,7 +4,9 @@
 //! MPTCP fall back to TCP when it is not to be had.
 
 use crate::maps::owner;
-use aya_ebpf::{EbpfContext as _, helpers::bpf_set_retval, macros::cgroup_sock, programs::SockContext};
+use aya_ebpf::{
+    EbpfContext as _, helpers::bpf_set_retval, macros::cgroup_sock, programs::SockContext,
+};
 use core::ptr::read_volatile;
 
 const IPPROTO_MPTCP: u32 = 262;

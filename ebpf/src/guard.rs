@@ -10,10 +10,7 @@ use crate::{
     maps::{EARLIER, FLOWS, count},
 };
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::__sk_buff,
-    helpers::bpf_skb_load_bytes,
-    macros::classifier,
+    EbpfContext as _, bindings::__sk_buff, helpers::bpf_skb_load_bytes, macros::classifier,
     programs::TcContext,
 };
 use capture_abi::{Addr, FlowKey, IPPROTO_TCP, flow_kind};
@@ -103,8 +100,9 @@ pub fn guard(ctx: TcContext) -> i32 {
 fn judge(ctx: &TcContext, owner: u32) -> Verdict {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: fields of the program's context.
-    let (vlan, len) =
-        unsafe { (read_volatile(&raw const (*skb).vlan_present), read_volatile(&raw const (*skb).len)) };
+    let (vlan, len) = unsafe {
+        (read_volatile(&raw const (*skb).vlan_present), read_volatile(&raw const (*skb).len))
+    };
     if vlan != 0 {
         return other_protocol();
     }
@@ -248,8 +246,12 @@ fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
     let mut out = MaybeUninit::<T>::uninit();
     // SAFETY: the helper writes all of `out` or fails.
     unsafe {
-        let failed =
-            bpf_skb_load_bytes(ctx.as_ptr(), offset, out.as_mut_ptr().cast(), size_of::<T>() as u32);
+        let failed = bpf_skb_load_bytes(
+            ctx.as_ptr(),
+            offset,
+            out.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+        );
         (failed == 0).then(|| out.assume_init())
     }
 }

@@ -160,9 +160,8 @@ fn linker(compiler: &Compiler) -> anyhow::Result<PathBuf> {
     if bin.join("bpf-linker").exists() {
         return Ok(bin);
     }
-    let sysroot = host::output(
-        Command::new("rustc").current_dir(host::root()).args(["--print", "sysroot"]),
-    )?;
+    let sysroot =
+        host::output(Command::new("rustc").current_dir(host::root()).args(["--print", "sysroot"]))?;
     let lib = Path::new(sysroot.trim()).join("lib");
     let prefix = format!("libLLVM.so.{}", compiler.llvm);
     let llvm = fs::read_dir(&lib)

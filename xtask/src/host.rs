@@ -34,10 +34,8 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 }
 
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
-    let out = command
-        .stderr(Stdio::piped())
-        .output()
-        .with_context(|| format!("starting {command:?}"))?;
+    let out =
+        command.stderr(Stdio::piped()).output().with_context(|| format!("starting {command:?}"))?;
     if !out.status.success() {
         bail!("{command:?} ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
     }
@@ -61,8 +59,11 @@ fn on_path(program: &str) -> bool {
 
 /// Debian packages, by a program that each brings; installed when one is missing.
 pub fn require_packages(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
-    let missing: Vec<&str> =
-        wanted.iter().filter(|(program, _)| !on_path(program)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| !on_path(program))
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }

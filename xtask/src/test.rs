@@ -99,7 +99,10 @@ fn report(summary: &Summary, begun: Instant) -> anyhow::Result<()> {
     );
     let mut unexplained = 0;
     for name in &summary.skipped {
-        match reasons.iter().find(|(listed, _)| name == *listed || name.ends_with(&format!("::{listed}"))) {
+        match reasons
+            .iter()
+            .find(|(listed, _)| name == *listed || name.ends_with(&format!("::{listed}")))
+        {
             Some((_, reason)) => println!("skipped  {name}: {reason}"),
             None => {
                 unexplained += 1;
@@ -133,7 +136,14 @@ pub fn fuzz(seconds: u64) -> anyhow::Result<()> {
     host::run(
         host::cargo()
             .current_dir(&dir)
-            .args(["build", "--release", "--quiet", "--locked", "--target", "x86_64-unknown-linux-gnu"])
+            .args([
+                "build",
+                "--release",
+                "--quiet",
+                "--locked",
+                "--target",
+                "x86_64-unknown-linux-gnu",
+            ])
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTFLAGS", flags)
             .env("CARGO_TARGET_DIR", &target),
@@ -154,9 +164,16 @@ pub fn fuzz(seconds: u64) -> anyhow::Result<()> {
                 .arg(&scratch)
                 .arg(dir.join("corpus").join(&name))
                 .arg(format!("-max_total_time={seconds}"))
-                .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]),
+                .args([
+                    "-timeout=10",
+                    "-rss_limit_mb=2048",
+                    "-print_final_stats=1",
+                    "-verbosity=0",
+                ]),
         )
-        .with_context(|| format!("{name} found something; its input is in {}", scratch.display()))?;
+        .with_context(|| {
+            format!("{name} found something; its input is in {}", scratch.display())
+        })?;
     }
     Ok(())
 }

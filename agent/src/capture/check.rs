@@ -28,7 +28,11 @@ pub fn check(cgroup: Option<&Path>) -> bool {
         Some(c) => Ok(c.to_owned()),
         None => find_cgroup2(),
     };
-    report.line("cgroup2", "", cgroup.as_ref().map(|c| c.display().to_string()).map_err(|e| anyhow::anyhow!("{e:#}")));
+    report.line(
+        "cgroup2",
+        "",
+        cgroup.as_ref().map(|c| c.display().to_string()).map_err(|e| anyhow::anyhow!("{e:#}")),
+    );
     let mut ebpf = match load_unpinned() {
         Ok(ebpf) => {
             report.line("maps", "", Ok("all made".into()));
@@ -85,7 +89,9 @@ impl Report {
         if self.complete {
             println!("capture can be complete on this kernel");
         } else {
-            println!("capture would not be complete: the agent refuses to start until all is there");
+            println!(
+                "capture would not be complete: the agent refuses to start until all is there"
+            );
         }
         self.complete
     }

@@ -139,15 +139,26 @@ impl Capture {
     }
 
     /// Lets connections that are older than the enrolment go on.
-    pub fn allow_earlier(&self, owner: u32, local: SocketAddr, remote: SocketAddr) -> anyhow::Result<()> {
+    pub fn allow_earlier(
+        &self,
+        owner: u32,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> anyhow::Result<()> {
         let flow = Flow { kind: flow_kind::EARLIER, ..Flow::default() };
         lock(&self.earlier).insert(flow_key(owner, local, remote), flow, 0).map_err(|e| {
-            anyhow!("the kernel's map of earlier connections took no entry ({e}); it has room for 65536")
+            anyhow!(
+                "the kernel's map of earlier connections took no entry ({e}); it has room for 65536"
+            )
         })
     }
 
     /// Forgets earlier connections of the pod for which `alive` is false.
-    pub fn retain_earlier(&self, owner: u32, alive: impl Fn(SocketAddr, SocketAddr) -> bool) -> usize {
+    pub fn retain_earlier(
+        &self,
+        owner: u32,
+        alive: impl Fn(SocketAddr, SocketAddr) -> bool,
+    ) -> usize {
         let mut earlier = lock(&self.earlier);
         let keys: Vec<FlowKey> =
             earlier.keys().filter_map(Result::ok).filter(|k| k.owner == owner).collect();
@@ -239,9 +250,11 @@ pub(crate) fn load(dir: &Path, sizes: Sizes, pod: Option<(&u32, &u32)>) -> anyho
         loader.map_pin_path(name, path.as_path());
     }
     if let Some((owner, allow_other)) = pod {
-        loader
-            .override_global("POD_OWNER", owner, true)
-            .override_global("ALLOW_OTHER", allow_other, true);
+        loader.override_global("POD_OWNER", owner, true).override_global(
+            "ALLOW_OTHER",
+            allow_other,
+            true,
+        );
     }
     loader.load(OBJECT).context(
         "loading the eBPF object; `culvert-agent check` says what this kernel offers and lacks",
@@ -253,7 +266,9 @@ fn refuse_other_versions(bpffs: &Path) -> anyhow::Result<()> {
     let Ok(entries) = fs::read_dir(bpffs) else { return Ok(()) };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.strip_prefix('v').is_some_and(|v| v.parse() != Ok(ABI_VERSION) && v.parse::<u32>().is_ok())
+        if name
+            .strip_prefix('v')
+            .is_some_and(|v| v.parse() != Ok(ABI_VERSION) && v.parse::<u32>().is_ok())
         {
             return Err(anyhow!(
                 "{} holds capture state of another version ({name}, this agent is v{ABI_VERSION}). \

@@ -24,7 +24,13 @@ const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, name
 
 fn many(n: u32) -> String {
     (0..n)
-        .map(|i| pod(&format!("p{i}"), &format!("10.{}.{}.{}", i >> 16, (i >> 8) & 255, i & 255), "app: web"))
+        .map(|i| {
+            pod(
+                &format!("p{i}"),
+                &format!("10.{}.{}.{}", i >> 16, (i >> 8) & 255, i & 255),
+                "app: web",
+            )
+        })
         .collect()
 }
 
@@ -90,7 +96,9 @@ fn a_change_equals_the_whole() {
                 }
             }
             let mut want: BTreeMap<String, String> = BTreeMap::new();
-            want.extend(expected.addresses.updated.iter().map(|(n, e)| (n.clone(), e.version.clone())));
+            want.extend(
+                expected.addresses.updated.iter().map(|(n, e)| (n.clone(), e.version.clone())),
+            );
             want.extend(
                 expected.authorizations.updated.iter().map(|(n, e)| (n.clone(), e.version.clone())),
             );
@@ -125,11 +133,8 @@ fn strict_comes_and_goes_with_peer_authentication() {
     assert_eq!(out.addresses.updated.len(), 1, "the pod names it now");
     compiler.apply(changes(&peer("b")));
     let gone = |name: &str| {
-        let key = ObjectKey {
-            kind: Kind::PeerAuthentication,
-            namespace: "ns".into(),
-            name: name.into(),
-        };
+        let key =
+            ObjectKey { kind: Kind::PeerAuthentication, namespace: "ns".into(), name: name.into() };
         vec![Change { key, object: None }]
     };
     assert!(compiler.apply(gone("a")).authorizations.removed.is_empty());

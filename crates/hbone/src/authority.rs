@@ -58,9 +58,7 @@ fn is_hostname(host: &str) -> bool {
             && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     // All digits and dots would be an address that did not parse.
-    host.len() <= 253
-        && host.split('.').all(label)
-        && host.bytes().any(|b| b.is_ascii_alphabetic())
+    host.len() <= 253 && host.split('.').all(label) && host.bytes().any(|b| b.is_ascii_alphabetic())
 }
 
 impl fmt::Display for Authority {
@@ -90,9 +88,24 @@ mod tests {
     #[test]
     fn what_is_refused() {
         for bad in [
-            "", ":", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:+80",
-            "10.0.0.1:80:90", "[fe80::1%eth0]:80", "fd00::1:80", "[10.0.0.1]:80", "[fd00::1]",
-            "10.0.0.256:80", "a..b:80", "user@host:80", "a/b:80", "host name:80", ":80",
+            "",
+            ":",
+            "10.0.0.1",
+            "10.0.0.1:",
+            "10.0.0.1:0",
+            "10.0.0.1:65536",
+            "10.0.0.1:+80",
+            "10.0.0.1:80:90",
+            "[fe80::1%eth0]:80",
+            "fd00::1:80",
+            "[10.0.0.1]:80",
+            "[fd00::1]",
+            "10.0.0.256:80",
+            "a..b:80",
+            "user@host:80",
+            "a/b:80",
+            "host name:80",
+            ":80",
         ] {
             assert!(bad.parse::<Authority>().is_err(), "{bad:?}");
         }

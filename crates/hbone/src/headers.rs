@@ -174,7 +174,10 @@ mod tests {
     #[test]
     fn bad_baggage_is_passed_over() {
         assert_eq!(Baggage::decode("a=%zz,,=,service.name=%ff,service.name"), Baggage::default());
-        assert_eq!(Baggage::decode(&format!("service.name={}", "x".repeat(9000))), Baggage::default());
+        assert_eq!(
+            Baggage::decode(&format!("service.name={}", "x".repeat(9000))),
+            Baggage::default()
+        );
         let twice = Baggage::decode("service.name=a,service.name=b");
         assert_eq!(twice.service.unwrap(), "a");
     }

@@ -17,9 +17,7 @@ mod server;
 pub use authority::{Authority, AuthorityError};
 pub use client::{ClientConnection, ClientError, ClientStream, Expected, handshake};
 pub use headers::{Baggage, Forwarded};
-pub use pool::{
-    Bookkeeping, DialError, Dial, Dialled, Lease, Next, Pool, PoolConfig, PoolError,
-};
+pub use pool::{Bookkeeping, Dial, DialError, Dialled, Lease, Next, Pool, PoolConfig, PoolError};
 pub use relay::{Broken, End, Relayed, Side, relay};
 pub use server::{InboundStream, ServerConnection, ServerError, accept};
 

@@ -214,7 +214,11 @@ struct PerKey {
 
 impl Default for PerKey {
     fn default() -> Self {
-        Self { book: Bookkeeping::default(), live: HashMap::new(), outcome: watch::Sender::new(Ok(())) }
+        Self {
+            book: Bookkeeping::default(),
+            live: HashMap::new(),
+            outcome: watch::Sender::new(Ok(())),
+        }
     }
 }
 
@@ -298,9 +302,10 @@ where
 
     /// Connections, and streams open on them.
     pub fn size(&self) -> (usize, usize) {
-        lock(&self.keys).values().map(|p| lock(p).book.size()).fold((0, 0), |(a, b), (c, s)| {
-            (a + c, b + s)
-        })
+        lock(&self.keys)
+            .values()
+            .map(|p| lock(p).book.size())
+            .fold((0, 0), |(a, b), (c, s)| (a + c, b + s))
     }
 
     async fn checkout(self: &Arc<Self>, key: &K) -> Result<(ClientConnection, Lease), PoolError> {
@@ -346,35 +351,38 @@ where
         let dialling = self.dial.dial(key.clone());
         let dial = self.dial.clone();
         let spawn_for = key.clone();
-        self.dial.spawn(key, Box::pin(async move {
-            // Whole: a closure that took its fields one by one would copy `ended`.
-            let mut guard = guard;
-            match dialling.await {
-                Ok(Dialled { connection, driver }) => {
-                    guard.ended = true;
-                    let id = {
+        self.dial.spawn(
+            key,
+            Box::pin(async move {
+                // Whole: a closure that took its fields one by one would copy `ended`.
+                let mut guard = guard;
+                match dialling.await {
+                    Ok(Dialled { connection, driver }) => {
+                        guard.ended = true;
+                        let id = {
+                            let mut p = lock(&guard.per_key);
+                            let limit = connection.stream_limit();
+                            let id = p.book.dialled(generation, limit, Instant::now());
+                            p.live.insert(id, (connection, None));
+                            id
+                        };
+                        // Not under the lock: a scope that is closed drops the task at once.
+                        let gone = Gone(guard.per_key.clone(), id);
+                        let driver = async move {
+                            let _gone = gone;
+                            driver.await;
+                        };
+                        let task = dial.spawn(&spawn_for, Box::pin(driver));
                         let mut p = lock(&guard.per_key);
-                        let limit = connection.stream_limit();
-                        let id = p.book.dialled(generation, limit, Instant::now());
-                        p.live.insert(id, (connection, None));
-                        id
-                    };
-                    // Not under the lock: a scope that is closed drops the task at once.
-                    let gone = Gone(guard.per_key.clone(), id);
-                    let driver = async move {
-                        let _gone = gone;
-                        driver.await;
-                    };
-                    let task = dial.spawn(&spawn_for, Box::pin(driver));
-                    let mut p = lock(&guard.per_key);
-                    if let Some((_, driver)) = p.live.get_mut(&id) {
-                        *driver = Some(task);
+                        if let Some((_, driver)) = p.live.get_mut(&id) {
+                            *driver = Some(task);
+                        }
+                        let _ = p.outcome.send_replace(Ok(()));
                     }
-                    let _ = p.outcome.send_replace(Ok(()));
+                    Err(e) => guard.failed(e),
                 }
-                Err(e) => guard.failed(e),
-            }
-        }));
+            }),
+        );
     }
 }
 

@@ -128,7 +128,10 @@ where
 }
 
 /// A plain CONNECT with an authority; anything else is answered 400 or 405 here.
-fn read_connect(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Option<InboundStream> {
+fn read_connect(
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> Option<InboundStream> {
     let (parts, receive) = request.into_parts();
     let refuse = |mut respond: SendResponse<Bytes>, status| {
         refuse_with(&mut respond, status);
@@ -138,7 +141,9 @@ fn read_connect(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> O
         return refuse(respond, StatusCode::METHOD_NOT_ALLOWED);
     }
     // Extended CONNECT (RFC 8441) and requests with a path are not HBONE.
-    if parts.extensions.get::<h2::ext::Protocol>().is_some() || parts.uri.path_and_query().is_some_and(|p| p.as_str() != "/" && !p.as_str().is_empty()) {
+    if parts.extensions.get::<h2::ext::Protocol>().is_some()
+        || parts.uri.path_and_query().is_some_and(|p| p.as_str() != "/" && !p.as_str().is_empty())
+    {
         return refuse(respond, StatusCode::BAD_REQUEST);
     }
     let Some(Ok(authority)) = parts.uri.authority().map(|a| a.as_str().parse::<Authority>()) else {

@@ -57,9 +57,9 @@ impl Certified {
         roots: Arc<Roots>,
     ) -> Result<Self, CertifiedError> {
         let chain = parse_chain(identity, chain_pem)?;
-        let unusable =
-            |why: String| CertifiedError::Unusable { identity: identity.clone(), why };
-        let leaf = chain.first().ok_or_else(|| CertifiedError::Empty { identity: identity.clone() })?;
+        let unusable = |why: String| CertifiedError::Unusable { identity: identity.clone(), why };
+        let leaf =
+            chain.first().ok_or_else(|| CertifiedError::Empty { identity: identity.clone() })?;
         match crate::peer_identity(Some(&chain)) {
             Ok((got, _)) if got == *identity => {}
             Ok((got, _)) => {
@@ -85,8 +85,8 @@ impl Certified {
         let verifier = MeshVerifier::new(roots, &provider);
         let client = client_config(&provider, &verifier, chain.clone(), key.clone_key())
             .map_err(|e| unusable(e.to_string()))?;
-        let server = server_config(&provider, verifier, chain, key)
-            .map_err(|e| unusable(e.to_string()))?;
+        let server =
+            server_config(&provider, verifier, chain, key).map_err(|e| unusable(e.to_string()))?;
         Ok(Certified {
             identity: identity.clone(),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),

@@ -15,5 +15,5 @@ pub use certified::{Certified, CertifiedError};
 pub use csr::{KeyAndRequest, new_request};
 pub use roots::{Roots, RootsError};
 pub use spiffe::{SpiffeId, SpiffeIdError};
-pub use store::{CertStatus, CertStore, CertificateAuthority, CaError, Usable};
+pub use store::{CaError, CertStatus, CertStore, CertificateAuthority, Usable};
 pub use verify::{PeerCertError, peer_identity};

@@ -15,7 +15,9 @@ pub struct Roots {
 pub enum RootsError {
     #[error("the root certificates of trust domain {domain} are not PEM certificates: {why}")]
     Pem { domain: String, why: String },
-    #[error("no root certificate for trust domain {domain} is in the file; it must hold at least one")]
+    #[error(
+        "no root certificate for trust domain {domain} is in the file; it must hold at least one"
+    )]
     Empty { domain: String },
 }
 
@@ -34,10 +36,9 @@ impl Roots {
     ) -> Result<Self, RootsError> {
         let mut store = RootCertStore::empty();
         for der in ders {
-            store.add(der.clone()).map_err(|e| RootsError::Pem {
-                domain: trust_domain.into(),
-                why: e.to_string(),
-            })?;
+            store
+                .add(der.clone())
+                .map_err(|e| RootsError::Pem { domain: trust_domain.into(), why: e.to_string() })?;
         }
         if store.is_empty() {
             return Err(RootsError::Empty { domain: trust_domain.into() });

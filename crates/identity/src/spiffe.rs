@@ -76,8 +76,7 @@ impl SpiffeId {
     }
 
     pub fn service_account(&self) -> &str {
-        let at =
-            self.trust_domain as usize + "/ns/".len() + self.namespace as usize + "/sa/".len();
+        let at = self.trust_domain as usize + "/ns/".len() + self.namespace as usize + "/sa/".len();
         self.principal.get(at..).unwrap_or_default()
     }
 

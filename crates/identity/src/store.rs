@@ -72,12 +72,8 @@ impl CertStore {
             return;
         }
         let (tx, state) = watch::channel(State::default());
-        let renewal = tokio::spawn(keep_certified(
-            self.ca.clone(),
-            self.roots.clone(),
-            identity.clone(),
-            tx,
-        ));
+        let renewal =
+            tokio::spawn(keep_certified(self.ca.clone(), self.roots.clone(), identity.clone(), tx));
         entries.insert(identity.clone(), Entry { wanted_by: 1, state, renewal });
     }
 
@@ -174,7 +170,8 @@ async fn keep_certified(
                 pause = BACKOFF.0;
                 let wait =
                     certified.half_life().duration_since(SystemTime::now()).unwrap_or_default();
-                state.send_replace(State { certified: Some(Arc::new(certified)), last_error: None });
+                state
+                    .send_replace(State { certified: Some(Arc::new(certified)), last_error: None });
                 // A CA that hands out certificates past their half life is not asked in a spin.
                 sleep(wait.max(BACKOFF.0)).await;
             }

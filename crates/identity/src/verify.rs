@@ -30,7 +30,9 @@ pub enum PeerCertError {
 }
 
 /// The SPIFFE id of a leaf certificate, and when the certificate ends (seconds since the epoch).
-pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Result<(SpiffeId, i64), PeerCertError> {
+pub fn peer_identity(
+    chain: Option<&[CertificateDer<'_>]>,
+) -> Result<(SpiffeId, i64), PeerCertError> {
     let leaf = chain.and_then(<[_]>::first).ok_or(PeerCertError::None)?;
     let (rest, cert) = X509Certificate::from_der(leaf).map_err(|_| PeerCertError::Malformed)?;
     if !rest.is_empty() {

@@ -1,12 +1,8 @@
 //! An object of any kind that is read here.
 
 use crate::{
-    kubernetes::{
-        ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, Service, ServiceAccount,
-    },
-    security::{
-        AuthorizationPolicy, MeshConfig, PeerAuthentication, ServiceEntry, WorkloadEntry,
-    },
+    kubernetes::{ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, Service, ServiceAccount},
+    security::{AuthorizationPolicy, MeshConfig, PeerAuthentication, ServiceEntry, WorkloadEntry},
 };
 use std::fmt;
 

@@ -13,7 +13,7 @@ mod validate;
 pub use diagnostic::{Code, Diagnostic};
 pub use kinds::{Kind, Object, ObjectKey, Spec};
 pub use kubernetes::{
-    ConfigMap, EndpointSlice, Labels, LabelSelector, Meta, Namespace, Node, Pod, Service,
+    ConfigMap, EndpointSlice, LabelSelector, Labels, Meta, Namespace, Node, Pod, Service,
     ServiceAccount, ServicePort, TargetPort,
 };
 pub use parse::parse_documents;

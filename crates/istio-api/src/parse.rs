@@ -36,7 +36,9 @@ pub fn parse_documents(file: &str, text: &str) -> (Vec<Object>, Vec<Diagnostic>)
         }
         // kubectl's lists.
         let items = match document.get("items").and_then(Value::as_array) {
-            Some(items) if document.get("kind").and_then(Value::as_str) == Some("List") => items.clone(),
+            Some(items) if document.get("kind").and_then(Value::as_str) == Some("List") => {
+                items.clone()
+            }
             _ => vec![document],
         };
         for item in items {
@@ -156,7 +158,9 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         Kind::EndpointSlice => Spec::EndpointSlice(typed(item, "", found)?),
         Kind::WorkloadEntry => Spec::WorkloadEntry(spec_of(&mut item, found)?),
         Kind::ServiceEntry => Spec::ServiceEntry(Box::new(spec_of(&mut item, found)?)),
-        Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(Box::new(spec_of(&mut item, found)?)),
+        Kind::AuthorizationPolicy => {
+            Spec::AuthorizationPolicy(Box::new(spec_of(&mut item, found)?))
+        }
         Kind::PeerAuthentication => Spec::PeerAuthentication(spec_of(&mut item, found)?),
         Kind::MeshConfig => {
             let map: ConfigMap = typed(item, "", found)?;
@@ -214,8 +218,11 @@ fn advice(message: &str) -> (Code, String) {
     };
     if message.starts_with("unknown field") || message.starts_with("unknown variant") {
         let names = quoted(message);
-        let code =
-            if message.starts_with("unknown field") { Code::UnknownField } else { Code::InvalidValue };
+        let code = if message.starts_with("unknown field") {
+            Code::UnknownField
+        } else {
+            Code::InvalidValue
+        };
         if let Some((wrong, known)) = names.split_first()
             && let Some(nearest) = nearest(wrong, known)
         {
@@ -270,11 +277,10 @@ mod tests {
 
     #[test]
     fn a_typo_is_met_with_the_nearest_name() {
-        let (objects, diagnostics) = one(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        let (objects, diagnostics) =
+            one("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
              metadata: {name: p, namespace: ns}\n\
-             spec: {rules: [{from: [{source: {principal: [a]}}]}]}",
-        );
+             spec: {rules: [{from: [{source: {principal: [a]}}]}]}");
         assert!(objects.is_empty());
         assert_eq!(diagnostics[0].path, "spec.rules[0].from[0].source.principal");
         assert_eq!(diagnostics[0].object, "AuthorizationPolicy ns/p");
@@ -284,12 +290,11 @@ mod tests {
 
     #[test]
     fn one_bad_document_does_not_take_its_neighbours_along() {
-        let (objects, diagnostics) = one(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n\
+        let (objects, diagnostics) =
+            one("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n\
              apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\n\
              spec: {mtls: {mode: STRCT}}\n---\n\
-             apiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n",
-        );
+             apiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n");
         assert_eq!(objects.len(), 2);
         assert_eq!(diagnostics.len(), 1);
         assert_eq!(diagnostics[0].remedy, "did you mean \"STRICT\"?");

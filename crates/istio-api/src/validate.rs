@@ -36,7 +36,12 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
 }
 
 fn port(found: &mut Found<'_>, path: &str, value: &str) {
-    found.push(Code::InvalidValue, path, format!("{value:?}"), "a port is a number from 1 to 65535");
+    found.push(
+        Code::InvalidValue,
+        path,
+        format!("{value:?}"),
+        "a port is a number from 1 to 65535",
+    );
 }
 
 fn is_port(s: &str) -> bool {
@@ -129,7 +134,8 @@ fn source(s: &Source, path: &str, found: &mut Found<'_>) {
                 );
             }
         }
-        if !list.is_empty() && !(s.principals.is_empty() && s.namespaces.is_empty()) {
+        let both = !s.principals.is_empty() || !s.namespaces.is_empty();
+        if both && !list.is_empty() {
             found.push(
                 Code::InvalidValue,
                 format!("{path}.{field}"),

@@ -129,10 +129,9 @@ pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
         Some(lb) => load_balancing(lb)?,
     };
     let waypoint = s.waypoint.and_then(|w| match w.destination {
-        Some(pb::gateway_address::Destination::Hostname(h)) => Some(NamespacedHostname {
-            namespace: h.namespace.into(),
-            hostname: h.hostname.into(),
-        }),
+        Some(pb::gateway_address::Destination::Hostname(h)) => {
+            Some(NamespacedHostname { namespace: h.namespace.into(), hostname: h.hostname.into() })
+        }
         _ => None,
     });
     Ok(Service {
@@ -184,8 +183,9 @@ fn port_list(ports: &[pb::Port]) -> Result<Vec<PortMapping>, Invalid> {
         .map(|p| {
             Ok(PortMapping {
                 service_port: port("service_port", p.service_port)?,
-                target_port: u16::try_from(p.target_port)
-                    .map_err(|_| invalid("target_port", format!("{} is not a port", p.target_port)))?,
+                target_port: u16::try_from(p.target_port).map_err(|_| {
+                    invalid("target_port", format!("{} is not a port", p.target_port))
+                })?,
             })
         })
         .collect()

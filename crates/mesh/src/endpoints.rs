@@ -65,7 +65,8 @@ impl EndpointSet {
             if lb.mode == Mode::Strict && *rank < lb.preference.len() {
                 return None;
             }
-            let start = if bucket.is_empty() { continue } else { rng.random_range(0..bucket.len()) };
+            let start =
+                if bucket.is_empty() { continue } else { rng.random_range(0..bucket.len()) };
             // All endpoints of a service nearly always serve the same ports: the first will do.
             let (before, after) = bucket.split_at(start);
             if let Some(w) = after.iter().chain(before).find(|w| serves(w)) {

@@ -12,7 +12,11 @@ use std::{
 #[derive(Clone, Debug)]
 pub enum Resolved {
     /// A workload, by HBONE or in plaintext as it says itself.
-    Workload { workload: Arc<Workload>, address: SocketAddr, service: Option<Arc<Service>> },
+    Workload {
+        workload: Arc<Workload>,
+        address: SocketAddr,
+        service: Option<Arc<Service>>,
+    },
     /// Nothing that the mesh knows.
     Outside(SocketAddr),
     Unreachable(Unreachable),

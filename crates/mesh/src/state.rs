@@ -265,19 +265,15 @@ type RejectedPolicy = (Invalid, Option<Policy>);
 
 fn parse_policy(name: &str, bytes: &[u8]) -> Result<Policy, RejectedPolicy> {
     let bad = |why: String| Invalid { field: "resource", why };
-    let stand_in = |scope| {
-        split_policy_name(name).map(|name| convert::deny_instead(name, scope))
-    };
-    let authorization = Authorization::decode(bytes).map_err(|e| {
-        (bad(format!("cannot be decoded: {e}")), stand_in(Scope::Namespace))
-    })?;
+    let stand_in = |scope| split_policy_name(name).map(|name| convert::deny_instead(name, scope));
+    let authorization = Authorization::decode(bytes)
+        .map_err(|e| (bad(format!("cannot be decoded: {e}")), stand_in(Scope::Namespace)))?;
     let scope = match authorization.scope {
         0 => Scope::Global,
         2 => Scope::WorkloadSelector,
         _ => Scope::Namespace,
     };
-    let policy =
-        convert::policy_from_proto(authorization).map_err(|e| (e, stand_in(scope)))?;
+    let policy = convert::policy_from_proto(authorization).map_err(|e| (e, stand_in(scope)))?;
     if policy.name.to_string() != name {
         return Err((bad(format!("it is {}", policy.name)), None));
     }
@@ -407,8 +403,7 @@ impl Tables {
             return true;
         }
         if let Some((namespace, hostname)) = name.split_once('/') {
-            let key =
-                NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
+            let key = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
             self.unindex_service(&key);
             self.services.remove(&key);
             if let Some(set) = self.endpoints.get_mut(&key) {

@@ -97,16 +97,15 @@ pub fn evaluate<'a>(
             continue;
         }
         if let Some(rule) = matching_rule(p, request) {
-            let decision = Decision::Matched { policy: p.name.clone(), action: Action::Allow, rule };
+            let decision =
+                Decision::Matched { policy: p.name.clone(), action: Action::Allow, rule };
             return verdict(true, decision, dry_run);
         }
         nearest = nearest.or(Some(&p.name));
     }
     match nearest {
         None => verdict(true, Decision::NoPolicy, dry_run),
-        Some(name) => {
-            verdict(false, Decision::NoAllowMatched { nearest: name.clone() }, dry_run)
-        }
+        Some(name) => verdict(false, Decision::NoAllowMatched { nearest: name.clone() }, dry_run),
     }
 }
 

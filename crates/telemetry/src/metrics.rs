@@ -75,7 +75,8 @@ impl Metrics {
         let idle = self.limits.idle;
         self.lock().retain(|_, e| {
             // Connections that are still open hold their series.
-            let open = e.series.opened.load(Ordering::Relaxed) > e.series.closed.load(Ordering::Relaxed);
+            let open =
+                e.series.opened.load(Ordering::Relaxed) > e.series.closed.load(Ordering::Relaxed);
             open || now.saturating_duration_since(e.touched) < idle
         });
     }

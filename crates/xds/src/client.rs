@@ -104,8 +104,9 @@ async fn stream_once(
     }
     let mut request = Request::new(ReceiverStream::new(rx));
     if let Some(token) = connect.token().map_err(early)? {
-        let value = MetadataValue::try_from(format!("Bearer {token}"))
-            .map_err(|_| early("the token file holds characters that no header can carry".into()))?;
+        let value = MetadataValue::try_from(format!("Bearer {token}")).map_err(|_| {
+            early("the token file holds characters that no header can carry".into())
+        })?;
         request.metadata_mut().insert("authorization", value);
     }
     let mut stream = client
@@ -127,10 +128,7 @@ async fn stream_once(
             }
             Ok(None) => return Ok(answered),
             Err(s) => {
-                return Err(Broken {
-                    why: format!("{:?}: {}", s.code(), s.message()),
-                    answered,
-                });
+                return Err(Broken { why: format!("{:?}: {}", s.code(), s.message()), answered });
             }
         }
     }

@@ -146,7 +146,9 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 
 /// Who may listen, by the metadata of a call. The answer is a name for the log.
 pub type Authorize = Arc<
-    dyn Fn(&tonic::metadata::MetadataMap) -> Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>
+    dyn Fn(
+            &tonic::metadata::MetadataMap,
+        ) -> Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>
         + Send
         + Sync,
 >;
@@ -340,7 +342,10 @@ impl Session {
         let wanted: Vec<(String, Arc<Encoded>)> = if sub.wildcard {
             store.all(type_url)
         } else {
-            sub.names.iter().filter_map(|n| store.get(type_url, n).map(|e| (n.clone(), e))).collect()
+            sub.names
+                .iter()
+                .filter_map(|n| store.get(type_url, n).map(|e| (n.clone(), e)))
+                .collect()
         };
         let mut gone = std::mem::take(&mut sub.has);
         let mut updated = Vec::new();

@@ -138,10 +138,14 @@ async fn answer(
         headers.insert(PROOF, v);
     }
     let (status, body) = match (serve.service.as_str(), path.as_str()) {
-        (_, "/health") => (StatusCode::OK, json!({"status": format!("{} is healthy", serve.service)})),
+        (_, "/health") => {
+            (StatusCode::OK, json!({"status": format!("{} is healthy", serve.service)}))
+        }
         ("productpage", "/" | "/productpage") => return Ok(page(&serve, &headers).await),
         ("productpage", "/api/v1/products") => (StatusCode::OK, json!([product()])),
-        ("productpage", "/api/v1/products/0") => passed(fetch("http://details:9080/details/0", &headers).await),
+        ("productpage", "/api/v1/products/0") => {
+            passed(fetch("http://details:9080/details/0", &headers).await)
+        }
         ("productpage", "/api/v1/products/0/reviews") => {
             passed(fetch("http://reviews:9080/reviews/0", &headers).await)
         }
