@@ -59,13 +59,9 @@ impl Dial<PoolKey> for AgentDial {
                 .await
                 .map_err(DialError::Identity)?;
             key.pod.scope.count_handshake();
-            let stream = sockets::connect(
-                &agent.capture,
-                &key.pod.netns,
-                Some(key.source_address),
-                key.address,
-            )
-            .await?;
+            let stream =
+                sockets::connect(&agent.capture, &key.pod, Some(key.source_address), key.address)
+                    .await?;
             let expected = Expected(vec![key.destination.clone()]);
             let (connection, driver, _) = hbone::handshake(stream, &certified, &expected).await?;
             Ok(Dialled { connection, driver: Box::pin(driver) })

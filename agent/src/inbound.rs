@@ -4,7 +4,7 @@
 use crate::{
     agent::{Agent, PATIENCE},
     connections::{Judged, endpoint},
-    outbound::accept_each,
+    outbound::{accept_each, reset_on_close},
     pods::Pod,
     sockets,
 };
@@ -13,11 +13,7 @@ use http::StatusCode;
 use identity::SpiffeId;
 use mesh::Workload;
 use policy::{Request, Verdict};
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -25,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
 
 pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&agent, listener, |stream, peer| {
+    accept_each(&pod, listener, |stream, peer| {
         pod.scope.spawn(hbone_connection(agent.clone(), pod.clone(), stream, peer));
     })
     .await;
@@ -53,7 +49,7 @@ async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, p
     let identity = connection.peer.clone();
     // It ends with its certificates, the client's (in `run`) and the pod's own.
     let own_end = hbone_expiry(certified.not_after);
-    let streams = connection.run(agent.draining.clone(), |stream| {
+    let streams = connection.run(pod.leaving(), |stream| {
         let (agent, pod2, identity) = (agent.clone(), pod.clone(), identity.clone());
         pod.scope.spawn(hbone_stream(agent, pod2, identity, peer, stream));
     });
@@ -79,6 +75,7 @@ async fn hbone_stream(
     peer: SocketAddr,
     stream: InboundStream,
 ) {
+    let _counted = pod.scope.connection();
     let to = match &stream.authority {
         Authority::Address(to)
             if pod.has_address(to.ip()) && !ILLEGAL_PORTS.contains(&to.port()) =>
@@ -125,7 +122,7 @@ async fn hbone_stream(
 }
 
 pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&agent, listener, |stream, peer| {
+    accept_each(&pod, listener, |stream, peer| {
         pod.scope.spawn(plaintext_connection(agent.clone(), pod.clone(), stream, peer));
     })
     .await;
@@ -137,21 +134,21 @@ async fn plaintext_connection(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    let _ = stream.set_nodelay(true);
+    reset_on_close(&stream);
+    let _counted = pod.scope.connection();
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     // sk_lookup leaves the address that the client asked for.
     let asked = stream.local_addr().ok();
-    let refuse = |stream: TcpStream| drop(stream.set_zero_linger());
     let Some(to) = asked.map(|a| SocketAddr::new(a.ip().to_canonical(), a.port())) else {
-        return refuse(stream);
+        return;
     };
     if !pod.has_address(to.ip()) {
         tracing::warn!(pod = %pod.uid, %source, %to, "refused: not an address of this pod");
-        return refuse(stream);
+        return;
     }
     let _noted = pod.note_accepted(to.port(), source);
     let Some(mut incoming) = judge(&agent, &pod, None, source, to, None).await else {
-        return refuse(stream);
+        return;
     };
     if incoming.verdict.allowed && incoming.source_is_meshed {
         // Its agent would have come by HBONE: this is either forged, or discovery's delay.
@@ -160,11 +157,11 @@ async fn plaintext_connection(
             &agent,
             "the source is a workload of the mesh and must come by HBONE, not in plaintext",
         );
-        return refuse(stream);
+        return;
     }
     if !incoming.verdict.allowed {
         incoming.denied(&agent);
-        return refuse(stream);
+        return;
     }
     match incoming.last_hop(&agent, &pod).await {
         Ok(upstream) => {
@@ -173,7 +170,6 @@ async fn plaintext_connection(
         }
         Err(why) => {
             incoming.failed(&agent, &why.to_string());
-            refuse(stream);
         }
     }
 }
@@ -246,9 +242,7 @@ async fn judge(
 impl Incoming {
     async fn last_hop(&self, agent: &Agent, pod: &Pod) -> std::io::Result<TcpStream> {
         let Request { source, destination, .. } = &self.judged.request;
-        let client: IpAddr = source.ip();
-        let taken = |port| pod.tuple_taken(*destination, client, port);
-        sockets::connect_as(&agent.capture, &pod.netns, client, *destination, taken).await
+        sockets::connect_as(&agent.capture, pod, source.ip(), *destination).await
     }
 
     fn open(self, agent: &Agent) -> crate::connections::Entry {

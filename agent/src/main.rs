@@ -200,6 +200,9 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     }
     tracing::info!(connections = agent.connections.len(), "draining");
     let _ = drain.send(true);
+    for pod in agent.pods.all() {
+        pod.leave();
+    }
     tokio::select! {
         () = until_idle(&agent) => tracing::info!("every connection has finished"),
         () = tokio::time::sleep(Duration::from_secs(run.drain_seconds)) => {

@@ -23,10 +23,17 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
-const EEXIST: i32 = 17;
+/// Whether an object is to be there or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Want {
+    There,
+    Gone,
+}
 
 /// A network interface of the namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -132,8 +139,8 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     Ok(out)
 }
 
-/// `ip rule add fwmark MARK lookup TABLE`
-pub fn add_mark_rule(v6: bool, mark: u32, table: u32, priority: u32) -> io::Result<()> {
+/// `ip rule add|del fwmark MARK lookup TABLE`
+pub fn mark_rule(want: Want, v6: bool, mark: u32, table: u32, priority: u32) -> io::Result<()> {
     const FRA_PRIORITY: u16 = 6;
     const FRA_FWMARK: u16 = 10;
     const FRA_TABLE: u16 = 15;
@@ -142,11 +149,11 @@ pub fn add_mark_rule(v6: bool, mark: u32, table: u32, priority: u32) -> io::Resu
     attribute(&mut body, FRA_PRIORITY, &priority.to_ne_bytes());
     attribute(&mut body, FRA_FWMARK, &mark.to_ne_bytes());
     attribute(&mut body, FRA_TABLE, &table.to_ne_bytes());
-    create(RTM_NEWRULE, &body)
+    ensure(want, RTM_NEWRULE, RTM_DELRULE, &body)
 }
 
-/// `ip route add local PREFIX dev lo table TABLE`
-pub fn add_local_route(prefix: IpAddr, length: u8, table: u32) -> io::Result<()> {
+/// `ip route add|del local PREFIX dev lo table TABLE`
+pub fn local_route(want: Want, prefix: IpAddr, length: u8, table: u32) -> io::Result<()> {
     const RTA_DST: u16 = 1;
     const RTA_OIF: u16 = 4;
     const RTA_TABLE: u16 = 15;
@@ -177,24 +184,29 @@ pub fn add_local_route(prefix: IpAddr, length: u8, table: u32) -> io::Result<()>
     }
     attribute(&mut body, RTA_OIF, &LOOPBACK_INDEX.to_ne_bytes());
     attribute(&mut body, RTA_TABLE, &table.to_ne_bytes());
-    create(RTM_NEWROUTE, &body)
+    ensure(want, RTM_NEWROUTE, RTM_DELROUTE, &body)
 }
 
 fn family(v6: bool) -> u8 {
     u8::try_from(if v6 { libc::AF_INET6 } else { libc::AF_INET }).unwrap_or_default()
 }
 
-/// Makes an object; one that is there already is well.
-fn create(kind: u16, body: &[u8]) -> io::Result<()> {
+/// Makes an object or removes it; one that is there, or gone, already is well.
+fn ensure(want: Want, new: u16, del: u16, body: &[u8]) -> io::Result<()> {
     let s = open(SockProtocol::NetlinkRoute)?;
-    send(&s, kind, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)?;
+    let (kind, flags) = match want {
+        Want::There => (new, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL),
+        Want::Gone => (del, NLM_F_REQUEST | NLM_F_ACK),
+    };
+    send(&s, kind, flags, body)?;
     let mut buffer = vec![0u8; 8192];
     let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
     let answer = buffer.get(..n).unwrap_or_default();
-    match error_of(answer) {
-        Some(0 | EEXIST) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::other("netlink answered something else")),
+    match (error_of(answer), want) {
+        (Some(0), _) | (Some(libc::EEXIST), Want::There) => Ok(()),
+        (Some(libc::ENOENT | libc::ESRCH), Want::Gone) => Ok(()),
+        (Some(errno), _) => Err(io::Error::from_raw_os_error(errno)),
+        (None, _) => Err(io::Error::other("netlink answered something else")),
     }
 }
 

@@ -20,23 +20,23 @@ use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, 
 use tokio::net::{TcpListener, TcpStream};
 
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&agent, listener, |stream, _| {
+    accept_each(&pod, listener, |stream, _| {
         pod.scope.spawn(connection(agent.clone(), pod.clone(), stream));
     })
     .await;
 }
 
-/// Accepts until the agent drains.
+/// Accepts until the pod leaves or the agent drains.
 pub async fn accept_each(
-    agent: &Agent,
+    pod: &Pod,
     listener: TcpListener,
     mut each: impl FnMut(TcpStream, SocketAddr),
 ) {
-    let mut draining = agent.draining.clone();
+    let mut leaving = pod.leaving();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = draining.wait_for(|d| *d) => return,
+            _ = leaving.wait_for(|l| *l) => return,
         };
         match accepted {
             Ok((stream, peer)) => each(stream, peer),
@@ -49,33 +49,18 @@ pub async fn accept_each(
     }
 }
 
-/// A connection that fails before it has an upstream ends in RST, never in a clean end.
-struct Downstream(Option<TcpStream>);
-
-impl Downstream {
-    fn take(mut self) -> Option<TcpStream> {
-        self.0.take()
-    }
-}
-
-impl Drop for Downstream {
-    fn drop(&mut self) {
-        if let Some(s) = self.0.take() {
-            let _ = s.set_zero_linger();
-        }
-    }
-}
-
-/// Resets `stream` when it is dropped without having been taken.
-fn reset_unless_taken(stream: TcpStream) -> Downstream {
+/// Until both directions have ended, a close is a reset: whether the upstream fails, or the agent.
+pub fn reset_on_close(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
-    Downstream(Some(stream))
+    let _ = stream.set_zero_linger();
 }
 
 async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {
     let peer = stream.peer_addr().ok();
     let asked = agent.capture.original_destination(&stream);
-    let downstream = reset_unless_taken(stream);
+    reset_on_close(&stream);
+    let _counted = pod.scope.connection();
+    let downstream = stream;
     let (Some(asked), Some(peer)) = (asked, peer) else {
         tracing::warn!(pod = %pod.uid, "a connection without a recorded destination is reset");
         return;
@@ -184,7 +169,7 @@ impl Begun<'_> {
 async fn passthrough(
     begun: &Begun<'_>,
     own: &Workload,
-    downstream: Downstream,
+    downstream: TcpStream,
     address: SocketAddr,
     workload: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
@@ -199,12 +184,10 @@ async fn passthrough(
         peer: None,
     };
     let from = same_family(begun.source.ip(), address.ip());
-    match sockets::connect(&begun.agent.capture, &begun.pod.netns, from, address).await {
+    match sockets::connect(&begun.agent.capture, begun.pod, from, address).await {
         Ok(upstream) => {
             let entry = begun.opened(&route);
-            if let Some(downstream) = downstream.take() {
-                entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
-            }
+            entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
         }
         Err(e) => begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}")),
     }
@@ -215,7 +198,7 @@ async fn passthrough(
 async fn to_itself(
     begun: &Begun<'_>,
     own: &Arc<Workload>,
-    downstream: Downstream,
+    downstream: TcpStream,
     address: SocketAddr,
     service: Option<Arc<Service>>,
 ) {
@@ -240,15 +223,13 @@ async fn to_itself(
         return;
     }
     let from = same_family(begun.source.ip(), address.ip());
-    match sockets::connect(&begun.agent.capture, &begun.pod.netns, from, address).await {
+    match sockets::connect(&begun.agent.capture, begun.pod, from, address).await {
         Ok(upstream) => {
             let mut record = begun.record(&route);
             record.verdict = Some(verdict.decision.to_string());
             let judged = crate::connections::Judged { destination_uid: own.uid.clone(), request };
             let entry = begun.agent.connections.open(&begun.agent.metrics, record, Some(judged));
-            if let Some(downstream) = downstream.take() {
-                entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
-            }
+            entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
         }
         Err(e) => begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}")),
     }
@@ -257,7 +238,7 @@ async fn to_itself(
 async fn over_hbone(
     begun: &Begun<'_>,
     own: &Workload,
-    downstream: Downstream,
+    downstream: TcpStream,
     workload: Arc<Workload>,
     address: SocketAddr,
     service: Option<Arc<Service>>,
@@ -299,9 +280,7 @@ async fn over_hbone(
     match Box::pin(begun.agent.pool.open(&key, request)).await {
         Ok((stream, lease)) => {
             let entry = begun.opened(&route);
-            if let Some(downstream) = downstream.take() {
-                entry.relay(End::Tcp(downstream), End::H2(stream.send, stream.receive)).await;
-            }
+            entry.relay(End::Tcp(downstream), End::H2(stream.send, stream.receive)).await;
             drop(lease);
         }
         Err(e) => {

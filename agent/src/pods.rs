@@ -12,7 +12,7 @@ use crate::{
     netlink::{self, TcpSocket},
     netns::Netns,
     outbound,
-    scope::PodScope,
+    scope::{PodScope, spawn_for_agent},
     sockets,
 };
 use anyhow::{Context as _, bail};
@@ -30,7 +30,9 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
+use tokio::sync::watch;
 
 /// One enrolled pod: every descriptor and every task that is held for it.
 #[derive(Debug)]
@@ -47,9 +49,22 @@ pub struct Pod {
     accepted: Mutex<HashSet<(u16, SocketAddr)>>,
     /// Connections older than the enrolment.
     earlier: Mutex<HashSet<(SocketAddr, SocketAddr)>>,
+    /// True once it takes no new connections: un-enrolled, or the agent drains.
+    leaving: watch::Sender<bool>,
+    /// net.ipv4.tcp_fwmark_accept as it was before the first enrolment.
+    fwmark_accept: Mutex<String>,
 }
 
 impl Pod {
+    pub fn leaving(&self) -> watch::Receiver<bool> {
+        self.leaving.subscribe()
+    }
+
+    /// Takes no new connections; those that are open go on.
+    pub fn leave(&self) {
+        self.leaving.send_replace(true);
+    }
+
     pub fn has_address(&self, ip: IpAddr) -> bool {
         self.addresses.contains(&ip.to_canonical())
     }
@@ -95,6 +110,7 @@ struct Saved {
     owner: u32,
     flags: u32,
     netns_inode: u64,
+    fwmark_accept: String,
 }
 
 pub struct Pods {
@@ -197,6 +213,8 @@ async fn enroll_as(
         scope: PodScope::new(),
         accepted: Mutex::default(),
         earlier: Mutex::default(),
+        leaving: watch::Sender::new(false),
+        fwmark_accept: Mutex::default(),
         netns,
     });
     agent.certs.want(&pod.identity);
@@ -209,7 +227,7 @@ async fn enroll_as(
         }
         Err(e) => {
             withdraw(agent, &pod);
-            pod.scope.end().await;
+            finish(agent, &pod).await;
             Err(e)
         }
     }
@@ -224,7 +242,12 @@ fn capture(
 ) -> anyhow::Result<()> {
     let cookie = pod.netns.cookie();
     let capture = &agent.capture;
-    sockets::prepare(&pod.netns)?;
+    let file = agent.pods.file(cookie);
+    // A pod that is taken up has been prepared before.
+    let before = fs::read(&file).ok().and_then(|b| serde_json::from_slice::<Saved>(&b).ok());
+    let found = sockets::prepare(&pod.netns)?;
+    let fwmark_accept = before.map_or(found, |b| b.fwmark_accept);
+    lock(&pod.fwmark_accept).clone_from(&fwmark_accept);
     capture.start_counting(pod.owner)?;
     let listeners = sockets::listen(capture, &pod.netns, pod.owner)?;
     let programs = capture.pod_programs();
@@ -234,8 +257,8 @@ fn capture(
         owner: pod.owner,
         flags,
         netns_inode: netns_inode(&pod.netns)?,
+        fwmark_accept,
     };
-    let file = agent.pods.file(cookie);
     fs::write(&file, serde_json::to_vec(&saved)?)
         .with_context(|| format!("writing {}", file.display()))?;
     programs.attach_lookup(&mut ebpf, pod.owner, &pod.netns)?;
@@ -333,13 +356,26 @@ pub async fn unenroll(agent: &Arc<Agent>, uid: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn release(agent: &Agent, pod: &Arc<Pod>) {
+/// Capture ends at once. Connections that are open go on, and what they need stays until the last
+/// of them has ended.
+async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     withdraw(agent, pod);
+    pod.leave();
     lock(&agent.pods.all).remove(&pod.netns.cookie());
-    pod.scope.end().await;
-    agent.pool.close(|key| key.pod.owner == pod.owner);
     tracing::info!(uid = %pod.uid, "pod un-enrolled");
+    let (agent, pod) = (agent.clone(), pod.clone());
+    if tokio::time::timeout(LET_GO, pod.scope.idle()).await.is_ok() {
+        finish(&agent, &pod).await;
+    } else {
+        spawn_for_agent(async move {
+            pod.scope.idle().await;
+            finish(&agent, &pod).await;
+        });
+    }
 }
+
+/// How long an un-enrolment waits for connections before it leaves them to themselves.
+const LET_GO: Duration = Duration::from_millis(100);
 
 fn withdraw(agent: &Agent, pod: &Pod) {
     let cookie = pod.netns.cookie();
@@ -347,8 +383,20 @@ fn withdraw(agent: &Agent, pod: &Pod) {
     agent.capture.pod_programs().detach(pod.owner);
     agent.capture.retain_earlier(pod.owner, |_, _| false);
     agent.capture.stop_counting(pod.owner);
-    agent.certs.release(&pod.identity);
     let _ = fs::remove_file(agent.pods.file(cookie));
+}
+
+async fn finish(agent: &Agent, pod: &Arc<Pod>) {
+    pod.scope.end().await;
+    agent.pool.close(|key| key.pod.owner == pod.owner);
+    agent.certs.release(&pod.identity);
+    // Enrolled anew meanwhile, the namespace needs what this would take away.
+    if !lock(&agent.pods.all).contains_key(&pod.netns.cookie()) {
+        let fwmark_accept = lock(&pod.fwmark_accept).clone();
+        if let Err(error) = sockets::restore(&pod.netns, &fwmark_accept) {
+            tracing::debug!(uid = %pod.uid, error = format!("{error:#}"), "the pod's namespace is gone");
+        }
+    }
 }
 
 /// Takes up the pods that an earlier agent enrolled. Until that is done they are closed: captured

@@ -5,11 +5,11 @@ use futures_util::future::BoxFuture;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::task::AbortHandle;
+use tokio::{sync::Notify, task::AbortHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ struct Inner {
     tasks: TaskTracker,
     ended: CancellationToken,
     handshakes: AtomicU64,
+    connections: AtomicUsize,
+    fewer: Notify,
 }
 
 impl PodScope {
@@ -58,11 +60,39 @@ impl PodScope {
         self.inner.tasks.len()
     }
 
+    /// Counts a connection of an application until the answer is dropped.
+    pub fn connection(&self) -> Counted {
+        self.inner.connections.fetch_add(1, Ordering::AcqRel);
+        Counted(self.inner.clone())
+    }
+
+    /// Returns once no connection of an application is left.
+    pub async fn idle(&self) {
+        loop {
+            let fewer = self.inner.fewer.notified();
+            if self.inner.connections.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            fewer.await;
+        }
+    }
+
     /// Ends all work; waits a little for it to be gone, sockets and all.
     pub async fn end(&self) {
         self.inner.ended.cancel();
         self.inner.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.inner.tasks.wait()).await;
+    }
+}
+
+#[derive(Debug)]
+pub struct Counted(Arc<Inner>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.fewer.notify_waiters();
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 
 use crate::{
     capture::{Capture, addr},
-    netlink,
+    netlink::{self, Want},
     netns::Netns,
+    pods::Pod,
 };
 use anyhow::{Context as _, bail};
 use capture_abi::{ListenerKey, SPREAD_V6, listener};
@@ -32,31 +33,46 @@ const BACKLOG: i32 = 4096;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+
 /// What a pod's namespace has to have: where captured IPv6 connects go, and how the last hop's
-/// answers come back.
-pub fn prepare(netns: &Netns) -> anyhow::Result<()> {
-    netns.run(|| -> anyhow::Result<()> {
-        fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1")
+/// answers come back. The answer is what net.ipv4.tcp_fwmark_accept was before.
+pub fn prepare(netns: &Netns) -> anyhow::Result<String> {
+    netns.run(|| -> anyhow::Result<String> {
+        let before = fs::read_to_string(FWMARK_ACCEPT)
+            .context("reading net.ipv4.tcp_fwmark_accept in the pod's namespace")?;
+        fs::write(FWMARK_ACCEPT, "1")
             .context("setting net.ipv4.tcp_fwmark_accept in the pod's namespace")?;
-        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        netlink::add_mark_rule(false, LAST_HOP_MARK, LAST_HOP_TABLE, LAST_HOP_PRIORITY)
-            .context("adding the rule for the last hop")?;
-        netlink::add_local_route(any, 0, LAST_HOP_TABLE)
-            .context("adding the route for the last hop")?;
-        if has_ipv6() {
-            let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-            netlink::add_mark_rule(true, LAST_HOP_MARK, LAST_HOP_TABLE, LAST_HOP_PRIORITY)
-                .context("adding the IPv6 rule for the last hop")?;
-            netlink::add_local_route(any, 0, LAST_HOP_TABLE)
-                .context("adding the IPv6 route for the last hop")?;
-            let mut spread = [0u8; 16];
-            spread[..8].copy_from_slice(&SPREAD_V6);
-            const LOCAL_TABLE: u32 = 255;
-            netlink::add_local_route(Ipv6Addr::from(spread).into(), 64, LOCAL_TABLE)
-                .context("adding the local route for captured IPv6 connects")?;
-        }
+        last_hop_routes(Want::There)
+            .context("adding rules and routes for the last hop in the pod's namespace")?;
+        Ok(before.trim().to_owned())
+    })?
+}
+
+/// Takes it away again.
+pub fn restore(netns: &Netns, fwmark_accept: &str) -> anyhow::Result<()> {
+    netns.run(|| -> anyhow::Result<()> {
+        last_hop_routes(Want::Gone)?;
+        fs::write(FWMARK_ACCEPT, fwmark_accept)?;
         Ok(())
     })?
+}
+
+fn last_hop_routes(want: Want) -> io::Result<()> {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    netlink::mark_rule(want, false, LAST_HOP_MARK, LAST_HOP_TABLE, LAST_HOP_PRIORITY)?;
+    netlink::local_route(want, any, 0, LAST_HOP_TABLE)?;
+    if has_ipv6() {
+        let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        netlink::mark_rule(want, true, LAST_HOP_MARK, LAST_HOP_TABLE, LAST_HOP_PRIORITY)?;
+        netlink::local_route(want, any, 0, LAST_HOP_TABLE)?;
+        let mut spread = [0u8; 16];
+        let (prefix, _) = spread.split_at_mut(SPREAD_V6.len());
+        prefix.copy_from_slice(&SPREAD_V6);
+        const LOCAL_TABLE: u32 = 255;
+        netlink::local_route(want, Ipv6Addr::from(spread).into(), 64, LOCAL_TABLE)?;
+    }
+    Ok(())
 }
 
 fn has_ipv6() -> bool {
@@ -84,7 +100,7 @@ pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Li
         let at: SocketAddr =
             if v6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() };
         let socket = netns.run(|| new_socket(at.ip()))?.context("making a listener")?;
-        capture.mark_own(&socket).context("marking a listener as the agent's")?;
+        capture.mark_own(owner, &socket).context("marking a listener as the agent's")?;
         if v6 {
             socket.set_only_v6(true)?;
         }
@@ -111,12 +127,12 @@ fn new_socket(like: IpAddr) -> io::Result<Socket> {
 /// A connection from the pod, as the pod: its address, routes and NetworkPolicy.
 pub async fn connect(
     capture: &Capture,
-    netns: &Netns,
+    pod: &Pod,
     from: Option<IpAddr>,
     to: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let socket = netns.run(|| new_socket(to.ip()))??;
-    capture.mark_own(&socket)?;
+    let socket = pod.netns.run(|| new_socket(to.ip()))??;
+    capture.mark_own(pod.owner, &socket)?;
     if let Some(from) = from.filter(|f| f.is_ipv4() == to.is_ipv4()) {
         // The port is found at connect, where the whole tuple counts and not the address alone.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
@@ -125,20 +141,19 @@ pub async fn connect(
     establish(socket, to).await
 }
 
-/// A connection to the application in the pod, from the client's own address. `taken` says which
-/// ports of the client are in use towards `to` already: a SYN from one of those would meet that
-/// connection instead of the listener.
+/// A connection to the application in the pod, from the client's own address. A port of the client
+/// that is in use towards `to` already will not do: the SYN would meet that connection instead of
+/// the listener.
 pub async fn connect_as(
     capture: &Capture,
-    netns: &Netns,
+    pod: &Pod,
     client: IpAddr,
     to: SocketAddr,
-    taken: impl Fn(u16) -> bool,
 ) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..64 {
-        let socket = netns.run(|| new_socket(to.ip()))??;
-        capture.mark_own(&socket)?;
+        let socket = pod.netns.run(|| new_socket(to.ip()))??;
+        capture.mark_own(pod.owner, &socket)?;
         socket.set_mark(LAST_HOP_MARK)?;
         // Two connections may share a port of the client as long as they differ otherwise.
         socket.set_reuse_address(true)?;
@@ -149,7 +164,7 @@ pub async fn connect_as(
         }
         socket.bind(&SockAddr::from(SocketAddr::new(client, 0)))?;
         let port = socket.local_addr()?.as_socket().map_or(0, |a| a.port());
-        if taken(port) {
+        if pod.tuple_taken(to, client, port) {
             continue;
         }
         match establish(socket, to).await {

@@ -103,7 +103,10 @@ fn captures(ctx: &SockAddrContext) -> Option<(&'static Pod, *mut bpf_sock)> {
 #[inline(always)]
 fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u16) -> bool {
     let kept = !flows_full()
-        && SOCKS.set(sk.cast(), Sock { kind: sock_kind::CAPTURED, port: port as u32, destination });
+        && SOCKS.set(
+            sk.cast(),
+            Sock { kind: sock_kind::CAPTURED, owner: pod.owner, port: port as u32, destination },
+        );
     if kept {
         count(pod.owner, |c| c.captured += 1);
     } else {

@@ -68,8 +68,12 @@ fn accepted(ctx: &SockOpsContext) {
     if let Some(flow) = unsafe { FLOWS.get(&there) }
         && flow.kind == flow_kind::CAPTURED
     {
-        let handed =
-            Sock { kind: sock_kind::HANDED_OVER, port: flow.port, destination: flow.destination };
+        let handed = Sock {
+            kind: sock_kind::HANDED_OVER,
+            owner: pod.owner,
+            port: flow.port,
+            destination: flow.destination,
+        };
         SOCKS.set(sk(ctx), handed);
         withdraw(&there);
         return;
@@ -90,8 +94,8 @@ fn accepted(ctx: &SockOpsContext) {
 /// The socket takes its announcement along, unless a newer socket has the tuple by now.
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
-    let Some(pod) = owner(ctx.as_ptr()) else { return };
-    let key = key(ctx, pod.owner);
+    let Some(sock) = SOCKS.get(sk(ctx)) else { return };
+    let key = key(ctx, sock.owner);
     // SAFETY: the entry is read at once.
     if let Some(flow) = unsafe { FLOWS.get(&key) }
         && flow.cookie == cookie(ctx)

@@ -227,11 +227,12 @@ impl Agent {
         row[name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {row}"))
     }
 
-    /// The serial number of the certificate in use for an identity.
-    pub fn serial(&self, identity: &str) -> Result<String> {
+    /// The certificate in use for an identity: its serial number, and its end in seconds since 1970.
+    pub fn certificate(&self, identity: &str) -> Result<(String, u64)> {
         let all = self.rows("certificates")?;
         let row = all.iter().find(|c| c["identity"] == identity);
-        let serial = row.and_then(|c| c["serial"].as_str());
-        serial.map(str::to_owned).with_context(|| format!("no certificate for {identity}: {all:?}"))
+        let found =
+            row.and_then(|c| Some((c["serial"].as_str()?.to_owned(), c["not_after"].as_u64()?)));
+        found.with_context(|| format!("no certificate for {identity}: {all:?}"))
     }
 }

@@ -20,6 +20,8 @@ pub struct Control {
     args: Vec<String>,
     state: PathBuf,
     running: Mutex<Option<Proc>>,
+    /// The output of all that have run.
+    outputs: Mutex<Vec<PathBuf>>,
 }
 
 impl Control {
@@ -39,8 +41,13 @@ impl Control {
         if let Some(seconds) = ttl {
             args.extend(["--cert-ttl-seconds".to_owned(), seconds.to_string()]);
         }
-        let control =
-            Self { netns: bed.fabric_netns_path(), args, state, running: Mutex::default() };
+        let control = Self {
+            netns: bed.fabric_netns_path(),
+            args,
+            state,
+            running: Mutex::default(),
+            outputs: Mutex::default(),
+        };
         control.restart(bed);
         control
     }
@@ -60,6 +67,7 @@ impl Control {
         let mut cmd = Command::new(binary("culvertd"));
         cmd.args(&self.args);
         let proc = bed.spawn_fabric(cmd).unwrap();
+        self.outputs.lock().unwrap().push(proc.stdout_path().to_owned());
         eventually(SOON, || {
             if let Some(status) = proc.try_wait()? {
                 // Nothing to wait for.
@@ -76,6 +84,12 @@ impl Control {
     /// What the monitor port says: status and body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         http::get(&self.netns, MONITOR.parse::<SocketAddr>()?, path)
+    }
+
+    /// All that it and its predecessors have logged.
+    pub fn log(&self) -> String {
+        let read = |p: &PathBuf| String::from_utf8_lossy(&std::fs::read(p).unwrap()).into_owned();
+        self.outputs.lock().unwrap().iter().map(read).collect()
     }
 
     /// What it complains about.

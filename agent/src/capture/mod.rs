@@ -16,7 +16,7 @@ use crate::sys;
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{HashMap, Map, MapData, PerCpuHashMap, SockHash},
+    maps::{Array, HashMap, Map, MapData, PerCpuHashMap, SockHash},
 };
 use capture_abi::{
     ABI_VERSION, Addr, Counts, Flow, FlowKey, IPPROTO_TCP, ListenerKey, Pod, Sock, flow_kind,
@@ -52,6 +52,7 @@ pub struct Capture {
     earlier: Mutex<HashMap<MapData, FlowKey, Flow>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     counts: Mutex<PerCpuHashMap<MapData, u32, Counts>>,
+    in_use: Mutex<Array<MapData, u64>>,
     socks: MapData,
 }
 
@@ -84,6 +85,7 @@ impl Capture {
             earlier: Mutex::new(HashMap::try_from(take("EARLIER")?)?),
             listeners: Mutex::new(SockHash::try_from(take("LISTENERS")?)?),
             counts: Mutex::new(PerCpuHashMap::try_from(take("COUNTS")?)?),
+            in_use: Mutex::new(Array::try_from(take("IN_USE")?)?),
             socks: match take("SOCKS")? {
                 Map::SkStorage(data) => data,
                 other => return Err(anyhow!("SOCKS is not socket storage but {other:?}")),
@@ -119,8 +121,8 @@ impl Capture {
 
     /// Marks a socket of the agent's own: its connects are not captured, and what it accepts is
     /// known as the agent's.
-    pub fn mark_own(&self, socket: &impl AsRawFd) -> io::Result<()> {
-        let own = Sock { kind: sock_kind::AGENT, ..Sock::default() };
+    pub fn mark_own(&self, owner: u32, socket: &impl AsRawFd) -> io::Result<()> {
+        let own = Sock { kind: sock_kind::AGENT, owner, ..Sock::default() };
         sys::socket_storage_set(self.socks_fd(), socket.as_raw_fd(), &own)
     }
 
@@ -179,10 +181,14 @@ impl Capture {
     /// Drops what the kernel kept for pods that are not enrolled any more.
     pub fn forget_except(&self, owners: &std::collections::HashSet<u32>) {
         let mut flows = lock(&self.flows);
-        let stale: Vec<FlowKey> =
-            flows.keys().filter_map(Result::ok).filter(|k| !owners.contains(&k.owner)).collect();
-        for k in stale {
-            let _ = flows.remove(&k);
+        let (kept, stale): (Vec<FlowKey>, Vec<FlowKey>) =
+            flows.keys().filter_map(Result::ok).partition(|k| owners.contains(&k.owner));
+        if !stale.is_empty() {
+            for k in stale {
+                let _ = flows.remove(&k);
+            }
+            // Nearly exact is good enough: the kernel counts on from here, within a margin.
+            let _ = lock(&self.in_use).set(0, kept.len() as u64, 0);
         }
         drop(flows);
         let mut counts = lock(&self.counts);

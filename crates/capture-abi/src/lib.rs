@@ -126,6 +126,8 @@ pub mod flow_kind {
 pub struct Sock {
     /// [`sock_kind`]
     pub kind: u32,
+    /// Whose it is, for as long as it lives: its pod may be un-enrolled before it closes.
+    pub owner: u32,
     pub port: u32,
     pub destination: Addr,
 }
@@ -207,7 +209,7 @@ mod tests {
         assert_eq!(size_of::<Pod>(), 4 + 4 + 16 + 16);
         assert_eq!(size_of::<FlowKey>(), 4 + 4 + 16 + 16 + 2 + 2);
         assert_eq!(size_of::<Flow>(), 4 + 4 + 16 + 8);
-        assert_eq!(size_of::<Sock>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Sock>(), 4 + 4 + 4 + 16);
         assert_eq!(size_of::<ListenerKey>(), 8);
     }
 

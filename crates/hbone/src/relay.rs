@@ -2,8 +2,10 @@
 //!
 //! An end is a TCP socket or an HTTP/2 stream. The end of a direction is passed on as a half-close
 //! and the other direction goes on. A failure is passed on as a reset of both ends: a TCP socket is
-//! closed with RST (`SO_LINGER` 0), a stream with RST_STREAM. Nothing is read from an end before
-//! the other can take it, so backpressure goes through, and an idle relay holds no buffer.
+//! closed with RST, a stream with RST_STREAM. A TCP socket is set to do so (`SO_LINGER` 0) before
+//! the first byte and until both directions have ended, so that it is a reset, too, when this
+//! process dies. Nothing is read from an end before the other can take it, so backpressure goes
+//! through, and an idle relay holds no buffer.
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
@@ -74,7 +76,11 @@ enum Inner {
 impl Guarded {
     fn new(end: End) -> Self {
         let inner = match end {
-            End::Tcp(s) => Inner::Tcp(s),
+            End::Tcp(s) => {
+                // Fails only for a socket that is closed already.
+                let _ = s.set_zero_linger();
+                Inner::Tcp(s)
+            }
             End::H2(s, r) => Inner::H2(std::sync::Mutex::new(s), std::sync::Mutex::new(Some(r))),
         };
         Guarded { end: Some(inner) }
@@ -92,27 +98,22 @@ impl Guarded {
     }
 
     fn finished(mut self) {
-        self.end = None;
+        if let Some(Inner::Tcp(s)) = self.end.take() {
+            let _ = socket2::SockRef::from(&s).set_linger(None);
+        }
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
         match self.end.take() {
-            Some(Inner::Tcp(s)) => reset_on_close(&s),
             Some(Inner::H2(s, _)) => {
                 let mut s = s.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
                 s.send_reset(Reason::CANCEL);
             }
-            None => {}
+            Some(Inner::Tcp(_)) | None => {}
         }
     }
-}
-
-/// Makes the socket's close a RST.
-pub(crate) fn reset_on_close(s: &TcpStream) {
-    // Fails only for a socket that is closed already.
-    let _ = s.set_zero_linger();
 }
 
 enum Reader<'a> {

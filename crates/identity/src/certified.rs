@@ -26,6 +26,7 @@ pub struct Certified {
     pub generation: u64,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
+    obtained: SystemTime,
     /// Hexadecimal, for people.
     pub serial: String,
     pub client: Arc<ClientConfig>,
@@ -92,16 +93,17 @@ impl Certified {
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             not_before,
             not_after,
+            obtained: SystemTime::now(),
             serial,
             client: Arc::new(client),
             server: Arc::new(server),
         })
     }
 
-    /// Half of the certificate's life has passed at this moment.
+    /// Half of the life that the certificate had when it came has passed at this moment. Not half
+    /// of what it says: a CA backdates, for the sake of slow clocks.
     pub fn half_life(&self) -> SystemTime {
-        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        self.not_before + life / 2
+        self.obtained + self.not_after.duration_since(self.obtained).unwrap_or_default() / 2
     }
 
     pub fn expired(&self, now: SystemTime) -> bool {
