@@ -54,6 +54,49 @@ fn a_connection_made_before_enrolment_goes_on_after_it() {
     }
 }
 
+#[test]
+fn a_connection_made_while_enrolled_goes_on_after_release() {
+    let p = pair(Mesh::new("released"));
+    let live = echo_to(&p.client, &p.to).unwrap();
+    for pod in [&p.client, &p.server] {
+        echo(&live, 100_000, 1).unwrap();
+        p.mesh.unenroll(pod);
+        echo(&live, 1_000_000, 2).unwrap();
+        attempt(&p.client, &p.to).unwrap();
+    }
+    live.shutdown_write().unwrap();
+    assert_eq!(live.read_to_end().unwrap(), b"");
+}
+
+/// What the connections of one enrolment need is not taken away by the end of another.
+#[test]
+fn connections_of_two_enrolments_end_each_on_their_own() {
+    let p = pair(Mesh::new("twice"));
+    let first = echo_to(&p.client, &p.to).unwrap();
+    echo(&first, 1000, 1).unwrap();
+    p.mesh.unenroll(&p.server);
+    p.mesh.enroll(&p.server);
+    let second = echo_to(&p.client, &p.to).unwrap();
+    echo(&second, 1000, 1).unwrap();
+    p.mesh.unenroll(&p.server);
+    echo(&first, 100_000, 2).unwrap();
+    first.reset().unwrap();
+    let open = || p.mesh.agent(2).status()["connections"].as_u64().unwrap();
+    eventually(SOON, || {
+        anyhow::ensure!(open() == 1, "{} are open", open());
+        Ok(())
+    })
+    .unwrap();
+    echo(&second, 1_000_000, 3).unwrap();
+    p.mesh.enroll(&p.server);
+    echo(&second, 1_000_000, 4).unwrap();
+    second.reset().unwrap();
+    attempt(&p.client, &p.to).unwrap();
+    for n in 0..20 {
+        echo(&echo_to(&p.client, &p.to).unwrap(), 1000, n).unwrap();
+    }
+}
+
 /// Waits until the identity has another certificate than the one of this serial number, and gives that one's.
 fn renewed(agent: &Agent, identity: &str, old: &str) -> String {
     eventually(SOON, || {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use culvert_tests::dialogue::{connect, serve};
+use culvert_tests::dialogue::{connect, echo_to, serve};
 use culvert_tests::{Mesh, MeshPod, SOON, Spec, at, attempt};
 use testbed::{Serve, Sock, eventually, pattern};
 
@@ -142,7 +142,13 @@ fn fifty_pods_come_and_go_and_leave_nothing() {
     for pod in alive {
         mesh.unenroll(pod);
     }
-    assert_eq!(network_of(&pods[0]), untouched);
+    // What connections still need stays for as long as they do.
+    eventually(SOON, || {
+        let now = network_of(&pods[0]);
+        anyhow::ensure!(now == untouched, "{now}\nwas\n{untouched}");
+        Ok(())
+    })
+    .unwrap();
     for pod in dead {
         let uid = pod.uid();
         mesh.delete_pod(pod.clone());
@@ -153,8 +159,9 @@ fn fifty_pods_come_and_go_and_leave_nothing() {
     assert!(agent.pinned_for_pods().is_empty(), "{:?}", agent.pinned_for_pods());
     assert!(agent.saved_pods().is_empty(), "{:?}", agent.saved_pods());
     assert!(agent.status()["pods"].as_array().unwrap().is_empty());
-    assert!(agent.ask("certificates").unwrap().as_array().unwrap().is_empty());
     eventually(SOON, || {
+        let held = agent.rows("certificates")?;
+        anyhow::ensure!(held.is_empty(), "{held:?}");
         let now = agent.descriptors();
         anyhow::ensure!(now <= descriptors, "{now} descriptors are open, {descriptors} were");
         Ok(())
@@ -163,4 +170,55 @@ fn fifty_pods_come_and_go_and_leave_nothing() {
     println!("VmRSS: {resident} KiB before, {} KiB after", agent.resident_kib());
     // Those that stayed are ordinary pods again.
     attempt(&pods[0], &at(server.ipv4(), PORT)).unwrap();
+}
+
+/// The kernel's table of connections has room for a thousand here. Those that were open when their pod was released
+/// must not take up room for ever.
+#[test]
+fn released_pods_take_up_no_room_in_the_kernel() {
+    let mesh = Mesh::builder("room").agent_args(&["--max-flows", "1024"]).build();
+    let (client, server) = (mesh.enrolled_pod(1, "client"), mesh.pod(2, "server"));
+    serve(&server, PORT, Serve::Script);
+    let to = at(server.ipv4(), PORT);
+    let untouched = network_of(&server);
+    for round in 0..12 {
+        mesh.enroll(&server);
+        let open: Vec<Sock> = (0..100).map(|_| echo_to(&client, &to).unwrap()).collect();
+        for sock in &open {
+            sock.write(b"x").unwrap();
+            assert_eq!(sock.read_exact(1).unwrap(), b"x", "in round {round}");
+        }
+        mesh.unenroll(&server);
+        for sock in open {
+            sock.reset().unwrap();
+        }
+    }
+    mesh.enroll(&server);
+    attempt(&client, &to).unwrap();
+    for pod in [&client, &server] {
+        assert_eq!(mesh.agent_of(pod).counter(pod, "announce_failed"), 0);
+    }
+    mesh.unenroll(&server);
+    eventually(SOON, || {
+        let now = network_of(&server);
+        anyhow::ensure!(now == untouched, "{now}\nwas\n{untouched}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// The application sees the client's address, and some port of it: those must not run out, nor take ever longer to
+/// find, as ended connections linger in TIME_WAIT.
+#[test]
+fn one_client_makes_more_connections_than_the_server_has_ports_to_give() {
+    const COUNT: u32 = 5000;
+    let mesh = Mesh::new("ports");
+    let (client, server) = echo_pair(&mesh);
+    server.sysctl("net.ipv4.ip_local_port_range", "40000 40999").unwrap();
+    let report = client
+        .puppet()
+        .unwrap()
+        .short_connections(at(server.ipv4(), PORT), COUNT, 16, Duration::from_secs(120))
+        .unwrap();
+    assert_eq!((report.ok, report.failed.len()), (COUNT.into(), 0), "{report:?}");
 }

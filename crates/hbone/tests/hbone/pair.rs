@@ -109,6 +109,14 @@ pub async fn receive(stream: &mut RecvStream, n: usize) -> Vec<u8> {
     got
 }
 
+/// The stream's direction has ended, cleanly and with nothing left in it.
+pub async fn assert_ended(stream: &mut RecvStream) {
+    while let Some(chunk) = stream.data().await {
+        assert!(chunk.unwrap().is_empty(), "more data");
+    }
+    assert!(stream.is_end_stream());
+}
+
 /// Bytes that differ by position, so that a loss or a swap shows.
 pub fn pattern(n: usize) -> Bytes {
     (0..n).map(|i| u8::try_from(i * 31 % 251).unwrap()).collect()

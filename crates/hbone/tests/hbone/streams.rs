@@ -1,6 +1,8 @@
 //! Streams over one connection: open, echo, end, and neglect of some that must not hurt another.
 
-use crate::pair::{DESTINATION, Pair, connect_to, echo, pair, pattern, receive, send};
+use crate::pair::{
+    DESTINATION, Pair, assert_ended, connect_to, echo, pair, pattern, receive, send,
+};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use hbone::{ClientError, WINDOWS};
@@ -30,15 +32,17 @@ async fn a_direction_ends_alone() {
     let (mut client, mut server) = pair.open().await;
     client.send.send_data(Bytes::from_static(b"last words"), true).unwrap();
     assert_eq!(receive(&mut server.1, 10).await, b"last words");
-    assert!(server.1.data().await.is_none() && server.1.is_end_stream());
+    assert_ended(&mut server.1).await;
     // The other direction goes on, for more than a window.
     let answer = pattern(2_000_000);
-    let (sent, got) =
-        tokio::join!(send(&mut server.0, answer.clone()), receive(&mut client.receive, answer.len()));
+    let (sent, got) = tokio::join!(
+        send(&mut server.0, answer.clone()),
+        receive(&mut client.receive, answer.len())
+    );
     sent.unwrap();
     assert!(got == answer);
     server.0.send_data(Bytes::new(), true).unwrap();
-    assert!(client.receive.data().await.is_none());
+    assert_ended(&mut client.receive).await;
 }
 
 #[tokio::test]
