@@ -28,7 +28,10 @@ pub fn open(path: &Path) -> anyhow::Result<UnixListener> {
 /// no memory.
 pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            pause().await;
+            continue;
+        };
         if !stream.peer_cred().is_ok_and(|c| c.uid() == 0) {
             continue;
         }
@@ -38,6 +41,11 @@ pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
             let _ = answer(&agent, stream).await;
         });
     }
+}
+
+/// After a failed accept: out of descriptors, most likely, which a spin would not mend.
+async fn pause() {
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
 }
 
 async fn answer(agent: &Agent, stream: UnixStream) -> std::io::Result<()> {
@@ -181,7 +189,10 @@ pub async fn serve_http(
     let listener = TcpListener::bind(at).await.with_context(|| format!("binding {at}"))?;
     spawn_for_agent(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else { continue };
+            let Ok((stream, _)) = listener.accept().await else {
+                pause().await;
+                continue;
+            };
             let answer = answer.clone();
             spawn_for_agent(async move {
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {

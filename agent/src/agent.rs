@@ -70,7 +70,7 @@ impl Agent {
         }
     }
 
-    fn no_longer_allowed(&self, judged: &Judged) -> Option<String> {
+    pub fn no_longer_allowed(&self, judged: &Judged) -> Option<String> {
         // A workload that is gone has no policies to ask; its pod's end closes the connection.
         let destination = self.mesh.workload(&judged.destination_uid)?;
         let verdict = self.judge(&destination, &judged.request);

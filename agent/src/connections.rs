@@ -107,12 +107,7 @@ impl Connections {
         let all: Vec<Arc<Live>> = self.lock().values().cloned().collect();
         let mut ended = 0;
         for live in all {
-            let Some(judged) = &live.judged else { continue };
-            if let Some(why) = verdict(judged) {
-                *live.ended_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-                live.cancel.cancel();
-                ended += 1;
-            }
+            ended += usize::from(live.judge_again(&verdict));
         }
         ended
     }
@@ -123,6 +118,13 @@ impl Connections {
 }
 
 impl Live {
+    fn judge_again(&self, verdict: &impl Fn(&Judged) -> Option<String>) -> bool {
+        let Some(why) = self.judged.as_ref().and_then(verdict) else { return false };
+        *self.ended_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.cancel.cancel();
+        true
+    }
+
     fn snapshot(&self, close: Option<CloseReason>) -> FlowRecord {
         let mut record = self.record.clone();
         record.sent = self.relayed.forward.load(Ordering::Relaxed);
@@ -134,18 +136,25 @@ impl Live {
 }
 
 impl Entry {
+    /// Asks again what policy says: it may have changed between the verdict and the registration.
+    pub fn judge_again(&self, verdict: impl Fn(&Judged) -> Option<String>) {
+        self.live.judge_again(&verdict);
+    }
+
     /// Relays until both ends are done, one breaks, or policy ends it.
     pub async fn relay(mut self, first: hbone::End, second: hbone::End) {
         let live = self.live.clone();
         let close = tokio::select! {
-            done = hbone::relay(first, second, &live.relayed) => match done {
-                Ok(()) => CloseReason::Finished,
-                Err(broken) => CloseReason::Reset(broken.to_string()),
-            },
+            // Before a byte moves.
+            biased;
             () = live.cancel.cancelled() => {
                 let why = live.ended_by.lock().unwrap_or_else(PoisonError::into_inner).take();
                 CloseReason::Denied(why.unwrap_or_default())
             }
+            done = hbone::relay(first, second, &live.relayed) => match done {
+                Ok(()) => CloseReason::Finished,
+                Err(broken) => CloseReason::Reset(broken.to_string()),
+            },
         };
         self.close = Some(close);
     }

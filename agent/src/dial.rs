@@ -64,7 +64,8 @@ impl Dial<PoolKey> for AgentDial {
                     .await?;
             let expected = Expected(vec![key.destination.clone()]);
             let (connection, driver, _) = hbone::handshake(stream, &certified, &expected).await?;
-            Ok(Dialled { connection, driver: Box::pin(driver) })
+            let generation = certified.generation;
+            Ok(Dialled { connection, generation, driver: Box::pin(driver) })
         })
     }
 

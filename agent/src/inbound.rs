@@ -246,7 +246,9 @@ impl Incoming {
     }
 
     fn open(self, agent: &Agent) -> crate::connections::Entry {
-        agent.connections.open(&agent.metrics, self.record, Some(self.judged))
+        let entry = agent.connections.open(&agent.metrics, self.record, Some(self.judged));
+        entry.judge_again(|judged| agent.no_longer_allowed(judged));
+        entry
     }
 
     fn denied(self, agent: &Agent) {

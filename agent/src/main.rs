@@ -187,7 +187,9 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     {
         let agent = agent.clone();
         spawn_for_agent(async move {
-            Box::pin(pods::take_up(&agent)).await;
+            // Their records come with discovery's first answer.
+            agent.synced().await;
+            Box::pin(pods::take_up(&agent, true)).await;
             let _ = taken_up.send(true);
             enroll::serve(agent, enroll).await;
         });
@@ -299,6 +301,10 @@ async fn sweep(agent: Arc<Agent>) {
         agent.pool.sweep(now);
         agent.metrics.sweep(now);
         pods::sweep_earlier(&agent);
+        // Not before the first attempt, which waits for discovery.
+        if agent.mesh.synced().borrow().ready() && !*agent.draining.borrow() {
+            Box::pin(pods::take_up(&agent, false)).await;
+        }
     }
 }
 

@@ -107,12 +107,15 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
 pub struct TcpSocket {
     pub local: SocketAddr,
     pub remote: SocketAddr,
+    /// Sends nothing more but empty segments.
+    pub time_wait: bool,
 }
 
 /// Every TCP connection of this thread's namespace, from SYN_SENT on (sock_diag).
 pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     const TCP_LISTEN: u32 = 10;
     const TCP_CLOSE: u32 = 7;
+    const TCP_TIME_WAIT: u8 = 6;
     const IPPROTO_TCP: u8 = 6;
     let mut out = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -130,6 +133,7 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
             let address = |at: usize| ip(body.get(at..at + if v4 { 4 } else { 16 })?);
             if let (Some(src), Some(dst)) = (address(8), address(24)) {
                 out.push(TcpSocket {
+                    time_wait: body.get(1) == Some(&TCP_TIME_WAIT),
                     local: SocketAddr::new(src.to_canonical(), sport),
                     remote: SocketAddr::new(dst.to_canonical(), dport),
                 });

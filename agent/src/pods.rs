@@ -173,7 +173,12 @@ pub async fn enroll(
         release(agent, &other).await;
     }
     let flags = if request.allow_other_protocols { pod_flags::ALLOW_OTHER_PROTOCOLS } else { 0 };
-    let owner = agent.pods.next_owner.fetch_add(1, Ordering::Relaxed);
+    // A pod that could not be taken up yet has programs of its own already: they are replaced.
+    let earlier = agent.capture.enrolled().into_iter().find(|(c, _)| *c == cookie);
+    let owner = match earlier {
+        Some((_, entry)) => entry.owner,
+        None => agent.pods.next_owner.fetch_add(1, Ordering::Relaxed),
+    };
     enroll_as(agent, netns, &request.uid, Some(request), owner, flags).await
 }
 
@@ -185,7 +190,9 @@ async fn enroll_as(
     owner: u32,
     flags: u32,
 ) -> anyhow::Result<()> {
-    let workload = record(agent, uid).await?;
+    // What is taken up is tried again; what is asked for now is waited for.
+    let patience = if request.is_some() { PATIENCE } else { Duration::ZERO };
+    let workload = record(agent, uid, patience).await?;
     if let Some(r) = request {
         let same = *workload.namespace == *r.namespace
             && *workload.name == *r.name
@@ -225,9 +232,15 @@ async fn enroll_as(
             lock(&agent.pods.all).insert(pod.netns.cookie(), pod);
             Ok(())
         }
-        Err(e) => {
+        Err(e) if request.is_some() => {
             withdraw(agent, &pod);
             finish(agent, &pod).await;
+            Err(e)
+        }
+        // Taken up from an earlier agent: what holds it closed stays, and it is tried again.
+        Err(e) => {
+            pod.scope.end().await;
+            agent.certs.release(&pod.identity);
             Err(e)
         }
     }
@@ -265,7 +278,7 @@ fn capture(
     capture.enroll(cookie, sockets::kernel_entry(pod.owner, flags, &pod.addresses))?;
     // What is connected now was connected before: everything after the entry is captured.
     let earlier = earlier_connections(pod)?;
-    for s in &earlier {
+    for s in earlier.iter().filter(|s| !s.time_wait) {
         capture.allow_earlier(pod.owner, s.local, s.remote)?;
     }
     lock(&pod.earlier).extend(earlier.iter().map(|s| (s.local, s.remote)));
@@ -285,8 +298,8 @@ fn capture(
 }
 
 /// The workload's record, once discovery has it.
-async fn record(agent: &Agent, uid: &str) -> anyhow::Result<Arc<Workload>> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+async fn record(agent: &Agent, uid: &str, patience: Duration) -> anyhow::Result<Arc<Workload>> {
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         if let Some(w) = agent.mesh.workload(uid).filter(|w| !w.addresses.is_empty()) {
             return Ok(w);
@@ -294,7 +307,7 @@ async fn record(agent: &Agent, uid: &str) -> anyhow::Result<Arc<Workload>> {
         if tokio::time::Instant::now() >= deadline {
             let synced = *agent.mesh.synced().borrow();
             bail!(
-                "the control plane has no workload {uid} with an address (after {PATIENCE:?}; \
+                "the control plane has no workload {uid} with an address (after {patience:?}; \
                  discovery connected: {}, first answer received: {}): check the pod's manifest, its \
                  status.podIP and phase, and culvertd's diagnostics",
                 synced.connected,
@@ -401,14 +414,23 @@ async fn finish(agent: &Agent, pod: &Arc<Pod>) {
 
 /// Takes up the pods that an earlier agent enrolled. Until that is done they are closed: captured
 /// and guarded, with nobody listening.
-pub async fn take_up(agent: &Arc<Agent>) {
+///
+/// Called at the start, and again for those that could not be taken up.
+pub async fn take_up(agent: &Arc<Agent>, first: bool) {
     let _one = agent.pods.enrolling.lock().await;
     let enrolled = agent.capture.enrolled();
+    if !first && enrolled.iter().all(|(c, _)| lock(&agent.pods.all).contains_key(c)) {
+        return;
+    }
     let highest = enrolled.iter().map(|(_, p)| p.owner).max().unwrap_or(0);
     agent.pods.next_owner.fetch_max(highest + 1, Ordering::Relaxed);
     let mut namespaces = namespaces_of_processes();
     let mut kept = HashSet::new();
     for (cookie, entry) in enrolled {
+        if lock(&agent.pods.all).contains_key(&cookie) {
+            kept.insert(entry.owner);
+            continue;
+        }
         let saved: Option<Saved> =
             fs::read(agent.pods.file(cookie)).ok().and_then(|b| serde_json::from_slice(&b).ok());
         let netns = saved
@@ -425,19 +447,19 @@ pub async fn take_up(agent: &Arc<Agent>) {
             continue;
         };
         kept.insert(entry.owner);
-        let taken =
-            enroll_as(agent, netns.clone(), &saved.uid, None, entry.owner, saved.flags).await;
+        let taken = enroll_as(agent, netns, &saved.uid, None, entry.owner, saved.flags).await;
         if let Err(error) = taken {
-            // enroll_as has opened the pod again on failure; closed is right here.
-            let _ = agent.capture.enroll(cookie, entry);
             tracing::error!(
                 uid = saved.uid,
                 error = format!("{error:#}"),
-                "an enrolled pod could not be taken up: its new connections fail until it is enrolled again"
+                "an enrolled pod could not be taken up yet: its new connections fail until then"
             );
         }
     }
-    agent.capture.forget_except(&kept);
+    if first {
+        agent.capture.forget_except(&kept);
+        agent.capture.pod_programs().detach_except(&kept);
+    }
 }
 
 /// A path to each network namespace that some process is in, by inode.

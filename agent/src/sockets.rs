@@ -31,7 +31,8 @@ const LAST_HOP_PRIORITY: u32 = 100;
 /// retransmission of a second.
 const BACKLOG: i32 = 4096;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Three retransmissions of a SYN, and less than a peer waits for the answer to its CONNECT.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 
 const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
 

@@ -38,12 +38,21 @@ pub struct Compiler {
     cluster: Cluster,
     snapshot: Snapshot,
     /// What each object has become, by name, so that what it no longer becomes can be removed.
-    made: HashMap<ObjectKey, Vec<String>>,
+    made: HashMap<ObjectKey, BTreeSet<Made>>,
+    makers: HashMap<Made, BTreeSet<ObjectKey>>,
 }
+
+/// A resource's name, and whether it is a policy.
+type Made = (bool, String);
 
 impl Compiler {
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, snapshot: Snapshot::default(), made: HashMap::new() }
+        Self {
+            cluster,
+            snapshot: Snapshot::default(),
+            made: HashMap::new(),
+            makers: HashMap::new(),
+        }
     }
 
     pub fn snapshot(&self) -> &Snapshot {
@@ -62,9 +71,10 @@ impl Compiler {
             }
         }
         let mut out = Output::default();
-        for key in dirty {
-            self.compile(&key, &mut out);
+        while let Some(key) = dirty.pop_first() {
+            dirty.extend(self.compile(&key, &mut out));
         }
+        out.settle();
         out
     }
 
@@ -127,7 +137,9 @@ impl Compiler {
             }
             Kind::AuthorizationPolicy => {
                 let selector = |o: Option<&Object>| match o.map(|o| &o.spec) {
-                    Some(Spec::AuthorizationPolicy(p)) => p.selector.clone(),
+                    Some(Spec::AuthorizationPolicy(p)) if policies::is_served(p.action) => {
+                        p.selector.clone()
+                    }
                     _ => None,
                 };
                 if selector(old) != selector(new) || old.is_none() || new.is_none() {
@@ -240,36 +252,50 @@ impl Compiler {
         }
     }
 
-    fn compile(&mut self, key: &ObjectKey, out: &mut Output) {
+    /// Compiles `key`. The answer is what must be compiled in turn: objects that make something
+    /// that this one no longer makes.
+    fn compile(&mut self, key: &ObjectKey, out: &mut Output) -> Vec<ObjectKey> {
         out.compiled += 1;
         let mut addresses = BTreeMap::new();
         let mut authorizations = BTreeMap::new();
         if let Some(o) = self.snapshot.get(key).cloned() {
             self.resources(&o, &mut addresses, &mut authorizations);
         }
-        let names: Vec<String> = addresses.keys().chain(authorizations.keys()).cloned().collect();
-        let before = match names.is_empty() {
-            true => self.made.remove(key),
-            false => self.made.insert(key.clone(), names.clone()),
-        };
-        let policies = matches!(
-            key.kind,
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::MeshConfig
-        );
-        for gone in before.into_iter().flatten().filter(|n| !names.contains(n)) {
-            match policies {
-                true if self.still_made(&gone) => {}
-                true => out.authorizations.removed.push(gone),
-                false => out.addresses.removed.push(gone),
+        let mut heirs = Vec::new();
+        let made: BTreeSet<Made> = addresses
+            .keys()
+            .map(|n| (false, n.clone()))
+            .chain(authorizations.keys().map(|n| (true, n.clone())))
+            .collect();
+        let before = self.made.remove(key).unwrap_or_default();
+        for gone in before.difference(&made) {
+            let Some(makers) = self.makers.get_mut(gone) else { continue };
+            let first = makers.first() == Some(key);
+            makers.remove(key);
+            match makers.first() {
+                Some(heir) if first => heirs.push(heir.clone()),
+                Some(_) => {}
+                None => {
+                    self.makers.remove(gone);
+                    let (is_policy, name) = gone.clone();
+                    out.delta(is_policy).removed.push(name);
+                }
             }
+        }
+        // Of several that make the same thing the first counts, whichever came last.
+        let mut ours = |is_policy: bool, name: &String| {
+            let makers = self.makers.entry((is_policy, name.clone())).or_default();
+            makers.insert(key.clone());
+            makers.first() == Some(key)
+        };
+        addresses.retain(|name, _| ours(false, name));
+        authorizations.retain(|name, _| ours(true, name));
+        if !made.is_empty() {
+            self.made.insert(key.clone(), made);
         }
         out.addresses.updated.extend(addresses);
         out.authorizations.updated.extend(authorizations);
-    }
-
-    /// The policy for STRICT is made by every PeerAuthentication alike.
-    fn still_made(&self, name: &str) -> bool {
-        self.made.values().any(|names| names.iter().any(|n| n == name))
+        heirs
     }
 
     fn resources(
@@ -360,6 +386,18 @@ fn encoded(message: &impl prost::Message, aliases: Vec<String>) -> Encoded {
 /// Both deltas with their types, in the order in which they are served: policies before the
 /// workloads that name them.
 impl Output {
+    fn delta(&mut self, is_policy: bool) -> &mut Delta {
+        if is_policy { &mut self.authorizations } else { &mut self.addresses }
+    }
+
+    /// What was removed and made again, by another object, is an update.
+    fn settle(&mut self) {
+        for delta in [&mut self.addresses, &mut self.authorizations] {
+            let made: BTreeSet<&String> = delta.updated.iter().map(|(n, _)| n).collect();
+            delta.removed.retain(|n| !made.contains(n));
+        }
+    }
+
     pub fn into_deltas(self) -> [(&'static str, Delta); 2] {
         [(AUTHORIZATION_TYPE, self.authorizations), (ADDRESS_TYPE, self.addresses)]
     }

@@ -13,7 +13,11 @@ pub async fn serve(control: Arc<Control>, at: SocketAddr) -> anyhow::Result<()> 
     let listener = TcpListener::bind(at).await.with_context(|| format!("binding {at}"))?;
     tokio::spawn(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else { continue };
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of descriptors, most likely, which a spin would not mend.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
             let control = control.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request: Request<Incoming>| {

@@ -45,6 +45,11 @@ pub fn authorization(
     })
 }
 
+/// Whether agents get policies of this action: a workload must name no other.
+pub fn is_served(action: AuthorizationAction) -> bool {
+    matches!(action, AuthorizationAction::Allow | AuthorizationAction::Deny)
+}
+
 fn rule(r: &istio_api::Rule, action: Action, namespace: &str, mesh: &MeshConfig) -> Option<Rule> {
     let mut clauses = Vec::new();
     if !r.from.is_empty() {

@@ -166,7 +166,10 @@ fn named_policies(snapshot: &Snapshot, namespace: &str, labels: &Labels) -> Vec<
     let mut names: Vec<String> = snapshot
         .authorization_for(namespace)
         .filter(|(_, p)| {
-            p.selector.as_ref().is_some_and(|s| !s.match_labels.is_empty() && s.matches(labels))
+            policies::is_served(p.action)
+                && p.selector
+                    .as_ref()
+                    .is_some_and(|s| !s.match_labels.is_empty() && s.matches(labels))
         })
         .map(|(o, _)| format!("{}/{}", o.key.namespace, o.key.name))
         .collect();

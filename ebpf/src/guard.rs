@@ -212,6 +212,10 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
     if left == header && !opens {
         return Verdict::Pass;
     }
+    // Link-local IPv4 (a node's metadata server or DNS cache) is not captured, and is no pod's.
+    if key.remote.is_v4() && u32::from_be(key.remote.ip4()) >> 16 == 0xa9fe {
+        return Verdict::Pass;
+    }
     let key = FlowKey {
         local_port: u16::from_be_bytes([h[0], h[1]]),
         remote_port: u16::from_be_bytes([h[2], h[3]]),

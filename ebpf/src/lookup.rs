@@ -43,6 +43,10 @@ pub fn lookup(ctx: SkLookupContext) -> u32 {
     if on_loopback(&key.remote) {
         return sk_action::SK_PASS;
     }
+    // Unlike 127/8 this range is no martian: a neighbour on the link could address it.
+    if in_spread(&key.remote) {
+        return sk_action::SK_DROP;
+    }
     let kind =
         if key.remote_port == HBONE_PORT { listener::HBONE_V4 } else { listener::PLAINTEXT_V4 };
     assign(ctx, owner, kind, key.remote.is_v4())
@@ -98,14 +102,19 @@ unsafe fn announcement(l: *mut bpf_sk_lookup, owner: u32) -> FlowKey {
     }
 }
 
-/// 127/8, ::1 and the range that captured IPv6 connections are spread over.
+/// 127/8 and ::1
 #[inline(always)]
 fn on_loopback(ip: &Addr) -> bool {
     if ip.is_v4() {
         return u32::from_be(ip.ip4()) >> 24 == 127;
     }
+    ip.0[0] == 0 && ip.0[1] == 0 && ip.0[2] == 0 && u32::from_be(ip.0[3]) == 1
+}
+
+/// The range that captured IPv6 connections are spread over.
+#[inline(always)]
+fn in_spread(ip: &Addr) -> bool {
     let p = SPREAD_V6;
-    let spread = ip.0[0] == u32::from_ne_bytes([p[0], p[1], p[2], p[3]])
-        && ip.0[1] == u32::from_ne_bytes([p[4], p[5], p[6], p[7]]);
-    spread || (ip.0[0] == 0 && ip.0[1] == 0 && ip.0[2] == 0 && u32::from_be(ip.0[3]) == 1)
+    ip.0[0] == u32::from_ne_bytes([p[0], p[1], p[2], p[3]])
+        && ip.0[1] == u32::from_ne_bytes([p[4], p[5], p[6], p[7]])
 }

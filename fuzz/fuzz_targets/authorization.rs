@@ -12,7 +12,10 @@ use std::collections::BTreeSet;
 use xds::{
     AUTHORIZATION_TYPE,
     client::Apply as _,
-    proto::{security::Authorization, workload as pb},
+    proto::{
+        security::{Authorization, Scope},
+        workload as pb,
+    },
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -36,32 +39,37 @@ fuzz_target!(|data: &[u8]| {
             value: message.body.to_vec(),
         };
         let rejected = mesh.apply(AUTHORIZATION_TYPE, vec![(name.clone(), any)], Vec::new());
-        let Some(bound) = workload(&name) else { continue };
-        let allowed = judge(&mesh, &bound);
         if rejected.is_empty() {
             continue;
         }
-        match before {
-            Some(before) => assert_eq!(known(&mesh), Some(before), "the version before stays"),
-            None => assert!(!allowed, "{name:?} was rejected, and lets through"),
+        // By its scope it judges those that do not name it, too.
+        let unnamed = decoded.is_none_or(|a| a.scope != Scope::WorkloadSelector as i32);
+        for names in [true, false] {
+            let Some(bound) = workload(&name, names) else { continue };
+            let allowed = judge(&mesh, &bound);
+            match &before {
+                Some(before) => assert_eq!(known(&mesh).as_ref(), Some(before), "it stays"),
+                None if names || unnamed => assert!(!allowed, "{name:?} lets through"),
+                None => {}
+            }
         }
     }
     mesh.apply(AUTHORIZATION_TYPE, Vec::new(), names.iter().cloned().collect());
     assert!(mesh.policies().is_empty(), "all were removed");
     for name in &names {
-        if let Some(bound) = workload(name) {
+        if let Some(bound) = workload(name, true) {
             assert!(!judge(&mesh, &bound), "{name:?} is named, and gone");
         }
     }
 });
 
-/// A workload of the policy's namespace that names it.
-fn workload(policy: &str) -> Option<Workload> {
+/// A workload of the policy's namespace that names it, or does not.
+fn workload(policy: &str, names: bool) -> Option<Workload> {
     let (namespace, _) = policy.split_once('/')?;
     mesh::workload_from_proto(pb::Workload {
         uid: "w".into(),
         namespace: namespace.into(),
-        authorization_policies: vec![policy.to_owned()],
+        authorization_policies: names.then(|| policy.to_owned()).into_iter().collect(),
         ..Default::default()
     })
     .ok()

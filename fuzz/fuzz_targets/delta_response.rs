@@ -35,8 +35,7 @@ impl Apply for Watched {
     ) -> Vec<Rejected> {
         let names: Vec<String> = resources.iter().map(|(n, _)| n.clone()).collect();
         let rejected = self.mesh.apply(type_url, resources, removed.clone());
-        let taken =
-            names.into_iter().filter(|n| rejected.iter().all(|r| r.name != *n)).collect();
+        let taken = names.into_iter().filter(|n| rejected.iter().all(|r| r.name != *n)).collect();
         self.calls.lock().unwrap().push((type_url.to_owned(), taken, removed));
         rejected
     }

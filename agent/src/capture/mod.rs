@@ -191,6 +191,13 @@ impl Capture {
             let _ = lock(&self.in_use).set(0, kept.len() as u64, 0);
         }
         drop(flows);
+        let mut earlier = lock(&self.earlier);
+        let stale: Vec<FlowKey> =
+            earlier.keys().filter_map(Result::ok).filter(|k| !owners.contains(&k.owner)).collect();
+        for k in stale {
+            let _ = earlier.remove(&k);
+        }
+        drop(earlier);
         let mut counts = lock(&self.counts);
         let stale: Vec<u32> =
             counts.keys().filter_map(Result::ok).filter(|o| !owners.contains(o)).collect();
@@ -245,12 +252,24 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Reads the object, with maps pinned in `dir`; `pod` sets the constants of a pod's own programs.
 pub(crate) fn load(dir: &Path, sizes: Sizes, pod: Option<(&u32, &u32)>) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    let limit = u64::from(sizes.flows.saturating_sub(MARGIN));
+    let maps = dir.join("maps");
+    // A map that is pinned keeps the size it was made with.
+    let flows = match MapData::from_pin(maps.join("FLOWS")).and_then(|m| m.info()) {
+        Ok(info) => info.max_entries(),
+        Err(_) => sizes.flows,
+    };
+    if flows != sizes.flows && pod.is_none() {
+        tracing::warn!(
+            asked = sizes.flows,
+            pinned = flows,
+            "the pinned map of connections keeps its size; `culvert-agent detach` lets it be made anew"
+        );
+    }
+    let limit = u64::from(flows.saturating_sub(MARGIN));
     loader
         .verifier_log_level(VerifierLogLevel::DISABLE)
         .map_max_entries("FLOWS", sizes.flows)
         .override_global("FLOW_LIMIT", &limit, true);
-    let maps = dir.join("maps");
     let paths: Vec<PathBuf> = MAPS.iter().map(|m| maps.join(m)).collect();
     for (name, path) in MAPS.iter().zip(&paths) {
         loader.map_pin_path(name, path.as_path());

@@ -42,6 +42,18 @@ impl PodPrograms<'_> {
             })
     }
 
+    /// Takes off what is pinned for pods other than these.
+    pub fn detach_except(&self, owners: &std::collections::HashSet<u32>) {
+        let entries = fs::read_dir(self.dir.join("pods")).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.split('-').next().and_then(|o| o.parse().ok());
+            if owner.is_none_or(|o| !owners.contains(&o)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Takes the pod's programs off: first the guard, so that nothing is dropped that is no longer
     /// captured.
     pub fn detach(&self, owner: u32) {

@@ -1,6 +1,6 @@
 //! The client's end of one HBONE connection.
 
-use crate::{HANDSHAKE_TIMEOUT, PING_INTERVAL, PING_TIMEOUT, WINDOWS};
+use crate::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PING_INTERVAL, PING_TIMEOUT, WINDOWS};
 use bytes::Bytes;
 use h2::{
     Ping, PingPong, RecvStream, SendStream,
@@ -41,6 +41,8 @@ pub enum ClientError {
     Handshake(#[source] h2::Error),
     #[error("the peer refused the stream: {0}")]
     Stream(#[source] h2::Error),
+    #[error("the peer did not answer the CONNECT within {ANSWER_TIMEOUT:?}")]
+    Unanswered,
     #[error("the peer answered {0}")]
     Refused(StatusCode),
 }
@@ -85,6 +87,7 @@ where
             .max_header_list_size(WINDOWS.headers)
             .max_send_buffer_size(WINDOWS.send_buffer)
             .initial_max_send_streams(WINDOWS.streams as usize)
+            .max_concurrent_reset_streams(crate::server::REMEMBERED_RESETS)
             .enable_push(false)
             .handshake::<_, Bytes>(tls)
             .await
@@ -161,8 +164,14 @@ impl ClientConnection {
         self.requests.current_max_send_streams().min(WINDOWS.streams as usize)
     }
 
-    /// Opens a stream and waits for the answer.
+    /// Opens a stream and waits for the answer, though not for ever.
     pub async fn open(&self, request: Request<()>) -> Result<ClientStream, ClientError> {
+        timeout(ANSWER_TIMEOUT, self.open_unhurried(request))
+            .await
+            .map_err(|_| ClientError::Unanswered)?
+    }
+
+    async fn open_unhurried(&self, request: Request<()>) -> Result<ClientStream, ClientError> {
         let mut requests = self.requests.clone().ready().await.map_err(ClientError::Stream)?;
         let (response, send) =
             requests.send_request(request, false).map_err(ClientError::Stream)?;

@@ -60,6 +60,9 @@ impl Windows {
 /// TLS and HTTP/2 handshakes that take longer are given up.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A CONNECT that is not answered by then has failed.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How often a connection is asked whether the peer is still there, and for how long.
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -58,6 +58,12 @@ struct Slot {
     idle_since: Option<Instant>,
 }
 
+impl Slot {
+    fn takes(&self, generation: u64) -> bool {
+        !self.retired && self.generation >= generation && self.active < self.limit
+    }
+}
+
 impl Bookkeeping {
     /// For a stream under a certificate of `generation`. `per_dial` is how many streams a new
     /// connection is expected to carry.
@@ -68,11 +74,8 @@ impl Bookkeeping {
             }
         }
         // The fullest with room, so that the emptier ones fall idle and close.
-        let best = self
-            .connections
-            .iter_mut()
-            .filter(|s| !s.retired && s.generation == generation && s.active < s.limit)
-            .max_by_key(|s| s.active);
+        let best =
+            self.connections.iter_mut().filter(|s| s.takes(generation)).max_by_key(|s| s.active);
         if let Some(slot) = best {
             slot.active += 1;
             slot.idle_since = None;
@@ -85,6 +88,11 @@ impl Bookkeeping {
         self.dialling += 1;
         self.waiting += 1;
         Next::Dial
+    }
+
+    /// Whether a stream would find a connection.
+    pub fn has_room(&self, generation: u64) -> bool {
+        self.connections.iter().any(|s| s.takes(generation))
     }
 
     /// A waiter of [`Next::Wait`] or [`Next::Dial`] waits no more.
@@ -167,6 +175,8 @@ impl Bookkeeping {
 /// A dialled connection and the task that drives it.
 pub struct Dialled {
     pub connection: ClientConnection,
+    /// Of the certificate that it was made with.
+    pub generation: u64,
     pub driver: futures_util::future::BoxFuture<'static, ()>,
 }
 
@@ -309,9 +319,9 @@ where
     }
 
     async fn checkout(self: &Arc<Self>, key: &K) -> Result<(ClientConnection, Lease), PoolError> {
-        let generation = self.dial.generation(key);
         let per_dial = crate::WINDOWS.streams as usize;
         loop {
+            let generation = self.dial.generation(key);
             let per_key = lock(&self.keys).entry(key.clone()).or_default().clone();
             let mut ended = {
                 let mut p = lock(&per_key);
@@ -331,7 +341,11 @@ where
                             }
                         }
                     }
-                    Next::Dial => self.begin_dial(key, generation, &per_key),
+                    Next::Dial => {
+                        // A spawn may drop its task at once, and its drop takes the lock.
+                        drop(p);
+                        self.begin_dial(key, &per_key);
+                    }
                     Next::Wait => {}
                 }
                 ended
@@ -340,13 +354,19 @@ where
             // Cannot fail: this function holds the sender.
             let _ = ended.changed().await;
             drop(waiting);
-            ended.borrow().clone().map_err(PoolError::Dial)?;
+            let outcome = ended.borrow().clone();
+            if let Err(e) = outcome {
+                // Another dial may have ended well before this one failed.
+                if !lock(&per_key).book.has_room(generation) {
+                    return Err(PoolError::Dial(e));
+                }
+            }
         }
     }
 
     /// Dials in a task of its own: the connection is for everyone who waits, not only for the one
     /// who came first.
-    fn begin_dial(&self, key: &K, generation: u64, per_key: &Arc<Mutex<PerKey>>) {
+    fn begin_dial(&self, key: &K, per_key: &Arc<Mutex<PerKey>>) {
         let guard = Dialling { per_key: per_key.clone(), ended: false };
         let dialling = self.dial.dial(key.clone());
         let dial = self.dial.clone();
@@ -357,7 +377,7 @@ where
                 // Whole: a closure that took its fields one by one would copy `ended`.
                 let mut guard = guard;
                 match dialling.await {
-                    Ok(Dialled { connection, driver }) => {
+                    Ok(Dialled { connection, driver, generation }) => {
                         guard.ended = true;
                         let id = {
                             let mut p = lock(&guard.per_key);

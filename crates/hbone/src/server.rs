@@ -20,6 +20,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+/// Streams that were reset lately and are remembered, so that what is still under way for them is
+/// no offence: as many as can be open, twice.
+pub(crate) const REMEMBERED_RESETS: usize = 2 * WINDOWS.streams as usize;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("the TLS handshake failed: {0}")]
@@ -68,7 +72,7 @@ where
             .max_header_list_size(WINDOWS.headers)
             .max_send_buffer_size(WINDOWS.send_buffer)
             .max_concurrent_streams(WINDOWS.streams)
-            .max_concurrent_reset_streams(16)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
             .max_pending_accept_reset_streams(32)
             .handshake(tls)
             .await?;

@@ -59,6 +59,9 @@ pub type Usable = Result<Arc<Certified>, Arc<str>>;
 /// First and last pause between attempts while the CA is away.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
 
+/// How often the clock on the wall is looked at while a certificate lives.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+
 impl CertStore {
     pub fn new(ca: Arc<dyn CertificateAuthority>, roots: Arc<ArcSwap<Roots>>) -> Arc<Self> {
         Arc::new(Self { ca, roots, entries: Mutex::default() })
@@ -168,12 +171,17 @@ async fn keep_certified(
         match certify(&*ca, &identity, roots.load_full()).await {
             Ok(certified) => {
                 pause = BACKOFF.0;
-                let wait =
-                    certified.half_life().duration_since(SystemTime::now()).unwrap_or_default();
+                let renew_at = certified.half_life();
+                let wait = renew_at.duration_since(SystemTime::now()).unwrap_or_default();
                 state
                     .send_replace(State { certified: Some(Arc::new(certified)), last_error: None });
                 // A CA that hands out certificates past their half life is not asked in a spin.
-                sleep(wait.max(BACKOFF.0)).await;
+                sleep(wait.clamp(BACKOFF.0, CLOCK_CHECK)).await;
+                // In steps: the clock on the wall may be set meanwhile.
+                while SystemTime::now() < renew_at {
+                    let left = renew_at.duration_since(SystemTime::now()).unwrap_or_default();
+                    sleep(left.min(CLOCK_CHECK)).await;
+                }
             }
             Err(why) => {
                 tracing::warn!(%identity, %why, "no new certificate");

@@ -113,7 +113,12 @@ pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
     if s.hostname.is_empty() || s.namespace.is_empty() {
         return Err(invalid("hostname", "namespace and hostname must not be empty"));
     }
-    let private = s.visibility() == pb::Visibility::Namespace;
+    // `namespace/hostname` must be read one way only.
+    if s.namespace.contains('/') {
+        return Err(invalid("namespace", "has a slash in it"));
+    }
+    // A visibility that is not known here is narrower than public.
+    let private = pb::Visibility::try_from(s.visibility) != Ok(pb::Visibility::Public);
     let mut addresses = Vec::new();
     for a in &s.addresses {
         let ip = ip("addresses", &a.address)?;
@@ -224,6 +229,9 @@ fn policy_name(name: &str) -> Result<PolicyName, Invalid> {
 pub fn policy_from_proto(a: security::Authorization) -> Result<Policy, Invalid> {
     if a.name.is_empty() {
         return Err(invalid("name", "is empty"));
+    }
+    if a.namespace.contains('/') {
+        return Err(invalid("namespace", "has a slash in it"));
     }
     let action = match security::Action::try_from(a.action) {
         Ok(security::Action::Allow) => Action::Allow,

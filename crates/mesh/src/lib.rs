@@ -4,6 +4,7 @@
 //! change costs what changed. Locks are held for a look-up or for a slice of an update, never
 //! across an await.
 
+mod claims;
 mod convert;
 mod endpoints;
 mod model;

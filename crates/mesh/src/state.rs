@@ -1,6 +1,7 @@
 //! The tables, and how discovery changes them.
 
 use crate::{
+    claims::{Claims, Place},
     convert::{self, Invalid},
     endpoints::EndpointSet,
     model::{LoadBalancing, Local, NamespacedHostname, Service, Workload},
@@ -51,9 +52,9 @@ pub struct Mesh {
 pub(crate) struct Tables {
     local: Local,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
-    by_address: HashMap<(Arc<str>, IpAddr), Arc<str>>,
+    by_address: Claims<Arc<str>>,
     services: HashMap<NamespacedHostname, Arc<Service>>,
-    by_vip: HashMap<(Arc<str>, IpAddr), NamespacedHostname>,
+    by_vip: Claims<NamespacedHostname>,
     endpoints: HashMap<NamespacedHostname, EndpointSet>,
     policies: HashMap<PolicyName, Arc<Policy>>,
     global: BTreeMap<PolicyName, Arc<Policy>>,
@@ -275,9 +276,15 @@ fn parse_policy(name: &str, bytes: &[u8]) -> Result<Policy, RejectedPolicy> {
     };
     let policy = convert::policy_from_proto(authorization).map_err(|e| (e, stand_in(scope)))?;
     if policy.name.to_string() != name {
-        return Err((bad(format!("it is {}", policy.name)), None));
+        return Err((bad(format!("it is {}", policy.name)), stand_in(scope)));
     }
     Ok(policy)
+}
+
+/// The addresses by which a workload is found: of a node's own, which many share, none.
+fn places(w: &Workload) -> impl Iterator<Item = Place> {
+    let own = if w.host_network { &[][..] } else { &w.addresses };
+    own.iter().map(|ip| (w.network.clone(), *ip))
 }
 
 fn split_policy_name(name: &str) -> Option<PolicyName> {
@@ -287,11 +294,11 @@ fn split_policy_name(name: &str) -> Option<PolicyName> {
 
 impl Tables {
     pub(crate) fn service_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Service>> {
-        self.services.get(self.by_vip.get(&(network.into(), ip))?)
+        self.services.get(self.by_vip.holder(network, ip)?)
     }
 
     pub(crate) fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads.get(self.by_address.get(&(network.into(), ip))?)
+        self.workloads.get(self.by_address.holder(network, ip)?)
     }
 
     /// An endpoint of `service` for a connection to `asked`, and its address there.
@@ -313,9 +320,11 @@ impl Tables {
                 (own, _) => Some(own),
             }
         };
+        // One that is known by a host name alone has no address to go to.
+        let serves = |w: &Workload| target(w).is_some() && !w.addresses.is_empty();
         self.endpoints
             .get(&service.key)
-            .and_then(|e| e.choose(&service.load_balancing, |w| target(w).is_some(), rng))
+            .and_then(|e| e.choose(&service.load_balancing, serves, rng))
             .and_then(|w| Some((w, SocketAddr::new(w.address_like(asked.ip())?, target(w)?))))
             .ok_or_else(|| Unreachable::NoEndpoint(service.key.to_string()))
     }
@@ -331,7 +340,7 @@ impl Tables {
                 || o.service_account != w.service_account
         });
         if let Some(old) = &old {
-            self.unindex(old, |s| w.services.contains_key(s));
+            self.unindex(old, Some(&w));
         }
         // Local workloads tell where this node is.
         if !self.local.node.is_empty()
@@ -341,10 +350,8 @@ impl Tables {
             self.local.locality = w.locality.clone();
             self.rerank_all();
         }
-        if !w.host_network {
-            for ip in &w.addresses {
-                self.by_address.insert((w.network.clone(), *ip), w.uid.clone());
-            }
+        for place in places(&w) {
+            self.by_address.claim(place, w.uid.clone());
         }
         for key in w.services.keys() {
             let lb = self.services.get(key).map(|s| s.load_balancing.clone()).unwrap_or_default();
@@ -354,15 +361,16 @@ impl Tables {
         judged
     }
 
-    fn unindex(&mut self, old: &Workload, keeps: impl Fn(&NamespacedHostname) -> bool) {
-        for ip in &old.addresses {
-            let key = (old.network.clone(), *ip);
-            // The address may have gone to another workload in the meantime.
-            if self.by_address.get(&key) == Some(&old.uid) {
-                self.by_address.remove(&key);
-            }
+    /// Lets go of what `old` had and its next version, if any, has not.
+    fn unindex(&mut self, old: &Workload, new: Option<&Workload>) {
+        let kept: Vec<Place> = new.into_iter().flat_map(places).collect();
+        for place in places(old).filter(|p| !kept.contains(p)) {
+            self.by_address.release(&place, &old.uid);
         }
-        for key in old.services.keys().filter(|s| !keeps(s)) {
+        for key in old.services.keys() {
+            if new.is_some_and(|w| w.services.contains_key(key)) {
+                continue;
+            }
             if let Some(set) = self.endpoints.get_mut(key) {
                 set.remove(&old.uid);
                 if set.is_empty() {
@@ -373,9 +381,9 @@ impl Tables {
     }
 
     fn insert_service(&mut self, s: Service) {
-        self.unindex_service(&s.key);
-        for (network, ip) in &s.addresses {
-            self.by_vip.insert((network.clone(), *ip), s.key.clone());
+        self.unindex_service(&s.key, &s.addresses);
+        for place in &s.addresses {
+            self.by_vip.claim(place.clone(), s.key.clone());
         }
         let old = self.services.insert(s.key.clone(), Arc::new(s.clone()));
         let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
@@ -386,31 +394,30 @@ impl Tables {
         }
     }
 
-    fn unindex_service(&mut self, key: &NamespacedHostname) {
+    fn unindex_service(&mut self, key: &NamespacedHostname, kept: &[Place]) {
         if let Some(old) = self.services.get(key) {
-            for (network, ip) in &old.addresses {
-                let vip = (network.clone(), *ip);
-                if self.by_vip.get(&vip) == Some(key) {
-                    self.by_vip.remove(&vip);
-                }
+            for place in old.addresses.iter().filter(|p| !kept.contains(p)) {
+                self.by_vip.release(place, key);
             }
         }
     }
 
+    /// A name may be a workload's and a service's, if the control plane is careless.
     fn remove_address(&mut self, name: &str) -> bool {
-        if let Some(old) = self.workloads.remove(name) {
-            self.unindex(&old, |_| false);
-            return true;
+        let workload = self.workloads.remove(name);
+        if let Some(old) = &workload {
+            self.unindex(old, None);
         }
         if let Some((namespace, hostname)) = name.split_once('/') {
             let key = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
-            self.unindex_service(&key);
-            self.services.remove(&key);
-            if let Some(set) = self.endpoints.get_mut(&key) {
+            self.unindex_service(&key, &[]);
+            if self.services.remove(&key).is_some()
+                && let Some(set) = self.endpoints.get_mut(&key)
+            {
                 set.rerank(&LoadBalancing::default(), &self.local);
             }
         }
-        false
+        workload.is_some()
     }
 
     fn rerank_all(&mut self) {

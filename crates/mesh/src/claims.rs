@@ -1,0 +1,61 @@
+//! Who has an address. Two may claim one for a while: a pod's address goes to the next pod before
+//! the first is reported gone, and services may share a virtual address. The last to claim it has
+//! it; when that one lets go it is the other's again, and not an address outside the mesh.
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+/// An address in its network.
+pub(crate) type Place = (Arc<str>, IpAddr);
+
+#[derive(Debug)]
+pub(crate) struct Claims<V> {
+    holders: HashMap<Place, V>,
+    /// Claims that a later one stands before, latest last; empty nearly always.
+    earlier: HashMap<Place, Vec<V>>,
+}
+
+impl<V> Default for Claims<V> {
+    fn default() -> Self {
+        Self { holders: HashMap::new(), earlier: HashMap::new() }
+    }
+}
+
+impl<V: PartialEq> Claims<V> {
+    pub(crate) fn holder(&self, network: &str, ip: IpAddr) -> Option<&V> {
+        self.holders.get(&(network.into(), ip))
+    }
+
+    /// A claim that stands already keeps its turn: news of a pod that is ending does not take the
+    /// address back.
+    pub(crate) fn claim(&mut self, place: Place, by: V) {
+        if self.earlier.get(&place).is_some_and(|e| e.contains(&by)) {
+            return;
+        }
+        match self.holders.insert(place.clone(), by) {
+            Some(before) if self.holders.get(&place) != Some(&before) => {
+                self.earlier.entry(place).or_default().push(before);
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn release(&mut self, place: &Place, by: &V) {
+        let mut next = None;
+        let holds = self.holders.get(place) == Some(by);
+        if let Some(earlier) = self.earlier.get_mut(place) {
+            earlier.retain(|v| v != by);
+            if holds {
+                next = earlier.pop();
+            }
+            if earlier.is_empty() {
+                self.earlier.remove(place);
+            }
+        }
+        if holds {
+            match next {
+                Some(v) => drop(self.holders.insert(place.clone(), v)),
+                None => drop(self.holders.remove(place)),
+            }
+        }
+    }
+}
