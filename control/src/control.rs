@@ -48,11 +48,11 @@ impl Control {
     /// Follows a source until it ends.
     pub async fn follow(&self, mut batches: mpsc::Receiver<Batch>) {
         while let Some(batch) = batches.recv().await {
-            self.apply(batch);
+            self.apply(batch, true);
         }
     }
 
-    pub fn apply(&self, batch: Batch) {
+    pub fn apply(&self, batch: Batch, ready: bool) {
         let before = std::mem::replace(&mut *lock(&self.diagnostics), batch.diagnostics.clone());
         for d in batch.diagnostics.iter().filter(|d| !before.contains(d)) {
             if d.code.is_error() {
@@ -70,7 +70,7 @@ impl Control {
         }
         self.compiled.fetch_add(compiled as u64, Ordering::Relaxed);
         self.changed.fetch_add(changed as u64, Ordering::Relaxed);
-        self.ready.store(true, Ordering::Release);
+        self.ready.fetch_or(ready, Ordering::AcqRel);
         if count > 0 {
             tracing::info!(objects = count, compiled, resources = changed, "configuration applied");
         }

@@ -15,6 +15,7 @@ use ca::Authority;
 use clap::{Args, Parser, Subcommand};
 use control::Control;
 use grant::{CertificateService, Tokens};
+use istio_api::Code;
 use source::{Directory, Source as _};
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tonic::transport::{Identity, Server, ServerTlsConfig};
@@ -125,10 +126,20 @@ async fn serve(run: Run) -> anyhow::Result<()> {
         network: run.network.clone(),
         domain: run.cluster_domain.clone(),
     });
+    monitor::serve(control.clone(), run.monitor).await?;
     let mut batches = Directory { path: run.config.clone() }.start()?;
-    // The trust domain is in the first batch.
-    let first = batches.recv().await.context("the source ended before it began")?;
-    control.apply(first);
+    // The trust domain is in the first batch. A file that cannot be read at all may hold policies:
+    // nothing is served before it is mended.
+    loop {
+        let batch = batches.recv().await.context("the source ended before it began")?;
+        let unreadable =
+            batch.diagnostics.iter().any(|d| d.code == Code::Malformed && d.object == "-");
+        control.apply(batch, !unreadable);
+        if !unreadable {
+            break;
+        }
+        tracing::error!("not serving until every manifest can be read");
+    }
 
     fs::create_dir_all(&run.state_dir)
         .with_context(|| format!("creating {}", run.state_dir.display()))?;
@@ -145,7 +156,6 @@ async fn serve(run: Run) -> anyhow::Result<()> {
         let control = control.clone();
         tokio::spawn(async move { control.follow(batches).await })
     };
-    monitor::serve(control.clone(), run.monitor).await?;
     let served = serve_grpc(&run, &control, authority);
     tokio::select! {
         outcome = served => outcome,

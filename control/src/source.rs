@@ -1,7 +1,10 @@
 //! Where objects come from: changes in, one after the other. A directory of manifests is one
 //! source; an API server would be another.
 
-use istio_api::{Code, Diagnostic, Object, ObjectKey, parse_documents};
+use istio_api::{
+    AuthorizationAction, AuthorizationPolicy, Code, Diagnostic, Kind, Meta, MutualTls,
+    MutualTlsMode, Object, ObjectKey, PeerAuthentication, Spec, parse_documents,
+};
 use notify::{RecursiveMode, Watcher as _};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -109,6 +112,8 @@ struct Files {
     /// Which file an object was first seen in.
     owner: HashMap<ObjectKey, PathBuf>,
     dirty: bool,
+    /// Everything has been read once.
+    begun: bool,
 }
 
 #[derive(Default)]
@@ -141,19 +146,24 @@ impl Files {
                 }
             }
         }
-        self.reread(paths)
+        let batch = self.reread(paths);
+        self.begun = true;
+        batch
     }
 
+    /// Reads the files again that are at `paths`. What has gone goes first: an object that was moved
+    /// to another file is not a duplicate there.
     fn reread(&mut self, mut paths: Vec<PathBuf>) -> Batch {
         paths.retain(|p| is_manifest(p));
         paths.sort();
         paths.dedup();
         let mut changes = Vec::new();
+        let mut read = Vec::new();
         for path in paths {
             match fs::read_to_string(&path) {
-                Ok(text) => self.file(path, text, &mut changes),
+                Ok(text) => read.push((path, text)),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    self.gone(&path, &mut changes)
+                    self.gone(&path, &mut changes);
                 }
                 Err(e) => {
                     let file = self.by_path.entry(path.clone()).or_default();
@@ -162,7 +172,31 @@ impl Files {
                 }
             }
         }
-        Batch { changes, diagnostics: self.diagnostics() }
+        for (path, text) in read {
+            self.file(path, text, &mut changes);
+        }
+        self.settle_duplicates(&mut changes);
+        Batch { changes: last_of_each(changes), diagnostics: self.diagnostics() }
+    }
+
+    /// A duplicate whose first has gone is one no longer.
+    fn settle_duplicates(&mut self, changes: &mut Vec<Change>) {
+        let freed: Vec<String> =
+            changes.iter().filter(|c| c.object.is_none()).map(|c| c.key.to_string()).collect();
+        let waiting: Vec<(PathBuf, String)> = self
+            .by_path
+            .iter()
+            .filter(|(_, f)| {
+                f.diagnostics.iter().any(|d| d.code == Code::Duplicate && freed.contains(&d.object))
+            })
+            .map(|(path, f)| (path.clone(), f.text.clone()))
+            .collect();
+        for (path, text) in waiting {
+            if let Some(f) = self.by_path.get_mut(&path) {
+                f.text.clear();
+            }
+            self.file(path, text, changes);
+        }
     }
 
     fn diagnostics(&self) -> Vec<Diagnostic> {
@@ -170,7 +204,7 @@ impl Files {
     }
 
     fn file(&mut self, path: PathBuf, text: String, changes: &mut Vec<Change>) {
-        if self.by_path.get(&path).is_some_and(|f| f.text == text && !f.objects.is_empty()) {
+        if self.by_path.get(&path).is_some_and(|f| f.text == text && !text.is_empty()) {
             return;
         }
         let name = path.display().to_string();
@@ -195,6 +229,9 @@ impl Files {
                 now.insert(key.clone(), object.clone());
             }
         }
+        if !self.begun {
+            now.extend(closed_instead(&diagnostics).map(|o| (o.key.clone(), Arc::new(o))));
+        }
         for (key, object) in &now {
             self.owner.insert(key.clone(), path.clone());
             if old.objects.get(key) != Some(object) {
@@ -217,6 +254,48 @@ impl Files {
             changes.push(Change { key, object: None });
         }
     }
+}
+
+/// The last change of each object, in order.
+fn last_of_each(changes: Vec<Change>) -> Vec<Change> {
+    let last: HashMap<ObjectKey, usize> =
+        changes.iter().enumerate().map(|(i, c)| (c.key.clone(), i)).collect();
+    let kept = |(i, c): (usize, Change)| (last.get(&c.key) == Some(&i)).then_some(c);
+    changes.into_iter().enumerate().filter_map(kept).collect()
+}
+
+/// At the start there is no last good state. A security object that cannot be taken then denies
+/// what it may have guarded, its whole namespace, until it is mended: without it a restart of the
+/// control plane would open what was closed.
+fn closed_instead(diagnostics: &[Diagnostic]) -> impl Iterator<Item = Object> {
+    diagnostics.iter().filter(|d| d.code.is_error() && d.code != Code::Duplicate).filter_map(|d| {
+        let (kind, name) = d.object.split_once(' ')?;
+        let (namespace, name) = name.split_once('/')?;
+        let (kind, spec) = match kind {
+            "AuthorizationPolicy" => {
+                let deny = AuthorizationPolicy {
+                    action: AuthorizationAction::Deny,
+                    rules: vec![istio_api::Rule::default()],
+                    ..AuthorizationPolicy::default()
+                };
+                (Kind::AuthorizationPolicy, Spec::AuthorizationPolicy(Box::new(deny)))
+            }
+            "PeerAuthentication" => {
+                let strict = PeerAuthentication {
+                    mtls: Some(MutualTls { mode: MutualTlsMode::Strict }),
+                    ..PeerAuthentication::default()
+                };
+                (Kind::PeerAuthentication, Spec::PeerAuthentication(strict))
+            }
+            _ => return None,
+        };
+        tracing::error!(
+            object = d.object,
+            "refused at the start: its namespace is closed meanwhile"
+        );
+        let key = ObjectKey { kind, namespace: namespace.into(), name: name.into() };
+        Some(Object { key, meta: Meta::default(), spec })
+    })
 }
 
 fn unreadable(path: &Path, e: &std::io::Error) -> Diagnostic {
@@ -273,5 +352,35 @@ mod tests {
         files.file("b.yaml".into(), namespace("x"), &mut changes);
         assert_eq!(changes.len(), 1);
         assert_eq!(files.diagnostics()[0].code, Code::Duplicate);
+        changes.clear();
+        files.gone(Path::new("a.yaml"), &mut changes);
+        files.settle_duplicates(&mut changes);
+        let last = last_of_each(changes);
+        assert_eq!(last.len(), 1);
+        assert!(last[0].object.is_some(), "it is b's now");
+        assert!(files.diagnostics().is_empty());
+    }
+
+    const BAD_POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        metadata: {name: p, namespace: ns}\nspec: {action: DENNY}\n";
+
+    #[test]
+    fn a_bad_policy_at_the_start_closes_its_namespace() {
+        let mut files = Files::default();
+        let mut changes = Vec::new();
+        files.file("p.yaml".into(), BAD_POLICY.into(), &mut changes);
+        let Some(Spec::AuthorizationPolicy(p)) = changes[0].object.as_ref().map(|o| &o.spec) else {
+            panic!("{changes:?}")
+        };
+        assert_eq!((p.action, p.rules.len()), (AuthorizationAction::Deny, 1));
+    }
+
+    #[test]
+    fn a_bad_policy_later_changes_nothing() {
+        let mut files = Files { begun: true, ..Files::default() };
+        let mut changes = Vec::new();
+        files.file("p.yaml".into(), BAD_POLICY.into(), &mut changes);
+        assert!(changes.is_empty());
+        assert_eq!(files.diagnostics().len(), 1);
     }
 }

@@ -7,14 +7,14 @@
 //! process dies. Nothing is read from an end before the other can take it, so backpressure goes
 //! through, and an idle relay holds no buffer.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use std::{
     io,
     net::Shutdown,
     sync::atomic::{AtomicU64, Ordering},
 };
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 /// One end of a relay.
 pub enum End {
@@ -136,6 +136,9 @@ async fn pump(
 ) -> Result<(), Broken> {
     let read_failed = |source| Broken { side: from_side, source };
     let write_failed = |source| Broken { side: to_side, source };
+    if let (Reader::H2(r), Writer::Tcp(s)) = (&mut *from, &*to) {
+        return h2_to_tcp(r, s, moved, read_failed, write_failed).await;
+    }
     let mut buffer = BytesMut::new();
     loop {
         let chunk = match (&mut *from, &mut *to) {
@@ -152,7 +155,15 @@ async fn pump(
             return to.finish().map_err(write_failed);
         };
         let len = chunk.len();
-        to.write(chunk).await.map_err(write_failed)?;
+        match &mut *from {
+            // Blocked on the other end, this one may be reset all the same.
+            Reader::Tcp(s) => tokio::select! {
+                biased;
+                written = to.write(chunk) => written.map_err(write_failed)?,
+                broken = tcp_reset(s) => return Err(read_failed(broken)),
+            },
+            Reader::H2(_) => to.write(chunk).await.map_err(write_failed)?,
+        }
         moved.fetch_add(len as u64, Ordering::Relaxed);
         if let Reader::H2(Some(r)) = from {
             // The credit goes back only now that the other end has taken the bytes.
@@ -161,14 +172,105 @@ async fn pump(
     }
 }
 
-/// The next bytes, or none at the end. The buffer is given back between reads that find nothing.
+/// While the socket takes nothing, frames are still taken from the stream and joined: h2 allows a
+/// connection only so many small frames that nobody has read, and would end it for all streams.
+/// Credit is given back only for what the socket has taken, so that a stream holds no more than
+/// its window.
+async fn h2_to_tcp(
+    r: &mut Option<RecvStream>,
+    s: &TcpStream,
+    moved: &AtomicU64,
+    read_failed: impl Fn(io::Error) -> Broken,
+    write_failed: impl Fn(io::Error) -> Broken,
+) -> Result<(), Broken> {
+    let mut waiting = BytesMut::new();
+    let mut ended = false;
+    loop {
+        if waiting.is_empty() {
+            if ended {
+                return Writer::Tcp(s).finish().map_err(&write_failed);
+            }
+            let Some(chunk) = read_h2(r).await.map_err(&read_failed)? else {
+                ended = true;
+                continue;
+            };
+            // Most often the socket takes the whole frame, and nothing is copied.
+            let n = try_write(s, &chunk).map_err(&write_failed)?;
+            taken(r, n, moved).map_err(&read_failed)?;
+            if n < chunk.len() {
+                waiting.extend_from_slice(chunk.get(n..).unwrap_or_default());
+            }
+            continue;
+        }
+        tokio::select! {
+            biased;
+            writable = s.writable() => {
+                writable.map_err(&write_failed)?;
+                let n = try_write(s, &waiting).map_err(&write_failed)?;
+                waiting.advance(n);
+                taken(r, n, moved).map_err(&read_failed)?;
+            }
+            chunk = read_h2(r), if !ended => match chunk.map_err(&read_failed)? {
+                Some(chunk) => waiting.extend_from_slice(&chunk),
+                None => ended = true,
+            },
+        }
+    }
+}
+
+fn taken(r: &mut Option<RecvStream>, n: usize, moved: &AtomicU64) -> io::Result<()> {
+    moved.fetch_add(n as u64, Ordering::Relaxed);
+    match r {
+        Some(r) if n > 0 => r.flow_control().release_capacity(n).map_err(into_io),
+        _ => Ok(()),
+    }
+}
+
+/// Writes what fits now.
+fn try_write(s: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match s.try_write(bytes) {
+            Ok(n) => return Ok(n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Ends when the socket has failed, whether or not anybody reads or writes.
+async fn tcp_reset(s: &TcpStream) -> io::Error {
+    loop {
+        match s.ready(Interest::ERROR).await {
+            Err(e) => return e,
+            Ok(ready) if ready.is_error() => {
+                return match s.take_error() {
+                    Ok(Some(e)) | Err(e) => e,
+                    Ok(None) => io::ErrorKind::ConnectionReset.into(),
+                };
+            }
+            Ok(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+/// Reads below this are copied out of the buffer, which is used again: a message of one byte must
+/// not keep 64 KiB while it waits to be sent.
+const SMALL: usize = 8 * 1024;
+
+/// The next bytes, or none at the end. The buffer is given back when a read finds nothing.
 async fn read_tcp(s: &TcpStream, buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
     loop {
-        if buffer.capacity() < CHUNK / 4 {
+        if buffer.capacity() < CHUNK {
             buffer.reserve(CHUNK);
         }
         match s.try_read_buf(buffer) {
             Ok(0) => return Ok(None),
+            Ok(n) if n < SMALL => {
+                let bytes = Bytes::copy_from_slice(buffer);
+                buffer.clear();
+                return Ok(Some(bytes));
+            }
             Ok(_) => return Ok(Some(buffer.split().freeze())),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 // Idle: 64 KiB for each of ten thousand idle connections would be 640 MB.

@@ -18,6 +18,6 @@ pub use kubernetes::{
 };
 pub use parse::parse_documents;
 pub use security::{
-    AuthorizationAction, AuthorizationPolicy, Condition, MeshConfig, MutualTlsMode, Operation,
-    PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
+    AuthorizationAction, AuthorizationPolicy, Condition, MeshConfig, MutualTls, MutualTlsMode,
+    Operation, PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
 };

@@ -109,6 +109,11 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
     Ok(workload)
 }
 
+/// The addresses that can be read of a workload, whatever else is wrong with it.
+pub(crate) fn readable_addresses(w: &pb::Workload) -> Vec<IpAddr> {
+    w.addresses.iter().filter_map(|a| ip("addresses", a).ok()).collect()
+}
+
 pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
     if s.hostname.is_empty() || s.namespace.is_empty() {
         return Err(invalid("hostname", "namespace and hostname must not be empty"));

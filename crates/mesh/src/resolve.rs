@@ -30,6 +30,8 @@ pub enum Unreachable {
     NoPort(String, u16),
     #[error("service {0} is visible in its own namespace only")]
     NotVisible(String),
+    #[error("the workload at {0} was refused: the log says which field of it could not be read")]
+    Refused(IpAddr),
 }
 
 impl Mesh {
@@ -59,6 +61,7 @@ impl Mesh {
             Some(w) => {
                 Resolved::Workload { workload: w.clone(), address: destination, service: None }
             }
+            None if t.is_refused(ip) => Resolved::Unreachable(Unreachable::Refused(ip)),
             None => Resolved::Outside(destination),
         }
     }

@@ -55,6 +55,9 @@ pub(crate) struct Tables {
     by_address: Claims<Arc<str>>,
     services: HashMap<NamespacedHostname, Arc<Service>>,
     by_vip: Claims<NamespacedHostname>,
+    /// Addresses of workloads that were refused and of which there is no earlier version: nobody
+    /// knows how to reach them, so nobody is let through to them.
+    refused: HashMap<String, Vec<IpAddr>>,
     endpoints: HashMap<NamespacedHostname, EndpointSet>,
     policies: HashMap<PolicyName, Arc<Policy>>,
     global: BTreeMap<PolicyName, Arc<Policy>>,
@@ -152,12 +155,25 @@ impl Mesh {
         let mut policies_moved = false;
         // Parsed without the lock.
         let mut parsed = Vec::with_capacity(resources.len());
+        let mut refused = Vec::new();
         for (name, any) in resources {
             match parse_address(&name, &any.value) {
                 Ok(a) => parsed.push(a),
-                Err(e) => rejected.push(Rejected { name, reason: e.to_string() }),
+                Err((e, addresses)) => {
+                    if !addresses.is_empty() {
+                        refused.push((name.clone(), addresses));
+                    }
+                    rejected.push(Rejected { name, reason: e.to_string() });
+                }
             }
         }
+        self.change(|t| {
+            for (name, addresses) in refused {
+                if !t.workloads.contains_key(name.as_str()) {
+                    t.refused.insert(name, addresses);
+                }
+            }
+        });
         for names in removed.chunks(SLICE) {
             self.change(|t| {
                 for name in names {
@@ -240,19 +256,21 @@ enum Address {
     Service(Service),
 }
 
-fn parse_address(name: &str, bytes: &[u8]) -> Result<Address, Invalid> {
-    let bad = |why: String| Invalid { field: "resource", why };
+/// The error comes with the addresses of a workload that cannot be taken.
+fn parse_address(name: &str, bytes: &[u8]) -> Result<Address, (Invalid, Vec<IpAddr>)> {
+    let bad = |why: String| (Invalid { field: "resource", why }, Vec::new());
     let address = pb::Address::decode(bytes).map_err(|e| bad(format!("cannot be decoded: {e}")))?;
     match address.r#type {
         Some(pb::address::Type::Workload(w)) => {
-            let w = convert::workload_from_proto(w)?;
+            let addresses = convert::readable_addresses(&w);
+            let w = convert::workload_from_proto(w).map_err(|e| (e, addresses))?;
             if *w.uid != *name {
                 return Err(bad(format!("its uid is {}", w.uid)));
             }
             Ok(Address::Workload(Box::new(w)))
         }
         Some(pb::address::Type::Service(s)) => {
-            let s = convert::service_from_proto(s)?;
+            let s = convert::service_from_proto(s).map_err(|e| (e, Vec::new()))?;
             if s.key.to_string() != name {
                 return Err(bad(format!("it is {}", s.key)));
             }
@@ -301,6 +319,10 @@ impl Tables {
         self.workloads.get(self.by_address.holder(network, ip)?)
     }
 
+    pub(crate) fn is_refused(&self, ip: IpAddr) -> bool {
+        self.refused.values().any(|addresses| addresses.contains(&ip))
+    }
+
     /// An endpoint of `service` for a connection to `asked`, and its address there.
     pub(crate) fn choose(
         &self,
@@ -331,6 +353,7 @@ impl Tables {
 
     /// Whether the change can change a verdict.
     fn insert_workload(&mut self, w: Workload) -> bool {
+        self.refused.remove(&*w.uid);
         let w = Arc::new(w);
         let old = self.workloads.insert(w.uid.clone(), w.clone());
         let judged = old.as_ref().is_none_or(|o| {
@@ -358,7 +381,12 @@ impl Tables {
             let set = self.endpoints.entry(key.clone()).or_default();
             set.insert(w.clone(), &lb, &self.local);
         }
-        judged
+        // Only what runs here is judged here.
+        judged && self.is_local(&w)
+    }
+
+    fn is_local(&self, w: &Workload) -> bool {
+        self.local.node.is_empty() || w.node == self.local.node
     }
 
     /// Lets go of what `old` had and its next version, if any, has not.
@@ -404,6 +432,7 @@ impl Tables {
 
     /// A name may be a workload's and a service's, if the control plane is careless.
     fn remove_address(&mut self, name: &str) -> bool {
+        self.refused.remove(name);
         let workload = self.workloads.remove(name);
         if let Some(old) = &workload {
             self.unindex(old, None);
@@ -417,7 +446,7 @@ impl Tables {
                 set.rerank(&LoadBalancing::default(), &self.local);
             }
         }
-        workload.is_some()
+        workload.is_some_and(|w| self.is_local(&w))
     }
 
     fn rerank_all(&mut self) {
