@@ -28,6 +28,8 @@ pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListene
 }
 
 async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    // Counted beside its streams: the last of them has ended before its last frame has left.
+    let _counted = pod.scope.connection();
     let _ = stream.set_nodelay(true);
     pod.scope.count_handshake();
     let certified = match agent.certs.fetch(&pod.identity, PATIENCE).await {

@@ -337,8 +337,14 @@ async fn serve_readiness(
     .await
 }
 
+/// Returns once the last frame of the last connection has left.
 async fn until_idle(agent: &Agent) {
-    while agent.connections.len() > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let pods = agent.pods.all();
+    for pod in &pods {
+        pod.scope.idle().await;
+    }
+    agent.pool.let_go(|_| true);
+    for pod in &pods {
+        pod.scope.settle(pods::LAST_FRAMES).await;
     }
 }

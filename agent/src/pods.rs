@@ -51,8 +51,6 @@ pub struct Pod {
     earlier: Mutex<HashSet<(SocketAddr, SocketAddr)>>,
     /// True once it takes no new connections: un-enrolled, or the agent drains.
     leaving: watch::Sender<bool>,
-    /// net.ipv4.tcp_fwmark_accept as it was before the first enrolment.
-    fwmark_accept: Mutex<String>,
 }
 
 impl Pod {
@@ -113,9 +111,19 @@ struct Saved {
     fwmark_accept: String,
 }
 
+#[derive(Debug)]
+struct Prepared {
+    users: usize,
+    /// net.ipv4.tcp_fwmark_accept as it was before.
+    fwmark_accept: String,
+}
+
 pub struct Pods {
     dir: PathBuf,
     all: Mutex<HashMap<u64, Arc<Pod>>>,
+    /// Namespaces that have rules and routes of the agent's, by cookie: enrolled now, or with
+    /// connections left from when they were.
+    prepared: Mutex<HashMap<u64, Prepared>>,
     next_owner: AtomicU32,
     /// One enrolment at a time: their steps must not interleave for one namespace.
     enrolling: tokio::sync::Mutex<()>,
@@ -127,6 +135,7 @@ impl Pods {
         Ok(Arc::new(Self {
             dir,
             all: Mutex::default(),
+            prepared: Mutex::default(),
             next_owner: AtomicU32::new(1),
             enrolling: tokio::sync::Mutex::new(()),
         }))
@@ -140,6 +149,41 @@ impl Pods {
 
     fn by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
         lock(&self.all).values().find(|p| *p.uid == *uid).cloned()
+    }
+
+    /// Makes a namespace ready for one more user. The answer is what
+    /// net.ipv4.tcp_fwmark_accept was before the first.
+    fn prepare(&self, netns: &Netns) -> anyhow::Result<String> {
+        // Held throughout: another's end must not take away what this one has just found there.
+        let mut prepared = lock(&self.prepared);
+        let found = sockets::prepare(netns)?;
+        // An earlier agent has prepared a pod that is taken up.
+        let saved = || {
+            let bytes = fs::read(self.file(netns.cookie())).ok()?;
+            Some(serde_json::from_slice::<Saved>(&bytes).ok()?.fwmark_accept)
+        };
+        let entry = prepared
+            .entry(netns.cookie())
+            .or_insert_with(|| Prepared { users: 0, fwmark_accept: saved().unwrap_or(found) });
+        entry.users += 1;
+        Ok(entry.fwmark_accept.clone())
+    }
+
+    /// One user less; with the last, the namespace is as it was, unless it is to stay closed.
+    fn done(&self, netns: &Netns, stays_closed: bool) {
+        let mut prepared = lock(&self.prepared);
+        let Some(entry) = prepared.get_mut(&netns.cookie()) else { return };
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users > 0 {
+            return;
+        }
+        if !stays_closed && let Err(error) = sockets::restore(netns, &entry.fwmark_accept) {
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "a pod's namespace keeps the agent's routes"
+            );
+        }
+        prepared.remove(&netns.cookie());
     }
 
     fn file(&self, cookie: u64) -> PathBuf {
@@ -221,7 +265,6 @@ async fn enroll_as(
         accepted: Mutex::default(),
         earlier: Mutex::default(),
         leaving: watch::Sender::new(false),
-        fwmark_accept: Mutex::default(),
         netns,
     });
     agent.certs.want(&pod.identity);
@@ -241,6 +284,7 @@ async fn enroll_as(
         Err(e) => {
             pod.scope.end().await;
             agent.certs.release(&pod.identity);
+            agent.pods.done(&pod.netns, true);
             Err(e)
         }
     }
@@ -256,11 +300,7 @@ fn capture(
     let cookie = pod.netns.cookie();
     let capture = &agent.capture;
     let file = agent.pods.file(cookie);
-    // A pod that is taken up has been prepared before.
-    let before = fs::read(&file).ok().and_then(|b| serde_json::from_slice::<Saved>(&b).ok());
-    let found = sockets::prepare(&pod.netns)?;
-    let fwmark_accept = before.map_or(found, |b| b.fwmark_accept);
-    lock(&pod.fwmark_accept).clone_from(&fwmark_accept);
+    let fwmark_accept = agent.pods.prepare(&pod.netns)?;
     capture.start_counting(pod.owner)?;
     let listeners = sockets::listen(capture, &pod.netns, pod.owner)?;
     let programs = capture.pod_programs();
@@ -387,6 +427,9 @@ async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     }
 }
 
+/// How long the last frames of HBONE connections may take to leave.
+pub const LAST_FRAMES: Duration = Duration::from_secs(1);
+
 /// How long an un-enrolment waits for connections before it leaves them to themselves.
 const LET_GO: Duration = Duration::from_millis(100);
 
@@ -400,16 +443,11 @@ fn withdraw(agent: &Agent, pod: &Pod) {
 }
 
 async fn finish(agent: &Agent, pod: &Arc<Pod>) {
+    agent.pool.let_go(|key| key.pod.owner == pod.owner);
+    pod.scope.settle(LAST_FRAMES).await;
     pod.scope.end().await;
-    agent.pool.close(|key| key.pod.owner == pod.owner);
     agent.certs.release(&pod.identity);
-    // Enrolled anew meanwhile, the namespace needs what this would take away.
-    if !lock(&agent.pods.all).contains_key(&pod.netns.cookie()) {
-        let fwmark_accept = lock(&pod.fwmark_accept).clone();
-        if let Err(error) = sockets::restore(&pod.netns, &fwmark_accept) {
-            tracing::debug!(uid = %pod.uid, error = format!("{error:#}"), "the pod's namespace is gone");
-        }
-    }
+    agent.pods.done(&pod.netns, false);
 }
 
 /// Takes up the pods that an earlier agent enrolled. Until that is done they are closed: captured

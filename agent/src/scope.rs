@@ -60,13 +60,15 @@ impl PodScope {
         self.inner.tasks.len()
     }
 
-    /// Counts a connection of an application until the answer is dropped.
+    /// Counts a connection of an application, or of a peer on behalf of some, until the answer is
+    /// dropped.
     pub fn connection(&self) -> Counted {
         self.inner.connections.fetch_add(1, Ordering::AcqRel);
         Counted(self.inner.clone())
     }
 
-    /// Returns once no connection of an application is left.
+    /// Returns once no connection is left. A peer's ends by itself only after the pod has begun to
+    /// leave.
     pub async fn idle(&self) {
         loop {
             let fewer = self.inner.fewer.notified();
@@ -75,6 +77,12 @@ impl PodScope {
             }
             fewer.await;
         }
+    }
+
+    /// Waits for work that ends by itself; no longer than `patience`.
+    pub async fn settle(&self, patience: Duration) {
+        self.inner.tasks.close();
+        let _ = tokio::time::timeout(patience, self.inner.tasks.wait()).await;
     }
 
     /// Ends all work; waits a little for it to be gone, sockets and all.

@@ -125,6 +125,9 @@ fn new_socket(like: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Ports that stand for the client's on the last hop: what is not privileged.
+const CLIENT_PORTS: std::ops::RangeInclusive<u16> = 1024..=65535;
+
 /// A connection from the pod, as the pod: its address, routes and NetworkPolicy.
 pub async fn connect(
     capture: &Capture,
@@ -153,6 +156,12 @@ pub async fn connect_as(
 ) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..64 {
+        // A port that is asked for by number may be one in TIME_WAIT (`tcp_twsk_unique`), which
+        // the kernel's own choice never is: it would run out at 470 connections/s of one client.
+        let port = rand::random_range(CLIENT_PORTS);
+        if pod.tuple_taken(to, client, port) {
+            continue;
+        }
         let socket = pod.netns.run(|| new_socket(to.ip()))??;
         capture.mark_own(pod.owner, &socket)?;
         socket.set_mark(LAST_HOP_MARK)?;
@@ -163,13 +172,20 @@ pub async fn connect_as(
         } else {
             crate::sys::set_ipv6_transparent(&socket)?;
         }
-        socket.bind(&SockAddr::from(SocketAddr::new(client, 0)))?;
-        let port = socket.local_addr()?.as_socket().map_or(0, |a| a.port());
-        if pod.tuple_taken(to, client, port) {
-            continue;
-        }
-        match establish(socket, to).await {
-            Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => last = e,
+        let bound = socket.bind(&SockAddr::from(SocketAddr::new(client, port)));
+        let outcome = match bound {
+            Ok(()) => establish(socket, to).await,
+            Err(e) => Err(e),
+        };
+        match outcome {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse
+                ) =>
+            {
+                last = e;
+            }
             other => return other,
         }
     }

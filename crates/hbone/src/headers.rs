@@ -143,12 +143,17 @@ impl Forwarded {
             let value = value.trim().trim_matches('"');
             match key.trim().to_ascii_lowercase().as_str() {
                 "for" => client = value.parse().ok(),
-                "host" => host = Some(value.to_owned()),
+                // What is no host's name would read differently once it is passed on.
+                "host" if value.bytes().all(host_byte) => host = Some(value.to_owned()),
                 _ => {}
             }
         }
         Some(Forwarded { client: client?, host })
     }
+}
+
+fn host_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"-._:[]".contains(&b)
 }
 
 #[cfg(test)]
@@ -187,5 +192,7 @@ mod tests {
         let f = Forwarded { client: "[fd00::1]:80".parse().unwrap(), host: Some("h.ns".into()) };
         assert_eq!(Forwarded::decode(&f.encode()), Some(f));
         assert_eq!(Forwarded::decode("nonsense"), None);
+        let odd = Forwarded::decode("for=\"10.0.0.1:80\";host=\" a \"").unwrap();
+        assert_eq!(odd.host, None);
     }
 }

@@ -295,19 +295,19 @@ where
         });
     }
 
-    /// Ends the connections of every key that `of` selects.
-    pub fn close(&self, of: impl Fn(&K) -> bool) {
+    /// Lets go of the connections of every key that `of` selects: each ends by itself, once its
+    /// streams have ended and what they sent is on its way.
+    pub fn let_go(&self, of: impl Fn(&K) -> bool) {
+        let mut gone = Vec::new();
         lock(&self.keys).retain(|key, per_key| {
-            if !of(key) {
-                return true;
+            let selected = of(key);
+            if selected {
+                gone.push(std::mem::take(&mut lock(per_key).live));
             }
-            for (_, (_, driver)) in lock(per_key).live.drain() {
-                if let Some(driver) = driver {
-                    driver.abort();
-                }
-            }
-            false
+            !selected
         });
+        // Dropped without the locks: the last handle of a connection wakes its driver.
+        drop(gone);
     }
 
     /// Connections, and streams open on them.

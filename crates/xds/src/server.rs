@@ -31,7 +31,7 @@ pub struct Encoded {
 #[derive(Debug)]
 struct Change {
     type_url: &'static str,
-    updated: Vec<(String, Arc<Encoded>)>,
+    updated: Vec<String>,
     removed: Vec<String>,
 }
 
@@ -72,14 +72,17 @@ impl Store {
                     continue;
                 }
                 for a in old.iter().flat_map(|o| &o.aliases) {
-                    aliases.remove(a);
+                    // Another resource may have it by now.
+                    if aliases.get(a) == Some(&name) {
+                        aliases.remove(a);
+                    }
                 }
                 let encoded = Arc::new(encoded);
                 for a in &encoded.aliases {
                     aliases.insert(a.clone(), name.clone());
                 }
-                all.insert(name.clone(), encoded.clone());
-                change.updated.push((name, encoded));
+                all.insert(name.clone(), encoded);
+                change.updated.push(name);
             }
             for name in removed {
                 if let Some(old) = all.remove(&name) {
@@ -205,7 +208,7 @@ async fn serve(
                 Err(s) => return s.message().to_owned(),
             },
             change = changes.recv() => match change {
-                Ok(c) => session.change(&c).into_iter().collect(),
+                Ok(c) => session.change(store, &c).into_iter().collect(),
                 Err(broadcast::error::RecvError::Lagged(_)) => session.catch_up(store),
                 Err(broadcast::error::RecvError::Closed) => return "shutting down".into(),
             },
@@ -303,17 +306,21 @@ impl Session {
         self.respond_raw(type_url, updated, removed).into_iter().collect()
     }
 
-    fn change(&mut self, change: &Change) -> Option<DeltaDiscoveryResponse> {
+    /// Sends what the store holds now of that which changed: a change that has waited may be older
+    /// than what the client has been sent, and must not take it back.
+    fn change(&mut self, store: &Store, change: &Change) -> Option<DeltaDiscoveryResponse> {
         let sub = self.types.get_mut(change.type_url)?;
         let mut updated = Vec::new();
-        for (name, e) in &change.updated {
+        for name in &change.updated {
+            let Some(e) = store.get(change.type_url, name) else { continue };
             if sub.wants(name) && sub.has.get(name) != Some(&e.version) {
                 sub.has.insert(name.clone(), e.version.clone());
-                updated.push((name.clone(), e.clone()));
+                updated.push((name.clone(), e));
             }
         }
-        let removed: Vec<String> =
-            change.removed.iter().filter(|n| sub.has.remove(*n).is_some()).cloned().collect();
+        let gone = |n: &&String| store.get(change.type_url, n).is_none();
+        let mut removed: Vec<String> = change.removed.iter().filter(gone).cloned().collect();
+        removed.retain(|n| sub.has.remove(n).is_some());
         if updated.is_empty() && removed.is_empty() {
             return None;
         }
@@ -383,3 +390,7 @@ impl Session {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

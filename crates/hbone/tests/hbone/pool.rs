@@ -57,12 +57,13 @@ impl Dial<&'static str> for Dialler {
             if shared.failing.load(Ordering::Relaxed) {
                 return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
             }
+            let generation = shared.generation.load(Ordering::Relaxed);
             let (near, far) = raw_pair();
             let server = serve(far, &serving);
             let expected = Expected(vec![serving.identity.clone()]);
             let (connection, driver, _) = handshake(near, &client, &expected).await?;
             drop(servers.send(server));
-            Ok(Dialled { connection, driver: driver.boxed() })
+            Ok(Dialled { connection, generation, driver: driver.boxed() })
         }
         .boxed()
     }
@@ -260,7 +261,7 @@ async fn a_cancelled_caller_leaves_nothing_counted() {
         assert!(receive.data().await.expect("an error, not an end").is_err());
     }
     // Nor does one that is cancelled while it waits for a dial.
-    b.pool.close(|_| true);
+    b.pool.sweep(Instant::now() + IDLE);
     b.shared.held.store(true, Ordering::Relaxed);
     assert!(b.open().now_or_never().is_none());
     b.shared.failing.store(true, Ordering::Relaxed);
@@ -343,6 +344,23 @@ async fn a_newer_certificate_makes_new_connections_and_leaves_the_old_its_stream
     drop(new);
 }
 
+/// The certificate is renewed while the connection is made: who asked under the old one is served
+/// by it, and so is who asks under the new one.
+#[tokio::test]
+async fn a_renewal_during_a_dial_wastes_nothing() {
+    let mut b = bench();
+    b.accept_all();
+    b.shared.held.store(true, Ordering::Relaxed);
+    let (opened, ()) = tokio::join!(b.open(), async {
+        b.shared.generation.store(1, Ordering::Relaxed);
+        b.shared.held.store(false, Ordering::Relaxed);
+        b.shared.release.notify_waiters();
+    });
+    let _held = opened.unwrap();
+    let _second = b.open().await.unwrap();
+    assert_eq!((b.dials(), b.pool.size()), (1, (1, 2)));
+}
+
 #[tokio::test]
 async fn keys_share_nothing() {
     let mut b = bench();
@@ -350,7 +368,8 @@ async fn keys_share_nothing() {
     let _one = b.pool.open(&"reviews", || connect_to(DESTINATION)).await.unwrap();
     let (mut other, _lease) = b.pool.open(&"ratings", || connect_to(DESTINATION)).await.unwrap();
     assert_eq!((b.dials(), b.pool.size()), (2, (2, 2)));
-    b.pool.close(|key| *key == "ratings");
+    // The last task to be spawned drives the connection of the second.
+    b.shared.drivers.lock().unwrap().pop().unwrap().abort();
     assert!(other.receive.data().await.is_none_or(|chunk| chunk.is_err()));
     assert_eq!(b.pool.size(), (1, 1));
 }

@@ -90,7 +90,7 @@ async fn bytes_both_ways_are_counted() {
             client_read.read_exact(&mut back),
         )
     };
-    (a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap());
+    a.and(c).and(b.and(d)).unwrap();
     assert!(there == data && back == data[..1_000_000]);
     drop((t.client, t.server));
     for relay in [t.outbound, t.inbound] {
@@ -132,7 +132,8 @@ async fn half_close(mut first: TcpStream, mut second: TcpStream) {
         },
         first.read_to_end(&mut got)
     );
-    (wrote.unwrap(), read.unwrap());
+    wrote.unwrap();
+    read.unwrap();
     assert!(got == answer);
 }
 

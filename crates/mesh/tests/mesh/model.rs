@@ -21,8 +21,8 @@ const PORTS: [u16; 2] = [80, 81];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Workload(pb::Workload),
-    Service(pb::Service),
+    Workload(Box<pb::Workload>),
+    Service(Box<pb::Service>),
     RemoveWorkload(usize),
     RemoveService(usize),
 }
@@ -54,7 +54,7 @@ fn workload() -> impl Strategy<Value = pb::Workload> {
         .prop_map(|(uid, addresses, services, ill, zone, node, host)| pb::Workload {
             uid: UIDS[uid].to_owned(),
             namespace: "ns".to_owned(),
-            addresses: addresses.into_iter().map(|a| bytes(a)).collect(),
+            addresses: addresses.into_iter().map(bytes).collect(),
             services: services
                 .into_iter()
                 .map(|(h, ports)| (format!("ns/{}", HOSTS[h]), pb::PortList { ports }))
@@ -105,8 +105,8 @@ fn service() -> impl Strategy<Value = pb::Service> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        5 => workload().prop_map(Step::Workload),
-        3 => service().prop_map(Step::Service),
+        5 => workload().prop_map(|w| Step::Workload(Box::new(w))),
+        3 => service().prop_map(|s| Step::Service(Box::new(s))),
         2 => (0..UIDS.len()).prop_map(Step::RemoveWorkload),
         1 => (0..HOSTS.len()).prop_map(Step::RemoveService),
     ]
@@ -128,9 +128,9 @@ impl Reference {
                 if w.node == NODES[0] {
                     self.zone = Some(w.locality.clone().unwrap().zone);
                 }
-                self.workloads.insert(w.uid.clone(), w.clone());
+                self.workloads.insert(w.uid.clone(), (**w).clone());
             }
-            Step::Service(s) => drop(self.services.insert(s.hostname.clone(), s.clone())),
+            Step::Service(s) => drop(self.services.insert(s.hostname.clone(), (**s).clone())),
             Step::RemoveWorkload(i) => drop(self.workloads.remove(UIDS[*i])),
             Step::RemoveService(i) => drop(self.services.remove(HOSTS[*i])),
         }
@@ -225,8 +225,8 @@ proptest! {
         for step in steps {
             reference.take(&step);
             match step {
-                Step::Workload(w) => mesh.put(w),
-                Step::Service(s) => mesh.put(s),
+                Step::Workload(w) => mesh.put(*w),
+                Step::Service(s) => mesh.put(*s),
                 Step::RemoveWorkload(i) => mesh.remove(UIDS[i]),
                 Step::RemoveService(i) => mesh.remove(&format!("ns/{}", HOSTS[i])),
             }

@@ -35,6 +35,8 @@ fn policy(name: &str, scope: Scope, action: Action) -> Authorization {
 
 fn naming(names: &[&str]) -> pb::Workload {
     pb::Workload {
+        // On this node: only what runs here is judged here.
+        node: "here".to_owned(),
         authorization_policies: names.iter().map(|n| (*n).to_owned()).collect(),
         ..workload("w", "10.0.0.1")
     }
@@ -211,6 +213,9 @@ fn a_judgement_is_announced_when_it_may_have_changed() {
     assert!(moved(), "another identity");
     m.policy(&policy("ns/p", Scope::WorkloadSelector, Action::Allow));
     assert!(moved(), "the policy itself");
+    m.put(pb::Workload { uid: "far".to_owned(), node: "there".to_owned(), ..naming(&[]) });
+    m.remove("far");
+    assert!(!moved(), "another node judges it");
     m.remove("w");
     assert!(moved(), "gone");
 }

@@ -29,6 +29,21 @@ fn workloads_that_cannot_be_taken_are_named_and_the_version_before_stays() {
     }
 }
 
+/// Nobody knows how to reach it, and in plaintext it must not be.
+#[test]
+fn a_workload_that_was_never_taken_is_not_outside_the_mesh() {
+    let m = mesh();
+    let bad = || pb::Workload { tunnel_protocol: 99, ..workload("a", "10.0.0.1") };
+    assert_eq!(m.try_put(bad()).len(), 1);
+    assert!(m.reach("10.0.0.1:1")[0].contains("was refused"));
+    m.put(workload("a", "10.0.0.1"));
+    assert_eq!(m.reach("10.0.0.1:1"), ["a 10.0.0.1:1"]);
+    m.remove("a");
+    assert_eq!(m.try_put(bad()).len(), 1);
+    m.remove("a");
+    assert_eq!(m.reach("10.0.0.1:1"), ["outside 10.0.0.1:1"]);
+}
+
 #[test]
 fn services_that_cannot_be_taken_are_named() {
     let balanced = |lb| pb::Service { load_balancing: Some(lb), ..service() };

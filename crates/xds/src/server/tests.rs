@@ -1,0 +1,289 @@
+use super::*;
+
+const TYPE: &str = crate::ADDRESS_TYPE;
+const OTHER: &str = crate::AUTHORIZATION_TYPE;
+
+fn encoded(version: &str) -> Encoded {
+    Encoded { version: version.to_owned(), body: version.into(), aliases: Vec::new() }
+}
+
+fn aliased(version: &str, alias: &str) -> Encoded {
+    Encoded { aliases: vec![alias.to_owned()], ..encoded(version) }
+}
+
+fn put(store: &Store, name: &str, version: &str) -> usize {
+    store.update(TYPE, vec![(name.to_owned(), encoded(version))], Vec::new())
+}
+
+fn remove(store: &Store, name: &str) -> usize {
+    store.update(TYPE, Vec::new(), vec![name.to_owned()])
+}
+
+fn store() -> Arc<Store> {
+    let store = Store::new(&[TYPE, OTHER]);
+    put(&store, "a", "1");
+    put(&store, "b", "1");
+    store
+}
+
+fn subscribe(names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: TYPE.to_owned(),
+        resource_names_subscribe: names.iter().map(|n| (*n).to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+fn unsubscribe(names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        resource_names_unsubscribe: names.iter().map(|n| (*n).to_owned()).collect(),
+        ..subscribe(&[])
+    }
+}
+
+/// Names with versions that were sent, and names that were removed, over all responses.
+type Sent = (Vec<String>, Vec<String>);
+
+fn sent(responses: impl IntoIterator<Item = DeltaDiscoveryResponse>) -> Sent {
+    let (mut updated, mut removed) = (Vec::new(), Vec::new());
+    for r in responses {
+        for resource in r.resources {
+            assert_eq!(resource.resource.as_ref().unwrap().type_url, r.type_url);
+            updated.push(format!("{}={}", resource.name, resource.version));
+        }
+        removed.extend(r.removed_resources);
+    }
+    updated.sort();
+    removed.sort();
+    (updated, removed)
+}
+
+fn lists(updated: &[&str], removed: &[&str]) -> Sent {
+    let own = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect();
+    (own(updated), own(removed))
+}
+
+/// What the session says about everything that has changed since.
+fn follow(
+    store: &Store,
+    session: &mut Session,
+    changes: &mut broadcast::Receiver<Arc<Change>>,
+) -> Vec<DeltaDiscoveryResponse> {
+    std::iter::from_fn(|| changes.try_recv().ok())
+        .filter_map(|c| session.change(store, &c))
+        .collect()
+}
+
+#[test]
+fn a_wildcard_gets_everything_and_then_the_changes() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    let first = session.request(&store, subscribe(&["*"]), "c");
+    assert_eq!(sent(first), lists(&["a=1", "b=1"], &[]));
+    put(&store, "b", "2");
+    put(&store, "c", "1");
+    remove(&store, "a");
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["b=2", "c=1"], &["a"]));
+}
+
+#[test]
+fn a_first_request_without_names_is_a_wildcard() {
+    let (store, mut session) = (store(), Session::default());
+    assert_eq!(sent(session.request(&store, subscribe(&[]), "c")), lists(&["a=1", "b=1"], &[]));
+}
+
+#[test]
+fn names_get_what_they_name_and_no_more() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    assert_eq!(sent(session.request(&store, subscribe(&["a"]), "c")), lists(&["a=1"], &[]));
+    put(&store, "b", "2");
+    remove(&store, "b");
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&[], &[]));
+    put(&store, "a", "2");
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["a=2"], &[]));
+    put(&store, "d", "1");
+    assert_eq!(sent(session.request(&store, subscribe(&["d"]), "c")), lists(&["d=1"], &[]));
+    assert!(follow(&store, &mut session, &mut changes).is_empty(), "it was sent already");
+    assert!(session.request(&store, unsubscribe(&["a"]), "c").is_empty());
+    put(&store, "a", "3");
+    assert!(follow(&store, &mut session, &mut changes).is_empty());
+}
+
+#[test]
+fn an_absent_name_is_answered_by_its_removal_and_sent_once_it_comes() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    assert_eq!(sent(session.request(&store, subscribe(&["z"]), "c")), lists(&[], &["z"]));
+    // Also beside a wildcard, which says everything that there is.
+    let mut wild = Session::default();
+    let both = sent(wild.request(&store, subscribe(&["*", "z"]), "c"));
+    assert_eq!(both, lists(&["a=1", "b=1"], &["z"]));
+    put(&store, "z", "1");
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["z=1"], &[]));
+}
+
+#[test]
+fn asking_again_by_name_is_answered_again() {
+    let (store, mut session) = (store(), Session::default());
+    session.request(&store, subscribe(&["*"]), "c");
+    assert_eq!(sent(session.request(&store, subscribe(&["a"]), "c")), lists(&["a=1"], &[]));
+}
+
+#[test]
+fn acknowledgements_and_rejections_are_not_answered() {
+    let (store, mut session) = (store(), Session::default());
+    let first = session.request(&store, subscribe(&["*"]), "c");
+    let nonce = first[0].nonce.clone();
+    let ack = DeltaDiscoveryRequest { response_nonce: nonce, ..subscribe(&[]) };
+    assert!(session.request(&store, ack.clone(), "c").is_empty());
+    let status = crate::proto::discovery::Status { code: 3, message: "a: is bad".to_owned() };
+    let nack = DeltaDiscoveryRequest { error_detail: Some(status), ..ack.clone() };
+    for _ in 0..100 {
+        assert!(session.request(&store, nack.clone(), "c").is_empty(), "no storm");
+    }
+    let stale = DeltaDiscoveryRequest { response_nonce: "never given".to_owned(), ..ack };
+    assert!(session.request(&store, stale, "c").is_empty());
+}
+
+#[test]
+fn who_comes_back_gets_what_it_does_not_have() {
+    let (store, mut session) = (store(), Session::default());
+    put(&store, "c", "2");
+    let has = [("a", "1"), ("c", "1"), ("gone", "1")];
+    let request = DeltaDiscoveryRequest {
+        initial_resource_versions: has.map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
+        ..subscribe(&["*"])
+    };
+    assert_eq!(sent(session.request(&store, request, "c")), lists(&["b=1", "c=2"], &["gone"]));
+}
+
+#[test]
+fn who_comes_back_up_to_date_is_answered_all_the_same() {
+    let (store, mut session) = (store(), Session::default());
+    let request = DeltaDiscoveryRequest {
+        initial_resource_versions: ["a", "b"].map(|n| (n.to_owned(), "1".to_owned())).into(),
+        ..subscribe(&["*"])
+    };
+    // An empty answer says that nothing is missing: a client waits for its first.
+    let answers = session.request(&store, request, "c");
+    assert_eq!(answers.len(), 1);
+    assert_eq!(sent(answers), lists(&[], &[]));
+}
+
+#[test]
+fn what_has_not_changed_is_not_sent_again() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    session.request(&store, subscribe(&["*"]), "c");
+    assert_eq!(put(&store, "a", "1"), 0);
+    assert_eq!(remove(&store, "never"), 0);
+    assert!(changes.try_recv().is_err(), "nobody is told of nothing");
+    // A change that came between the subscription and the first answer is in the answer already.
+    let mut late = Session::default();
+    put(&store, "a", "2");
+    late.request(&store, subscribe(&["*"]), "c");
+    assert!(follow(&store, &mut late, &mut changes).is_empty());
+}
+
+#[test]
+fn a_client_that_lagged_catches_up_with_one_answer() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    session.request(&store, subscribe(&["*"]), "c");
+    for i in 0..5_000 {
+        put(&store, "a", &format!("v{i}"));
+        put(&store, &format!("brief{i}"), "1");
+        remove(&store, &format!("brief{i}"));
+    }
+    remove(&store, "b");
+    put(&store, "c", "1");
+    assert!(matches!(changes.try_recv(), Err(broadcast::error::TryRecvError::Lagged(_))));
+    let caught_up = session.catch_up(&store);
+    assert_eq!(caught_up.len(), 1);
+    assert_eq!(sent(caught_up), lists(&["a=v4999", "c=1"], &["b"]));
+    // Changes that are still queued say nothing new.
+    assert_eq!(follow(&store, &mut session, &mut changes), []);
+    assert!(session.catch_up(&store).is_empty());
+}
+
+/// The queue may hold older news than what has been sent: none of it is taken back.
+#[test]
+fn a_queue_behind_an_answer_takes_nothing_back() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    put(&store, "a", "2");
+    remove(&store, "b");
+    put(&store, "a", "3");
+    put(&store, "b", "2");
+    put(&store, "brief", "1");
+    remove(&store, "brief");
+    let first = session.request(&store, subscribe(&["*"]), "c");
+    assert_eq!(sent(first), lists(&["a=3", "b=2"], &[]));
+    assert_eq!(follow(&store, &mut session, &mut changes), []);
+}
+
+#[test]
+fn aliases_lead_to_the_resource_while_it_has_them() {
+    let (store, mut session) = (store(), Session::default());
+    let put = |name: &str, e| store.update(TYPE, vec![(name.to_owned(), e)], Vec::new());
+    put("service", aliased("1", "10.0.0.1"));
+    let answer = session.request(&store, subscribe(&["10.0.0.1"]), "c");
+    assert_eq!(answer[0].resources[0].aliases, ["10.0.0.1"]);
+    assert_eq!(sent(answer), lists(&["service=1"], &[]));
+    // The alias goes to another, and the first one's end does not take it along.
+    put("other", aliased("1", "10.0.0.1"));
+    store.update(TYPE, Vec::new(), vec!["service".to_owned()]);
+    let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
+    assert_eq!(sent(answer), lists(&["other=1"], &[]));
+    put("other", encoded("2"));
+    let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
+    assert_eq!(sent(answer), lists(&[], &["10.0.0.1"]));
+}
+
+/// As above, when the first one is updated instead: the alias is no longer its own to give up.
+#[test]
+fn an_update_takes_no_alias_from_another() {
+    let store = store();
+    let put = |name: &str, e| store.update(TYPE, vec![(name.to_owned(), e)], Vec::new());
+    put("first", aliased("1", "10.0.0.1"));
+    put("second", aliased("1", "10.0.0.1"));
+    put("first", encoded("2"));
+    let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
+    assert_eq!(sent(answer), lists(&["second=1"], &[]));
+}
+
+#[test]
+fn a_type_that_is_not_served_is_answered_with_nothing_once() {
+    let (store, mut session) = (store(), Session::default());
+    let odd = DeltaDiscoveryRequest { type_url: "odd".to_owned(), ..subscribe(&["*"]) };
+    let answers = session.request(&store, odd.clone(), "c");
+    assert_eq!((answers.len(), answers[0].type_url.as_str()), (1, "odd"));
+    let ack = DeltaDiscoveryRequest { response_nonce: answers[0].nonce.clone(), ..odd };
+    assert!(session.request(&store, ack, "c").is_empty());
+}
+
+#[test]
+fn types_are_kept_apart() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    session.request(&store, subscribe(&["*"]), "c");
+    store.update(OTHER, vec![("a".to_owned(), encoded("9"))], Vec::new());
+    assert!(follow(&store, &mut session, &mut changes).is_empty(), "never asked for");
+    let request = DeltaDiscoveryRequest { type_url: OTHER.to_owned(), ..subscribe(&["*"]) };
+    assert_eq!(sent(session.request(&store, request, "c")), lists(&["a=9"], &[]));
+    assert_eq!((store.len(TYPE), store.len(OTHER)), (2, 1));
+}
+
+/// The end of a wildcard ends what only the wildcard brought.
+#[test]
+fn without_the_wildcard_the_names_stay() {
+    let (store, mut session) = (store(), Session::default());
+    let mut changes = store.changes.subscribe();
+    session.request(&store, subscribe(&["*", "a"]), "c");
+    session.request(&store, unsubscribe(&["*"]), "c");
+    put(&store, "a", "2");
+    put(&store, "b", "2");
+    put(&store, "c", "1");
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["a=2"], &[]));
+}
