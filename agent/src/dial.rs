@@ -1,6 +1,6 @@
 //! How a pooled HBONE connection is made: from the source pod's namespace, with its certificate.
 
-use crate::{agent::Agent, pods::Pod, scope::PodScope, sockets};
+use crate::{agent::Agent, pods::Pod, sockets};
 use futures_util::future::BoxFuture;
 use hbone::{Dial, DialError, Dialled, Expected};
 use identity::{CertStore, SpiffeId};
@@ -9,7 +9,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock, Weak},
 };
-use tokio::task::AbortHandle;
 
 /// Connections are shared by streams that agree in all of this.
 #[derive(Clone)]
@@ -73,11 +72,7 @@ impl Dial<PoolKey> for AgentDial {
         self.certs.current(&key.source).map_or(0, |c| c.generation)
     }
 
-    fn spawn(&self, key: &PoolKey, task: BoxFuture<'static, ()>) -> AbortHandle {
-        scope_of(key).spawn_boxed(task)
+    fn spawn(&self, key: &PoolKey, task: BoxFuture<'static, ()>) {
+        key.pod.scope.spawn(task);
     }
-}
-
-fn scope_of(key: &PoolKey) -> &PodScope {
-    &key.pod.scope
 }

@@ -28,7 +28,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -49,6 +49,8 @@ pub struct Pod {
     accepted: Mutex<HashSet<(u16, SocketAddr)>>,
     /// Connections older than the enrolment.
     earlier: Mutex<HashSet<(SocketAddr, SocketAddr)>>,
+    /// Whether this enrolment counts as a user of the namespace's rules and routes.
+    prepared: AtomicBool,
     /// True once it takes no new connections: un-enrolled, or the agent drains.
     leaving: watch::Sender<bool>,
 }
@@ -170,7 +172,11 @@ impl Pods {
     }
 
     /// One user less; with the last, the namespace is as it was, unless it is to stay closed.
-    fn done(&self, netns: &Netns, stays_closed: bool) {
+    fn done(&self, pod: &Pod, stays_closed: bool) {
+        if !pod.prepared.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let netns = &pod.netns;
         let mut prepared = lock(&self.prepared);
         let Some(entry) = prepared.get_mut(&netns.cookie()) else { return };
         entry.users = entry.users.saturating_sub(1);
@@ -264,6 +270,7 @@ async fn enroll_as(
         scope: PodScope::new(),
         accepted: Mutex::default(),
         earlier: Mutex::default(),
+        prepared: AtomicBool::new(false),
         leaving: watch::Sender::new(false),
         netns,
     });
@@ -284,7 +291,7 @@ async fn enroll_as(
         Err(e) => {
             pod.scope.end().await;
             agent.certs.release(&pod.identity);
-            agent.pods.done(&pod.netns, true);
+            agent.pods.done(&pod, true);
             Err(e)
         }
     }
@@ -301,6 +308,7 @@ fn capture(
     let capture = &agent.capture;
     let file = agent.pods.file(cookie);
     let fwmark_accept = agent.pods.prepare(&pod.netns)?;
+    pod.prepared.store(true, Ordering::Release);
     capture.start_counting(pod.owner)?;
     let listeners = sockets::listen(capture, &pod.netns, pod.owner)?;
     let programs = capture.pod_programs();
@@ -447,7 +455,7 @@ async fn finish(agent: &Agent, pod: &Arc<Pod>) {
     pod.scope.settle(LAST_FRAMES).await;
     pod.scope.end().await;
     agent.certs.release(&pod.identity);
-    agent.pods.done(&pod.netns, false);
+    agent.pods.done(pod, false);
 }
 
 /// Takes up the pods that an earlier agent enrolled. Until that is done they are closed: captured

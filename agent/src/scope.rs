@@ -1,7 +1,6 @@
 //! [`PodScope`]: all work that is done for a pod goes through here, so that it ends with the pod
 //! and can be counted. A lint forbids spawning tasks anywhere else in the agent.
 
-use futures_util::future::BoxFuture;
 use std::{
     sync::{
         Arc,
@@ -9,7 +8,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 #[derive(Clone, Debug)]
@@ -33,7 +32,7 @@ impl PodScope {
 
     /// Runs `work` until it ends or the pod does.
     #[allow(clippy::disallowed_methods)]
-    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let ended = self.inner.ended.clone();
         let work = async move {
             tokio::select! {
@@ -41,11 +40,7 @@ impl PodScope {
                 () = ended.cancelled() => {}
             }
         };
-        tokio::spawn(self.inner.tasks.track_future(work)).abort_handle()
-    }
-
-    pub fn spawn_boxed(&self, work: BoxFuture<'static, ()>) -> AbortHandle {
-        self.spawn(work)
+        tokio::spawn(self.inner.tasks.track_future(work));
     }
 
     pub fn count_handshake(&self) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use culvert_tests::dialogue::{connect, echo_to, serve};
 use culvert_tests::{Mesh, MeshPod, SOON, Spec, at, attempt};
-use testbed::{Serve, Sock, eventually, pattern};
+use testbed::{ConnectOpts, Serve, Sock, eventually, pattern};
 
 const PORT: u16 = 8080;
 
@@ -221,4 +221,32 @@ fn one_client_makes_more_connections_than_the_server_has_ports_to_give() {
         .short_connections(at(server.ipv4(), PORT), COUNT, 16, Duration::from_secs(120))
         .unwrap();
     assert_eq!((report.ok, report.failed.len()), (COUNT.into(), 0), "{report:?}");
+}
+
+/// With the kernel's table of connections full, a connect fails where it can still fail; nothing leaves unannounced,
+/// and room that is given back is used again.
+#[test]
+fn a_full_table_of_connections_refuses_and_recovers() {
+    const ROOM: usize = 1024;
+    let mesh = Mesh::builder("full").agent_args(&["--max-flows", "1024"]).build();
+    let (client, server) = (mesh.enrolled_pod(1, "client"), mesh.pod(2, "server"));
+    serve(&server, PORT, Serve::Echo);
+    let to = at(server.ipv4(), PORT);
+    let puppet = client.puppet().unwrap();
+    let mut open = Vec::new();
+    let refused = loop {
+        match puppet.connect(to.clone(), ConnectOpts::default()) {
+            Ok(sock) => open.push(sock),
+            Err(e) => break e,
+        }
+        assert!(open.len() <= ROOM, "{} connections have room in {ROOM}", open.len());
+    };
+    assert_eq!(refused.kind(), "ENOBUFS", "{refused}");
+    assert!(open.len() > ROOM / 2, "refused after {}", open.len());
+    assert!(mesh.agent(1).counter(&client, "announce_failed") > 0);
+    assert_eq!(mesh.agent(1).counter(&client, "dropped_syn"), 0);
+    for sock in open {
+        sock.reset().unwrap();
+    }
+    eventually(SOON, || Ok(drop(echo_to(&client, &to)?))).unwrap();
 }

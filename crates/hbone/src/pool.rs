@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::sync::watch;
 
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
@@ -187,7 +187,7 @@ pub trait Dial<K>: Send + Sync + 'static {
     /// The generation of the certificate that a new connection would be made with.
     fn generation(&self, key: &K) -> u64;
 
-    fn spawn(&self, key: &K, task: futures_util::future::BoxFuture<'static, ()>) -> AbortHandle;
+    fn spawn(&self, key: &K, task: futures_util::future::BoxFuture<'static, ()>);
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -217,7 +217,7 @@ pub struct Pool<K, D> {
 
 struct PerKey {
     book: Bookkeeping,
-    live: HashMap<u64, (ClientConnection, Option<AbortHandle>)>,
+    live: HashMap<u64, ClientConnection>,
     /// How the last dial to end has ended: wakes those who wait.
     outcome: watch::Sender<Result<(), Arc<DialError>>>,
 }
@@ -281,18 +281,19 @@ where
         }
     }
 
-    /// Closes what is idle; call it now and then.
+    /// Lets go of what is idle; call it now and then.
     pub fn sweep(&self, now: Instant) {
+        let mut gone = Vec::new();
         lock(&self.keys).retain(|_, per_key| {
             let mut p = lock(per_key);
             for id in p.book.to_close(now, self.config.idle) {
                 p.book.gone(id);
-                if let Some((_, Some(driver))) = p.live.remove(&id) {
-                    driver.abort();
-                }
+                gone.extend(p.live.remove(&id));
             }
             !p.book.is_empty()
         });
+        // The last handle: its driver sends what is left to send, and ends.
+        drop(gone);
     }
 
     /// Lets go of the connections of every key that `of` selects: each ends by itself, once its
@@ -330,7 +331,7 @@ where
                 match p.book.next(generation, per_dial) {
                     Next::Use(id) => {
                         let lease = Lease { per_key: per_key.clone(), id };
-                        let connection = p.live.get(&id).map(|(c, _)| c.clone());
+                        let connection = p.live.get(&id).cloned();
                         // The lease's drop takes the lock.
                         drop(p);
                         match connection {
@@ -383,7 +384,7 @@ where
                             let mut p = lock(&guard.per_key);
                             let limit = connection.stream_limit();
                             let id = p.book.dialled(generation, limit, Instant::now());
-                            p.live.insert(id, (connection, None));
+                            p.live.insert(id, connection);
                             id
                         };
                         // Not under the lock: a scope that is closed drops the task at once.
@@ -392,12 +393,8 @@ where
                             let _gone = gone;
                             driver.await;
                         };
-                        let task = dial.spawn(&spawn_for, Box::pin(driver));
-                        let mut p = lock(&guard.per_key);
-                        if let Some((_, driver)) = p.live.get_mut(&id) {
-                            *driver = Some(task);
-                        }
-                        let _ = p.outcome.send_replace(Ok(()));
+                        dial.spawn(&spawn_for, Box::pin(driver));
+                        let _ = lock(&guard.per_key).outcome.send_replace(Ok(()));
                     }
                     Err(e) => guard.failed(e),
                 }
@@ -406,7 +403,8 @@ where
     }
 }
 
-/// The peer has said that it did not look at the stream, so it may be tried elsewhere.
+/// The peer has said that it did not look at the stream, or has gone before it answered. No byte of
+/// the application's has been sent by then, so the stream may be tried elsewhere.
 fn not_processed(e: &h2::Error) -> bool {
     e.is_go_away() || e.is_io() || e.reason() == Some(h2::Reason::REFUSED_STREAM)
 }

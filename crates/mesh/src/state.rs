@@ -167,13 +167,6 @@ impl Mesh {
                 }
             }
         }
-        self.change(|t| {
-            for (name, addresses) in refused {
-                if !t.workloads.contains_key(name.as_str()) {
-                    t.refused.insert(name, addresses);
-                }
-            }
-        });
         for names in removed.chunks(SLICE) {
             self.change(|t| {
                 for name in names {
@@ -181,6 +174,13 @@ impl Mesh {
                 }
             });
         }
+        self.change(|t| {
+            for (name, addresses) in refused {
+                if !t.workloads.contains_key(name.as_str()) {
+                    t.refused.insert(name, addresses);
+                }
+            }
+        });
         let mut parsed = parsed.into_iter().peekable();
         while parsed.peek().is_some() {
             self.change(|t| {

