@@ -119,25 +119,26 @@ impl Bookinfo {
 
     pub fn print_commands(&self) {
         let pod = &self.client;
-        let enter = format!(
-            "nsenter --net={} --mount=/proc/{}/ns/mnt",
-            pod.netns_path().display(),
-            pod.pid()
-        );
+        // In the pod's cgroup as well: a process that joins its namespaces alone is not captured, and
+        // the guard lets nothing of it leave.
+        let inside = |command: &str| {
+            format!(
+                "sh -c 'echo $$ > {}/cgroup.procs; exec nsenter --net={} --mount=/proc/{}/ns/mnt {command}'",
+                pod.cgroup().display(),
+                pod.netns_path().display(),
+                pod.pid()
+            )
+        };
         let ctl = binary("culvertctl");
         let config = self.mesh.bed.dir().join("config");
+        let bookinfo = binary("bookinfo");
         println!("\nTo try:");
+        println!("  # the bookstore, and a shell, in the pod `sleep`");
         println!(
-            "  # the bookstore, as the pod `sleep` sees it (processes joined this way are not in"
+            "  {}",
+            inside(&format!("{} get http://productpage:9080/productpage", bookinfo.display()))
         );
-        println!(
-            "  # the pod's cgroup; the second form puts the shell there, and so into the mesh)"
-        );
-        println!(
-            "  {enter} {} get http://productpage:9080/productpage",
-            binary("bookinfo").display()
-        );
-        println!("  sh -c 'echo $$ > {}/cgroup.procs; exec {enter} bash'", pod.cgroup().display());
+        println!("  {}", inside("bash"));
         for agent in self.mesh.agents() {
             println!("  {} --run-dir {} status", ctl.display(), agent.run_dir().display());
             println!("  {} --run-dir {} connections", ctl.display(), agent.run_dir().display());
