@@ -1,6 +1,6 @@
 //! The connections of this node's pods: listed, counted, judged again when policy changes.
 
-use hbone::Relayed;
+use hbone::{Baggage, Relayed};
 use mesh::Workload;
 use policy::Request;
 use serde::Serialize;
@@ -187,5 +187,20 @@ pub fn endpoint(
             identity,
         },
         None => telemetry::Endpoint { address, identity, ..telemetry::Endpoint::default() },
+    }
+}
+
+/// What a workload says of itself to the other end.
+pub fn baggage(w: &Workload) -> Baggage {
+    let text = |s: &Arc<str>| (!s.is_empty()).then(|| s.to_string());
+    Baggage {
+        cluster: text(&w.cluster),
+        namespace: text(&w.namespace),
+        workload: text(&w.workload_name),
+        workload_type: Some(w.workload_type),
+        service: text(&w.canonical_name),
+        revision: text(&w.canonical_revision),
+        region: text(&w.locality.region),
+        zone: text(&w.locality.zone),
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     agent::{Agent, PATIENCE},
-    connections::{Judged, endpoint},
+    connections::{Judged, baggage, endpoint},
     outbound::{accept_each, reset_on_close},
     pods::Pod,
     sockets,
@@ -11,7 +11,6 @@ use crate::{
 use hbone::{Authority, Baggage, End, InboundStream};
 use http::StatusCode;
 use identity::SpiffeId;
-use mesh::Workload;
 use policy::{Request, Verdict};
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
@@ -91,15 +90,14 @@ async fn hbone_stream(
             return;
         }
     };
-    let baggage = stream
+    let sent = stream
         .headers
         .get("baggage")
         .and_then(|v| v.to_str().ok())
         .map(Baggage::decode)
         .unwrap_or_default();
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let Some(incoming) = judge(&agent, &pod, Some(identity), source, to, Some(&baggage)).await
-    else {
+    let Some(incoming) = judge(&agent, &pod, Some(identity), source, to, Some(&sent)).await else {
         stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
         return;
     };
@@ -115,7 +113,7 @@ async fn hbone_stream(
         }
         Ok(upstream) => {
             let entry = incoming.open(&agent);
-            let own = agent.mesh.workload(&pod.uid).map(|w| own_baggage(&w));
+            let own = agent.mesh.workload(&pod.uid).map(|w| baggage(&w).encode());
             if let Ok((send, receive)) = stream.accept(own) {
                 entry.relay(End::H2(send, receive), End::Tcp(upstream)).await;
             }
@@ -267,19 +265,4 @@ impl Incoming {
         let close = CloseReason::Failed(format!("the application: {why}"));
         agent.connections.failed(&agent.metrics, self.record, ResponseFlags::Connect, close);
     }
-}
-
-fn own_baggage(w: &Workload) -> String {
-    let text = |s: &Arc<str>| (!s.is_empty()).then(|| s.to_string());
-    Baggage {
-        cluster: text(&w.cluster),
-        namespace: text(&w.namespace),
-        workload: text(&w.workload_name),
-        workload_type: Some(w.workload_type),
-        service: text(&w.canonical_name),
-        revision: text(&w.canonical_revision),
-        region: text(&w.locality.region),
-        zone: text(&w.locality.zone),
-    }
-    .encode()
 }

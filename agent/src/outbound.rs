@@ -2,12 +2,12 @@
 
 use crate::{
     agent::Agent,
-    connections::{Entry, endpoint},
+    connections::{Entry, baggage, endpoint},
     dial::PoolKey,
     pods::Pod,
     sockets,
 };
-use hbone::{Authority, Baggage, ClientError, DialError, End, Forwarded, PoolError};
+use hbone::{Authority, ClientError, DialError, End, Forwarded, PoolError};
 use http::{Method, Request, Uri};
 use mesh::{Resolved, Service, Workload};
 use policy::Request as PolicyRequest;
@@ -302,20 +302,9 @@ fn connect_request(
     if let Ok(uri) = Uri::builder().authority(Authority::Address(address).to_string()).build() {
         *request.uri_mut() = uri;
     }
-    let text = |s: &Arc<str>| (!s.is_empty()).then(|| s.to_string());
-    let baggage = Baggage {
-        cluster: text(&own.cluster),
-        namespace: text(&own.namespace),
-        workload: text(&own.workload_name),
-        workload_type: Some(own.workload_type),
-        service: text(&own.canonical_name),
-        revision: text(&own.canonical_revision),
-        region: text(&own.locality.region),
-        zone: text(&own.locality.zone),
-    };
     let forwarded =
         Forwarded { client: begun.source, host: service.map(|s| s.key.hostname.to_string()) };
-    for (name, value) in [("baggage", baggage.encode()), ("forwarded", forwarded.encode())] {
+    for (name, value) in [("baggage", baggage(own).encode()), ("forwarded", forwarded.encode())] {
         if let Ok(value) = value.parse() {
             request.headers_mut().insert(name, value);
         }

@@ -200,6 +200,38 @@ mod tests {
     }
 
     #[test]
+    fn a_plugged_in_authority_certifies_under_its_root() {
+        let dir = tempdir::Dir::new();
+        let (root, root_key) = new_root("cluster.local").unwrap();
+        let issuer =
+            Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&root_key).unwrap()).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = leaf(Duration::from_secs(3600)).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name.push(DnType::CommonName, "intermediate");
+        let intermediate = params.signed_by(&key, &issuer).unwrap().pem();
+        for (name, text) in [
+            ("ca-cert.pem", &intermediate),
+            ("ca-key.pem", &key.serialize_pem()),
+            ("cert-chain.pem", &intermediate),
+            ("root-cert.pem", &root),
+        ] {
+            fs::write(dir.0.join(name), text).unwrap();
+        }
+        let a = Authority::plugged_in(&dir.0, Duration::from_secs(600)).unwrap();
+        let id = SpiffeId::new("cluster.local", "a", "b").unwrap();
+        let request = new_request(&id).unwrap();
+        let chain = a.certify(&id, &request.csr_pem, Duration::ZERO).unwrap();
+        assert_eq!(chain[1], intermediate, "the leaf's issuer comes behind it");
+        let roots = Arc::new(Roots::from_pem("cluster.local", a.roots.as_bytes()).unwrap());
+        Certified::new(&id, request, &chain, roots).unwrap();
+        fs::remove_file(dir.0.join("cert-chain.pem")).unwrap();
+        let error = Authority::plugged_in(&dir.0, Duration::ZERO).err().unwrap();
+        assert!(format!("{error:#}").contains("cert-chain.pem"), "{error:#}");
+    }
+
+    #[test]
     fn a_csr_that_is_not_signed_by_its_key_is_refused() {
         let (_dir, a) = authority();
         let id = SpiffeId::new("cluster.local", "a", "b").unwrap();

@@ -330,3 +330,23 @@ fn detaching_gives_the_pods_back() {
     let seen = culvert_tests::whoami(&p.client, &to).unwrap();
     assert_eq!(seen.peer.ip(), p.client.ipv4());
 }
+
+/// Neither tokens nor keys are in what people and machines are told.
+#[test]
+fn secrets_are_in_no_log_and_no_dump() {
+    let p = pair("secrets");
+    attempt(&p.client, &p.to).unwrap();
+    let mut told = vec![p.mesh.control.log(), p.mesh.control.metrics()];
+    for agent in p.mesh.agents() {
+        told.extend([agent.log(), agent.metrics()]);
+        for what in ["status", "workloads", "services", "policies", "certificates", "connections"] {
+            told.push(agent.ask(what).unwrap().to_string());
+        }
+    }
+    for text in told {
+        assert!(!text.is_empty());
+        for secret in ["token-of-", "PRIVATE KEY", "Bearer "] {
+            assert!(!text.contains(secret), "{secret:?} is in {text}");
+        }
+    }
+}

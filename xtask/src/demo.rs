@@ -20,7 +20,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     host::require_network_tools()?;
     ebpf::build()?;
     eprintln!("building the programs (several minutes when cold)");
-    host::run(host::cargo().args(["build", "--quiet", "--workspace", "--locked"]))?;
+    let programs = ["culvert-agent", "culvertd", "culvertctl", "testbed", "culvert-demo"];
+    let mut build = host::cargo();
+    build.args(["build", "--quiet", "--locked"]);
+    for p in programs {
+        build.args(["--package", p]);
+    }
+    host::run(&mut build)?;
     let mut demo = Command::new(host::target().join("debug/culvert-demo"));
     if args.check {
         demo.arg("--check");
