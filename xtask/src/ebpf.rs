@@ -25,7 +25,7 @@ pub fn build() -> anyhow::Result<PathBuf> {
     }
     host::require_build_tools()?;
     let compiler = Compiler::find()?;
-    let linker = linker(&compiler)?;
+    let linker = Linker::find(&compiler)?;
     eprintln!("building the kernel programs with {} (about half a minute)", compiler.name);
     let target = host::cache().join(format!("ebpf-{}", compiler.version));
     let flags = [
@@ -34,8 +34,6 @@ pub fn build() -> anyhow::Result<PathBuf> {
         "-Clink-arg=--btf",
         "--cfg=bpf_target_arch=\"x86_64\"",
     ];
-    let mut path = vec![linker];
-    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let mut cargo = host::cargo();
     cargo
         .current_dir(root.join("ebpf"))
@@ -45,7 +43,8 @@ pub fn build() -> anyhow::Result<PathBuf> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("CARGO_TARGET_DIR", &target)
-        .env("PATH", std::env::join_paths(path)?)
+        .env("PATH", before("PATH", linker.bin)?)
+        .env("LD_LIBRARY_PATH", before("LD_LIBRARY_PATH", linker.llvm)?)
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTUP_TOOLCHAIN");
@@ -55,6 +54,14 @@ pub fn build() -> anyhow::Result<PathBuf> {
     fs::copy(&built, &out).with_context(|| format!("copying {}", built.display()))?;
     fs::write(stamp, sources)?;
     Ok(out)
+}
+
+/// A search path with one more place, which comes first.
+fn before(variable: &str, first: PathBuf) -> anyhow::Result<std::ffi::OsString> {
+    let rest = std::env::var_os(variable).unwrap_or_default();
+    let places = std::iter::once(first)
+        .chain(std::env::split_paths(&rest).filter(|p| !p.as_os_str().is_empty()));
+    Ok(std::env::join_paths(places)?)
 }
 
 /// Of everything that the object is made from.
@@ -152,46 +159,73 @@ fn add_rust_src() -> bool {
     false
 }
 
-/// The directory that holds a bpf-linker for the compiler's LLVM, built once against the LLVM that
-/// rustup's toolchain ships.
-fn linker(compiler: &Compiler) -> anyhow::Result<PathBuf> {
-    let root = host::cache().join(format!("bpf-linker-{LINKER_VERSION}-llvm{}", compiler.llvm));
-    let bin = root.join("bin");
-    if bin.join("bpf-linker").exists() {
-        return Ok(bin);
+/// A bpf-linker, and the LLVM that it was built against.
+struct Linker {
+    bin: PathBuf,
+    llvm: PathBuf,
+}
+
+impl Linker {
+    /// Built once for the LLVM that rustup's toolchain ships, which must be that of the compiler.
+    fn find(compiler: &Compiler) -> anyhow::Result<Self> {
+        let shipped = shipped_llvm(compiler)?;
+        let name = shipped.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let root = host::cache().join(format!("bpf-linker-{LINKER_VERSION}-{name}"));
+        let linker = Linker { bin: root.join("bin"), llvm: root.join("llvm/lib") };
+        fs::create_dir_all(&linker.llvm)?;
+        // One name to link against, the other to be found by when it runs.
+        for link in [linker.llvm.join("libLLVM.so"), linker.llvm.join(&name)] {
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&shipped, &link)?;
+        }
+        if linker.bin.join("bpf-linker").exists() {
+            return Ok(linker);
+        }
+        eprintln!("building bpf-linker {LINKER_VERSION} (about a minute, once)");
+        host::run(
+            host::cargo()
+                .current_dir("/")
+                .args(["install", "bpf-linker", "--quiet", "--locked", "--version", LINKER_VERSION])
+                .args(["--no-default-features", "--features", &format!("llvm-{}", compiler.llvm)])
+                .arg("--root")
+                .arg(&root)
+                .env("LLVM_PREFIX", root.join("llvm"))
+                .env_remove("CARGO_TARGET_DIR"),
+        )?;
+        Ok(linker)
     }
-    let sysroot =
-        host::output(Command::new("rustc").current_dir(host::root()).args(["--print", "sysroot"]))?;
-    let lib = Path::new(sysroot.trim()).join("lib");
+}
+
+/// `libLLVM.so.<major>...` of rustup's toolchain.
+fn shipped_llvm(compiler: &Compiler) -> anyhow::Result<PathBuf> {
     let prefix = format!("libLLVM.so.{}", compiler.llvm);
-    let llvm = fs::read_dir(&lib)
-        .with_context(|| format!("reading {}", lib.display()))?
-        .flatten()
-        .map(|e| e.path())
-        .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix)));
-    let Some(llvm) = llvm else {
-        bail!(
-            "{} has no {prefix}*: the toolchain that rust-toolchain.toml names and the compiler for \
-             the kernel programs ({}) must agree on LLVM",
-            lib.display(),
-            compiler.name
-        );
-    };
-    eprintln!("building bpf-linker {LINKER_VERSION} (about a minute, once)");
-    let llvm_prefix = root.join("llvm");
-    fs::create_dir_all(llvm_prefix.join("lib"))?;
-    let link = llvm_prefix.join("lib/libLLVM.so");
-    let _ = fs::remove_file(&link);
-    std::os::unix::fs::symlink(llvm, &link)?;
-    host::run(
-        host::cargo()
-            .current_dir("/")
-            .args(["install", "bpf-linker", "--quiet", "--locked", "--version", LINKER_VERSION])
-            .args(["--no-default-features", "--features", &format!("llvm-{}", compiler.llvm)])
-            .arg("--root")
-            .arg(&root)
-            .env("LLVM_PREFIX", &llvm_prefix)
-            .env_remove("CARGO_TARGET_DIR"),
-    )?;
-    Ok(bin)
+    let mut looked = Vec::new();
+    for rustc in [PathBuf::from("rustc"), rustup_rustc()] {
+        let mut ask = Command::new(&rustc);
+        ask.current_dir(host::root()).args(["--print", "sysroot"]);
+        let Ok(out) = ask.output() else { continue };
+        let lib = Path::new(String::from_utf8_lossy(&out.stdout).trim()).join("lib");
+        let found = fs::read_dir(&lib)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix)));
+        match found {
+            Some(llvm) => return Ok(llvm),
+            None => looked.push(lib.display().to_string()),
+        }
+    }
+    bail!(
+        "no {prefix}* in {}: the toolchain that rust-toolchain.toml names and the compiler for the \
+         kernel programs ({}) must agree on LLVM",
+        looked.join(" or "),
+        compiler.name
+    );
+}
+
+/// The compiler beside the cargo that runs this.
+fn rustup_rustc() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").map(PathBuf::from).unwrap_or_default();
+    cargo.with_file_name("rustc")
 }
