@@ -6,8 +6,8 @@
 #![no_std]
 
 /// Raised whenever a type here, or the meaning of one of its fields, changes. An agent that finds
-/// pinned maps of another version does not read them: it takes the capture down to "fail" and
-/// builds it anew.
+/// pinned maps of another version does not read them: it refuses to start, and says how to take
+/// them away. Enrolled pods stay closed meanwhile.
 pub const ABI_VERSION: u32 = 1;
 
 /// An IP address as maps hold it: IPv6, or IPv4 mapped into it.

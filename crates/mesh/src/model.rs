@@ -38,7 +38,7 @@ pub struct Local {
     pub node: Arc<str>,
     pub cluster: Arc<str>,
     pub network: Arc<str>,
-    /// Learned from the first workload that runs on this node.
+    /// Learned from the workloads that run on this node; the latest word counts.
     pub locality: Locality,
 }
 
