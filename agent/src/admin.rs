@@ -260,6 +260,27 @@ pub fn metrics(agent: &Agent) -> String {
     ] {
         let _ = writeln!(out, "{name}{{verdict={verdict:?},reason={reason:?}}} {value}");
     }
+    for (name, help, counter) in [
+        ("istio_dns_requests_total", "DNS questions of enrolled pods.", &agent.dns.asked),
+        (
+            "culvert_dns_answered_total",
+            "DNS questions that were for the mesh.",
+            &agent.dns.answered,
+        ),
+        (
+            "istio_dns_upstream_requests_total",
+            "DNS questions passed on to the pods' own name servers.",
+            &agent.dns.forwarded,
+        ),
+        (
+            "istio_dns_upstream_failures_total",
+            "DNS questions that a name server did not answer.",
+            &agent.dns.failed,
+        ),
+    ] {
+        let value = counter.load(std::sync::atomic::Ordering::Relaxed);
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+    }
     let _ =
         writeln!(out, "# HELP culvert_connects Connects of enrolled pods, by what became of them.");
     let _ = writeln!(out, "# TYPE culvert_connects gauge");

@@ -4,6 +4,7 @@ use crate::{
     capture::Capture,
     connections::{Connections, Judged},
     dial::{AgentDial, PoolKey},
+    dns::Counters,
     pods::Pods,
 };
 use hbone::Pool;
@@ -27,6 +28,9 @@ pub struct Agent {
     /// True once the agent takes no new work.
     pub draining: watch::Receiver<bool>,
     pub node: String,
+    /// What the names of the cluster's services end in.
+    pub cluster_domain: String,
+    pub dns: Counters,
 }
 
 /// How long a connection waits for discovery's first answer, for a certificate, and for the pod's

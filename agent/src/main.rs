@@ -7,6 +7,7 @@ mod capture;
 mod connections;
 mod dial;
 mod discovery;
+mod dns;
 mod enroll;
 mod inbound;
 mod log;
@@ -102,6 +103,9 @@ struct Run {
     trust_domain_aliases: Vec<String>,
     #[arg(long, default_value = "Kubernetes")]
     cluster: String,
+    /// What the names of the cluster's services end in
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
     #[arg(long, default_value = "")]
     network: String,
     #[arg(long, default_value = "0.0.0.0:15020")]
@@ -254,6 +258,8 @@ fn build(
         trust_domain_aliases: run.trust_domain_aliases.iter().map(|a| a.as_str().into()).collect(),
         draining,
         node: run.node.clone(),
+        cluster_domain: run.cluster_domain.to_lowercase(),
+        dns: dns::Counters::default(),
     });
     let _ = late.set(Arc::downgrade(&agent));
     Ok(agent)

@@ -4,6 +4,7 @@ use crate::{
     agent::Agent,
     connections::{Entry, baggage, endpoint},
     dial::PoolKey,
+    dns,
     pods::Pod,
     sockets,
 };
@@ -73,7 +74,29 @@ async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {
             None => return,
         },
     };
-    let begun = Begun { agent: &agent, pod: &pod, source, asked };
+    if pod.dns && asked.port() == capture_abi::DNS_PORT {
+        // Boxed: few connections are of this kind.
+        Box::pin(dns::over_tcp(&agent, &pod, downstream, || {
+            let (near, far) = sockets::stream_pair()?;
+            let (agent, pod2) = (agent.clone(), pod.clone());
+            pod.scope.spawn(async move { carry(&agent, &pod2, far, source, asked).await });
+            Ok(near)
+        }))
+        .await;
+        return;
+    }
+    carry(&agent, &pod, downstream, source, asked).await;
+}
+
+/// To wherever `asked` is, for the pod.
+async fn carry(
+    agent: &Arc<Agent>,
+    pod: &Arc<Pod>,
+    downstream: TcpStream,
+    source: SocketAddr,
+    asked: SocketAddr,
+) {
+    let begun = Begun { agent, pod, source, asked };
     if !agent.synced().await {
         begun.failed(None, ResponseFlags::Connect, "discovery has not answered yet");
         return;

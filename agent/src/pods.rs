@@ -7,13 +7,14 @@
 
 use crate::{
     agent::{Agent, PATIENCE},
+    dns,
     enroll::EnrollRequest,
     inbound,
     netlink::{self, TcpSocket},
     netns::Netns,
     outbound,
     scope::{PodScope, spawn_for_agent},
-    sockets,
+    sockets::{self, DnsPorts},
 };
 use anyhow::{Context as _, bail};
 use capture_abi::pod_flags;
@@ -44,6 +45,10 @@ pub struct Pod {
     pub scope: PodScope,
     pub identity: SpiffeId,
     pub addresses: Vec<IpAddr>,
+    /// The search list of its resolver.
+    pub searches: Vec<String>,
+    /// Whether its questions for name servers come here.
+    pub dns: bool,
     /// Remote ends of plaintext connections that this agent has accepted for the pod, by the local
     /// port: the last hop must not take their tuples.
     accepted: Mutex<HashSet<(u16, SocketAddr)>>,
@@ -111,6 +116,8 @@ struct Saved {
     flags: u32,
     netns_inode: u64,
     fwmark_accept: String,
+    #[serde(default)]
+    dns: DnsPorts,
 }
 
 #[derive(Debug)]
@@ -160,10 +167,7 @@ impl Pods {
         let mut prepared = lock(&self.prepared);
         let found = sockets::prepare(netns)?;
         // An earlier agent has prepared a pod that is taken up.
-        let saved = || {
-            let bytes = fs::read(self.file(netns.cookie())).ok()?;
-            Some(serde_json::from_slice::<Saved>(&bytes).ok()?.fwmark_accept)
-        };
+        let saved = || Some(self.saved(netns.cookie())?.fwmark_accept);
         let entry = prepared
             .entry(netns.cookie())
             .or_insert_with(|| Prepared { users: 0, fwmark_accept: saved().unwrap_or(found) });
@@ -190,6 +194,10 @@ impl Pods {
             );
         }
         prepared.remove(&netns.cookie());
+    }
+
+    fn saved(&self, cookie: u64) -> Option<Saved> {
+        serde_json::from_slice(&fs::read(self.file(cookie)).ok()?).ok()
     }
 
     fn file(&self, cookie: u64) -> PathBuf {
@@ -262,7 +270,16 @@ async fn enroll_as(
     }
     let addresses = checked_addresses(&workload, &netns)?;
     let host_ends = sockets::host_ends(&netns)?;
+    let own_dns = workload.dns.as_ref().is_some_and(|d| d.not_captured);
+    let flags = match own_dns {
+        true => flags | pod_flags::OWN_DNS,
+        false => flags & !pod_flags::OWN_DNS,
+    };
+    let searches = workload.dns.as_ref().and_then(|d| d.searches.clone());
     let pod = Arc::new(Pod {
+        searches: searches
+            .unwrap_or_else(|| dns::cluster_searches(&workload.namespace, &agent.cluster_domain)),
+        dns: !own_dns,
         uid: workload.uid.clone(),
         owner,
         identity: workload.identity()?,
@@ -311,6 +328,11 @@ fn capture(
     pod.prepared.store(true, Ordering::Release);
     capture.start_counting(pod.owner)?;
     let listeners = sockets::listen(capture, &pod.netns, pod.owner)?;
+    let ports_before = agent.pods.saved(cookie).map(|s| s.dns).unwrap_or_default();
+    let (dns_sockets, dns_ports) = match pod.dns {
+        true => sockets::listen_dns(capture, &pod.netns, pod.owner, ports_before)?,
+        false => (Vec::new(), DnsPorts::default()),
+    };
     let programs = capture.pod_programs();
     let mut ebpf = programs.load(pod.owner, flags)?;
     let saved = Saved {
@@ -319,11 +341,12 @@ fn capture(
         flags,
         netns_inode: netns_inode(&pod.netns)?,
         fwmark_accept,
+        dns: dns_ports,
     };
     fs::write(&file, serde_json::to_vec(&saved)?)
         .with_context(|| format!("writing {}", file.display()))?;
     programs.attach_lookup(&mut ebpf, pod.owner, &pod.netns)?;
-    capture.enroll(cookie, sockets::kernel_entry(pod.owner, flags, &pod.addresses))?;
+    capture.enroll(cookie, sockets::kernel_entry(pod.owner, flags, &pod.addresses, dns_ports))?;
     // What is connected now was connected before: everything after the entry is captured.
     let earlier = earlier_connections(pod)?;
     for s in earlier.iter().filter(|s| !s.time_wait) {
@@ -332,6 +355,9 @@ fn capture(
     lock(&pod.earlier).extend(earlier.iter().map(|s| (s.local, s.remote)));
     for end in host_ends {
         programs.attach_guard(&mut ebpf, pod.owner, *end)?;
+    }
+    for s in dns_sockets {
+        pod.scope.spawn(dns::listen(agent.clone(), pod.clone(), s));
     }
     for l in listeners.outbound {
         pod.scope.spawn(outbound::listen(agent.clone(), pod.clone(), l));
@@ -447,6 +473,7 @@ fn withdraw(agent: &Agent, pod: &Pod) {
     agent.capture.pod_programs().detach(pod.owner);
     agent.capture.retain_earlier(pod.owner, |_, _| false);
     agent.capture.stop_counting(pod.owner);
+    agent.capture.forget_name_servers(pod.owner);
     let _ = fs::remove_file(agent.pods.file(cookie));
 }
 
@@ -477,8 +504,7 @@ pub async fn take_up(agent: &Arc<Agent>, first: bool) {
             kept.insert(entry.owner);
             continue;
         }
-        let saved: Option<Saved> =
-            fs::read(agent.pods.file(cookie)).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        let saved = agent.pods.saved(cookie);
         let netns = saved
             .as_ref()
             .and_then(|s| namespaces.remove(&s.netns_inode))

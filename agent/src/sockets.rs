@@ -8,15 +8,19 @@ use crate::{
     pods::Pod,
 };
 use anyhow::{Context as _, bail};
-use capture_abi::{ListenerKey, SPREAD_V6, listener};
-use nix::sys::socket::{setsockopt, sockopt};
+use capture_abi::{DNS_SLOTS, DNS_V4, DNS_V6, ListenerKey, SPREAD_V6, listener};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    SockaddrStorage, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
+};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd as _,
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// On the last hop's packets, so that the application's answers stay on `lo`. It decides routing
 /// within the pod and nothing else: a pod that sets it on its own packets only loses them.
@@ -116,6 +120,155 @@ pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Li
         into.push(TcpListener::from_std(socket.into())?);
     }
     Ok(all)
+}
+
+/// The resolver's sockets, with the ports that they had before, if any: an application may have
+/// connected a socket to one. The answer is the ports.
+pub fn listen_dns(
+    capture: &Capture,
+    netns: &Netns,
+    owner: u32,
+    before: DnsPorts,
+) -> anyhow::Result<(Vec<UdpSocket>, DnsPorts)> {
+    let mut sockets = Vec::new();
+    let mut ports = DnsPorts::default();
+    let ipv6 = netns.run(has_ipv6)?;
+    for (kind, v6, before, port) in [
+        (listener::DNS_V4, false, before.v4, &mut ports.v4),
+        (listener::DNS_V6, true, before.v6, &mut ports.v6),
+    ] {
+        if v6 && !ipv6 {
+            continue;
+        }
+        let lo = crate::dns::loopback(v6);
+        let socket = netns.run(|| new_datagram_socket(lo))?.context("making a DNS socket")?;
+        capture.mark_own(owner, &socket).context("marking a DNS socket as the agent's")?;
+        if v6 {
+            socket.set_only_v6(true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+            // Answers leave from the slots' addresses, which no interface has.
+            crate::sys::set_ipv6_transparent(&socket)?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        }
+        socket
+            .bind(&SockAddr::from(SocketAddr::new(lo, before)))
+            .or_else(|_| socket.bind(&SockAddr::from(SocketAddr::new(lo, 0))))
+            .context("binding a DNS socket on the pod's loopback")?;
+        let bound = socket.local_addr()?.as_socket().map_or(0, |a| a.port());
+        capture.set_listener(ListenerKey { owner, kind }, &socket)?;
+        *port = bound;
+        sockets.push(UdpSocket::from_std(socket.into())?);
+    }
+    Ok((sockets, ports))
+}
+
+/// Where the resolver listens in a pod; zero where it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DnsPorts {
+    pub v4: u16,
+    pub v6: u16,
+}
+
+/// The slot whose address this is.
+pub fn name_server_slot(ip: IpAddr) -> Option<u32> {
+    let (base, at) = match ip {
+        IpAddr::V4(ip) => (DNS_V4, ip.to_bits()),
+        IpAddr::V6(ip) => {
+            let (prefix, rest) = (ip.to_bits() >> 64, ip.to_bits() as u64);
+            if prefix != u128::from(u64::from_be_bytes(SPREAD_V6)) {
+                return None;
+            }
+            (DNS_V6, u32::try_from(rest).ok()?)
+        }
+    };
+    at.checked_sub(base).filter(|slot| *slot < DNS_SLOTS)
+}
+
+/// A datagram, from whom, and the address that it was sent to.
+pub fn receive_for(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+) -> io::Result<(usize, SocketAddr, IpAddr)> {
+    let mut space = nix::cmsg_space!(libc::in6_pktinfo);
+    let mut iov = [io::IoSliceMut::new(buffer)];
+    let message = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut iov,
+        Some(&mut space),
+        MsgFlags::MSG_DONTWAIT,
+    )?;
+    let to = message.cmsgs()?.find_map(|c| match c {
+        ControlMessageOwned::Ipv4PacketInfo(i) => {
+            Some(IpAddr::V4(u32::from_be(i.ipi_addr.s_addr).into()))
+        }
+        ControlMessageOwned::Ipv6PacketInfo(i) => {
+            Some(IpAddr::V6(Ipv6Addr::from(i.ipi6_addr.s6_addr)))
+        }
+        _ => None,
+    });
+    let from = message.address.as_ref().and_then(|a| {
+        let v4 = a.as_sockaddr_in().map(|a| SocketAddr::from(std::net::SocketAddrV4::from(*a)));
+        v4.or_else(|| a.as_sockaddr_in6().map(|a| std::net::SocketAddrV6::from(*a).into()))
+    });
+    let (Some(to), Some(from)) = (to, from) else {
+        return Err(io::Error::other("a datagram without addresses"));
+    };
+    Ok((message.bytes, from, to))
+}
+
+/// A datagram that comes from `from`, an address of this namespace's loopback.
+pub fn send_as(socket: &UdpSocket, message: &[u8], to: SocketAddr, from: IpAddr) -> io::Result<()> {
+    let iov = [io::IoSlice::new(message)];
+    let (v4, v6);
+    let control = match from {
+        IpAddr::V4(ip) => {
+            v4 = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr { s_addr: ip.to_bits().to_be() },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            [ControlMessage::Ipv4PacketInfo(&v4)]
+        }
+        IpAddr::V6(ip) => {
+            v6 = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
+                ipi6_ifindex: 0,
+            };
+            [ControlMessage::Ipv6PacketInfo(&v6)]
+        }
+    };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let to = SockaddrStorage::from(to);
+    sendmsg(socket.as_raw_fd(), &iov, &control, flags, Some(&to))?;
+    Ok(())
+}
+
+/// A socket of the pod's own, for questions to `server`.
+pub fn ask_name_server(capture: &Capture, pod: &Pod, server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = pod.netns.run(|| new_datagram_socket(server.ip()))??;
+    capture.mark_own(pod.owner, &socket)?;
+    socket.connect(&SockAddr::from(server))?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn new_datagram_socket(like: IpAddr) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address((like, 0).into()), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Two ends of a stream within this process; each is read, written and shut like a TCP socket.
+pub fn stream_pair() -> io::Result<(TcpStream, TcpStream)> {
+    let (a, b) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+    )?;
+    let stream = |fd: std::os::fd::OwnedFd| TcpStream::from_std(std::net::TcpStream::from(fd));
+    Ok((stream(a)?, stream(b)?))
 }
 
 fn new_socket(like: IpAddr) -> io::Result<Socket> {
@@ -242,9 +395,21 @@ pub fn pod_addresses(netns: &Netns) -> anyhow::Result<Vec<IpAddr>> {
     Ok(netns.run(netlink::addresses)??)
 }
 
-pub fn kernel_entry(owner: u32, flags: u32, addresses: &[IpAddr]) -> capture_abi::Pod {
+pub fn kernel_entry(
+    owner: u32,
+    flags: u32,
+    addresses: &[IpAddr],
+    dns: DnsPorts,
+) -> capture_abi::Pod {
     let pick = |v4: bool| {
         addresses.iter().find(|a| a.is_ipv4() == v4).map(|a| addr(*a)).unwrap_or_default()
     };
-    capture_abi::Pod { owner, flags, ipv4: pick(true), ipv6: pick(false) }
+    capture_abi::Pod {
+        owner,
+        flags,
+        ipv4: pick(true),
+        ipv6: pick(false),
+        dns_port_v4: dns.v4,
+        dns_port_v6: dns.v6,
+    }
 }

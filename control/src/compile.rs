@@ -5,6 +5,7 @@ use crate::{
     policies,
     snapshot::Snapshot,
     source::Change,
+    vips::Vips,
     workloads::{self, Cluster, selects},
 };
 use istio_api::{Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
@@ -37,6 +38,7 @@ pub struct Delta {
 pub struct Compiler {
     cluster: Cluster,
     snapshot: Snapshot,
+    vips: Vips,
     /// What each object has become, by name, so that what it no longer becomes can be removed.
     made: HashMap<ObjectKey, BTreeSet<Made>>,
     makers: HashMap<Made, BTreeSet<ObjectKey>>,
@@ -46,13 +48,18 @@ pub struct Compiler {
 type Made = (bool, String);
 
 impl Compiler {
-    pub fn new(cluster: Cluster) -> Self {
+    pub fn new(cluster: Cluster, vips: Vips) -> Self {
         Self {
             cluster,
             snapshot: Snapshot::default(),
+            vips,
             made: HashMap::new(),
             makers: HashMap::new(),
         }
+    }
+
+    pub fn vips(&mut self) -> &mut Vips {
+        &mut self.vips
     }
 
     pub fn snapshot(&self) -> &Snapshot {
@@ -299,7 +306,7 @@ impl Compiler {
     }
 
     fn resources(
-        &self,
+        &mut self,
         o: &Object,
         addresses: &mut BTreeMap<String, Encoded>,
         authorizations: &mut BTreeMap<String, Encoded>,
@@ -320,7 +327,8 @@ impl Compiler {
                 workloads::slice(o, s, snapshot, cluster).into_iter().for_each(workload);
             }
             Spec::ServiceEntry(s) => {
-                let (services, own) = workloads::service_entry(o, s, snapshot, cluster);
+                let (services, own) =
+                    workloads::service_entry(o, s, snapshot, cluster, &mut self.vips);
                 own.into_iter().for_each(&mut workload);
                 for s in services {
                     insert_service(s, addresses);

@@ -1,10 +1,11 @@
 //! The control plane's state: objects in, resources served, questions answered.
 
-use crate::{compile::Compiler, source::Batch, workloads::Cluster};
+use crate::{compile::Compiler, source::Batch, vips::Vips, workloads::Cluster};
 use identity::SpiffeId;
 use istio_api::Diagnostic;
 use std::{
     fmt::Write as _,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,6 +19,8 @@ use xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, server::Store};
 pub struct Control {
     pub store: Arc<Store>,
     compiler: Mutex<Compiler>,
+    /// Where virtual addresses that were given are written down.
+    vips: PathBuf,
     diagnostics: Mutex<Vec<Diagnostic>>,
     ready: AtomicBool,
     compiled: AtomicU64,
@@ -29,16 +32,18 @@ pub struct Control {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Control {
-    pub fn new(cluster: Cluster) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(cluster: Cluster, vips: PathBuf) -> anyhow::Result<Arc<Self>> {
+        let given = Vips::read(&vips)?;
+        Ok(Arc::new(Self {
             store: Store::new(&[ADDRESS_TYPE, AUTHORIZATION_TYPE]),
-            compiler: Mutex::new(Compiler::new(cluster)),
+            compiler: Mutex::new(Compiler::new(cluster, given)),
+            vips,
             diagnostics: Mutex::default(),
             ready: AtomicBool::new(false),
             compiled: AtomicU64::new(0),
             changed: AtomicU64::new(0),
             issued_refusals: AtomicU64::new(0),
-        })
+        }))
     }
 
     pub fn is_ready(&self) -> bool {
@@ -62,7 +67,17 @@ impl Control {
             }
         }
         let count = batch.changes.len();
-        let out = lock(&self.compiler).apply(batch.changes);
+        let out = {
+            let mut compiler = lock(&self.compiler);
+            let out = compiler.apply(batch.changes);
+            if let Err(error) = compiler.vips().save(&self.vips) {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "virtual addresses given just now may be others after a restart"
+                );
+            }
+            out
+        };
         let compiled = out.compiled;
         let mut changed = 0;
         for (type_url, delta) in out.into_deltas() {

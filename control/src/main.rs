@@ -8,6 +8,7 @@ mod monitor;
 mod policies;
 mod snapshot;
 mod source;
+mod vips;
 mod workloads;
 
 use anyhow::Context as _;
@@ -121,11 +122,14 @@ fn start(run: Run) -> anyhow::Result<()> {
 }
 
 async fn serve(run: Run) -> anyhow::Result<()> {
-    let control = Control::new(Cluster {
+    fs::create_dir_all(&run.state_dir)
+        .with_context(|| format!("creating {}", run.state_dir.display()))?;
+    let cluster = Cluster {
         id: run.cluster.clone(),
         network: run.network.clone(),
         domain: run.cluster_domain.clone(),
-    });
+    };
+    let control = Control::new(cluster, run.state_dir.join("vips.json"))?;
     monitor::serve(control.clone(), run.monitor).await?;
     let mut batches = Directory { path: run.config.clone() }.start()?;
     // The trust domain is in the first batch. A file that cannot be read at all may hold policies:
@@ -141,8 +145,6 @@ async fn serve(run: Run) -> anyhow::Result<()> {
         tracing::error!("not serving until every manifest can be read");
     }
 
-    fs::create_dir_all(&run.state_dir)
-        .with_context(|| format!("creating {}", run.state_dir.display()))?;
     let life = Duration::from_secs(run.cert_ttl_seconds);
     let authority = Arc::new(match &run.ca_dir {
         Some(dir) => Authority::plugged_in(dir, life)?,

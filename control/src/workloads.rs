@@ -1,12 +1,12 @@
 //! Pods, WorkloadEntries, Services and ServiceEntries, as an agent reads them.
 
-use crate::{policies, snapshot::Snapshot};
+use crate::{policies, snapshot::Snapshot, vips::Vips};
 use istio_api::{
-    EndpointSlice, Kind, Labels, Object, Pod, Service, ServiceEntry, Spec, TargetPort,
+    EndpointSlice, Kind, Labels, Object, Pod, Resolution, Service, ServiceEntry, Spec, TargetPort,
     WorkloadEntry,
 };
 use prost::Message as _;
-use prost_types::{Any, Struct, Value, value::Kind as ValueKind};
+use prost_types::{Any, ListValue, Struct, Value, value::Kind as ValueKind};
 use std::{collections::BTreeMap, net::IpAddr};
 use xds::proto::workload as pb;
 
@@ -86,9 +86,49 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         } else {
             pb::NetworkMode::Standard as i32
         },
-        extensions: vec![labels_extension(labels)],
+        extensions: std::iter::once(labels_extension(labels))
+            .chain(dns_extension(o, p, cluster))
+            .collect(),
         ..pb::Workload::default()
     })
+}
+
+/// What is unlike other pods' about this one's names.
+fn dns_extension(o: &Object, p: &Pod, cluster: &Cluster) -> Option<pb::Extension> {
+    let mut fields = BTreeMap::new();
+    let mut add = |name: &str, kind| fields.insert(name.to_owned(), Value { kind: Some(kind) });
+    if !p.spec.hostname.is_empty() && !p.spec.subdomain.is_empty() {
+        add("hostname", ValueKind::StringValue(p.spec.hostname.clone()));
+        add("subdomain", ValueKind::StringValue(p.spec.subdomain.clone()));
+    }
+    let captured = o.meta.annotations.get("ambient.istio.io/dns-capture");
+    if captured.is_some_and(|v| v == "false") {
+        add("capture", ValueKind::BoolValue(false));
+    }
+    if let Some(searches) = searches(&o.key.namespace, p, cluster) {
+        let values =
+            searches.into_iter().map(|s| Value { kind: Some(ValueKind::StringValue(s)) }).collect();
+        add("searches", ValueKind::ListValue(ListValue { values }));
+    }
+    (!fields.is_empty()).then(|| struct_extension(xds::DNS_EXTENSION, fields))
+}
+
+/// The search list of a pod whose spec says something about it.
+fn searches(namespace: &str, p: &Pod, cluster: &Cluster) -> Option<Vec<String>> {
+    let own = &p.spec.dns_config.searches;
+    let of_cluster = match p.spec.dns_policy.as_str() {
+        "None" | "Default" => false,
+        // In the host's network, only ClusterFirstWithHostNet is the cluster's.
+        _ if own.is_empty() => return None,
+        _ => true,
+    };
+    let domain = &cluster.domain;
+    let mut all = match of_cluster {
+        true => vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()],
+        false => Vec::new(),
+    };
+    all.extend(own.iter().map(|s| s.trim_end_matches('.').to_owned()));
+    Some(all)
 }
 
 fn tunnel(hbone: bool) -> i32 {
@@ -153,8 +193,12 @@ fn labels_extension(labels: &Labels) -> pb::Extension {
         .iter()
         .map(|(k, v)| (k.clone(), Value { kind: Some(ValueKind::StringValue(v.clone())) }))
         .collect();
+    struct_extension(xds::LABELS_EXTENSION, fields)
+}
+
+fn struct_extension(name: &str, fields: BTreeMap<String, Value>) -> pb::Extension {
     pb::Extension {
-        name: xds::LABELS_EXTENSION.to_owned(),
+        name: name.to_owned(),
         config: Some(Any {
             type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(),
             value: Struct { fields }.encode_to_vec(),
@@ -311,9 +355,21 @@ pub fn slice(
             status: status(e.conditions.ready.unwrap_or(true)),
             cluster_id: cluster.id.clone(),
             services: [(service.clone(), ports.clone())].into(),
+            extensions: e.hostname.iter().map(|h| host_of_slice(h, o)).collect(),
             ..pb::Workload::default()
         })
         .collect()
+}
+
+/// The name of one endpoint within the slice's service.
+fn host_of_slice(hostname: &str, slice: &Object) -> pb::Extension {
+    let service = slice.meta.labels.get("kubernetes.io/service-name").cloned().unwrap_or_default();
+    let text = |s: String| Value { kind: Some(ValueKind::StringValue(s)) };
+    let fields = [
+        ("hostname".to_owned(), text(hostname.to_owned())),
+        ("subdomain".to_owned(), text(service)),
+    ];
+    struct_extension(xds::DNS_EXTENSION, fields.into())
 }
 
 /// ServiceEntries of the namespace whose selector the labels meet, by `namespace/host`.
@@ -449,8 +505,26 @@ pub fn service_entry(
     s: &ServiceEntry,
     snapshot: &Snapshot,
     cluster: &Cluster,
+    vips: &mut Vips,
 ) -> (Vec<pb::Service>, Vec<pb::Workload>) {
     let namespace = o.key.namespace.as_str();
+    let allocated = o
+        .meta
+        .labels
+        .get("networking.istio.io/enable-autoallocate-ip")
+        .is_none_or(|v| v != "false");
+    let mut own_or_given = |host: &str| {
+        // A name with a wildcard is many, and each would need an address of its own.
+        let given = s.addresses.is_empty()
+            && allocated
+            && s.resolution != Resolution::None
+            && !host.starts_with('*');
+        if given {
+            let of = |ip| network_address(ip, cluster);
+            return vips.of(namespace, host).into_iter().map(of).collect();
+        }
+        addresses(s.addresses.iter(), cluster)
+    };
     let services = s
         .hosts
         .iter()
@@ -458,7 +532,7 @@ pub fn service_entry(
             name: o.key.name.clone(),
             namespace: namespace.to_owned(),
             hostname: host.clone(),
-            addresses: addresses(s.addresses.iter(), cluster),
+            addresses: own_or_given(host),
             ports: entry_ports(s, None).ports,
             subject_alt_names: s.subject_alt_names.clone(),
             visibility: visibility(&s.export_to, namespace),
@@ -493,13 +567,11 @@ fn addresses<'a>(
     all: impl Iterator<Item = &'a String>,
     cluster: &Cluster,
 ) -> Vec<pb::NetworkAddress> {
-    all.filter_map(|a| a.parse::<IpAddr>().ok())
-        .map(|ip| pb::NetworkAddress {
-            network: cluster.network.clone(),
-            address: bytes(ip),
-            length: None,
-        })
-        .collect()
+    all.filter_map(|a| a.parse().ok()).map(|ip| network_address(ip, cluster)).collect()
+}
+
+fn network_address(ip: IpAddr, cluster: &Cluster) -> pb::NetworkAddress {
+    pb::NetworkAddress { network: cluster.network.clone(), address: bytes(ip), length: None }
 }
 
 pub fn service(o: &Object, s: &Service, cluster: &Cluster) -> Option<pb::Service> {

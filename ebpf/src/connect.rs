@@ -4,7 +4,10 @@
 //! connections share a tuple; `lookup` gives the connection to the agent's listener by its
 //! announcement. The destination asked for stays with the socket.
 
-use crate::maps::{SOCKS, count, flows_full, owner};
+use crate::{
+    dns,
+    maps::{SOCKS, count, flows_full, owner},
+};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_sock, bpf_sock_addr},
@@ -12,7 +15,9 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use capture_abi::{Addr, IPPROTO_TCP, Pod, SPREAD_V6, Sock, sock_kind};
+use capture_abi::{
+    Addr, DNS_PORT, IPPROTO_TCP, IPPROTO_UDP, Pod, SPREAD_V6, Sock, pod_flags, sock_kind,
+};
 use core::{ffi::c_void, ptr::read_volatile};
 
 const ALLOW: i32 = 1;
@@ -25,11 +30,15 @@ const ENOBUFS: i32 = 105;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
+    if is_udp(&ctx) {
+        dns::connects(&ctx, true);
+        return ALLOW;
+    }
     let Some((pod, sk)) = captures(&ctx) else { return ALLOW };
     let a = ctx.sock_addr;
     // SAFETY: fields of the program's context, each read as one word.
     let (ip, port) = unsafe { (read_volatile(&raw const (*a).user_ip4), port_of(a)) };
-    if local_v4(ip) {
+    if local_v4(ip) && !is_node_dns(pod, ip, port) {
         SOCKS.clear(sk.cast());
         return ALLOW;
     }
@@ -47,12 +56,16 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
+    if is_udp(&ctx) {
+        dns::connects(&ctx, false);
+        return ALLOW;
+    }
     let Some((pod, sk)) = captures(&ctx) else { return ALLOW };
     let a = ctx.sock_addr;
     // SAFETY: fields of the program's context, each read as one word.
     let (ip, port) = unsafe { (ip6_of(a), port_of(a)) };
     let passes = if ip.is_v4() {
-        local_v4(ip.ip4())
+        local_v4(ip.ip4()) && !is_node_dns(pod, ip.ip4(), port)
     } else {
         // Without an address of that family there is nobody to be captured as, and no route either.
         local_v6(&ip) || pod.ipv6.is_unspecified()
@@ -80,6 +93,31 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
         (*a).user_port = spread_port();
     }
     ALLOW
+}
+
+/// Datagram sockets: what an earlier connect kept with the socket is no longer so.
+#[inline(always)]
+fn is_udp(ctx: &SockAddrContext) -> bool {
+    let a = ctx.sock_addr;
+    // SAFETY: fields of the program's context.
+    let (protocol, sk) =
+        unsafe { (read_volatile(&raw const (*a).protocol), (*a).__bindgen_anon_1.sk) };
+    if protocol != IPPROTO_UDP {
+        return false;
+    }
+    if matches!(SOCKS.get(sk.cast()), Some(s) if s.kind == sock_kind::CAPTURED) {
+        SOCKS.clear(sk.cast());
+    }
+    true
+}
+
+/// A name server on the node, at a link-local address: the cluster's, for this node's pods.
+#[inline(always)]
+fn is_node_dns(pod: &Pod, ip: u32, port: u16) -> bool {
+    port == DNS_PORT
+        && u32::from_be(ip) >> 16 == 0xa9fe
+        && pod.flags & pod_flags::OWN_DNS == 0
+        && pod.dns_port_v4 != 0
 }
 
 /// The pod and the socket, when this connect is the agent's business at all.
@@ -120,7 +158,7 @@ fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u16) -> bool 
 /// The pod's own address, so that getsockname says what it would say without a mesh. Fails,
 /// harmlessly, for a socket that is bound already.
 #[inline(always)]
-fn bind_v4(a: *mut bpf_sock_addr, pod: &Pod) {
+pub fn bind_v4(a: *mut bpf_sock_addr, pod: &Pod) {
     unbind_device(a);
     let mut to = [0u32; 4];
     to[0] = AF_INET as u32;
@@ -130,7 +168,7 @@ fn bind_v4(a: *mut bpf_sock_addr, pod: &Pod) {
 }
 
 #[inline(always)]
-fn bind_v6(a: *mut bpf_sock_addr, ip: &Addr) {
+pub fn bind_v6(a: *mut bpf_sock_addr, ip: &Addr) {
     unbind_device(a);
     let mut to = [0u32; 7];
     to[0] = AF_INET6 as u32;
@@ -144,7 +182,7 @@ fn bind_v6(a: *mut bpf_sock_addr, ip: &Addr) {
 
 /// A socket bound to eth0 could not reach `lo`: its SYN would leave by eth0 and hang.
 #[inline(always)]
-fn unbind_device(a: *mut bpf_sock_addr) {
+pub fn unbind_device(a: *mut bpf_sock_addr) {
     // SAFETY: `sk` was checked in `captures`; the verifier follows the pointer.
     let bound = unsafe {
         let sk = (*a).__bindgen_anon_1.sk;
@@ -201,7 +239,7 @@ fn local_v4(ip: u32) -> bool {
 }
 
 #[inline(always)]
-fn local_v6(ip: &Addr) -> bool {
+pub fn local_v6(ip: &Addr) -> bool {
     let first = u32::from_be(ip.0[0]);
     let loopback = ip.0[0] == 0 && ip.0[1] == 0 && ip.0[2] == 0 && u32::from_be(ip.0[3]) <= 1;
     loopback || first & 0xffc0_0000 == 0xfe80_0000
@@ -210,7 +248,7 @@ fn local_v6(ip: &Addr) -> bool {
 /// # Safety
 /// `a` is the program's context.
 #[inline(always)]
-unsafe fn ip6_of(a: *mut bpf_sock_addr) -> Addr {
+pub unsafe fn ip6_of(a: *mut bpf_sock_addr) -> Addr {
     // Word by word: the verifier takes no wider access here.
     unsafe {
         Addr([
@@ -225,6 +263,6 @@ unsafe fn ip6_of(a: *mut bpf_sock_addr) -> Addr {
 /// # Safety
 /// `a` is the program's context.
 #[inline(always)]
-unsafe fn port_of(a: *mut bpf_sock_addr) -> u16 {
+pub unsafe fn port_of(a: *mut bpf_sock_addr) -> u16 {
     u16::from_be(unsafe { read_volatile(&raw const (*a).user_port) } as u16)
 }

@@ -3,14 +3,18 @@
 //! An announced tuple goes where its announcement says; what stays on loopback is left alone; every
 //! other SYN is the agent's. Without an agent there is no listener, and the SYN is refused.
 
-use crate::maps::{FLOWS, LISTENERS};
+use crate::{
+    dns,
+    maps::{FLOWS, LISTENERS},
+};
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
     macros::sk_lookup,
     programs::SkLookupContext,
 };
 use capture_abi::{
-    Addr, FlowKey, HBONE_PORT, IPPROTO_TCP, ListenerKey, SPREAD_V6, flow_kind, listener,
+    Addr, DNS_SLOTS, DNS_V4, FlowKey, HBONE_PORT, IPPROTO_TCP, IPPROTO_UDP, ListenerKey, SPREAD_V6,
+    flow_kind, listener,
 };
 use core::ptr::read_volatile;
 
@@ -26,11 +30,14 @@ pub fn lookup(ctx: SkLookupContext) -> u32 {
     // SAFETY: fields of the program's context and a constant of the program.
     let (owner, protocol) =
         unsafe { (read_volatile(&raw const POD_OWNER), read_volatile(&raw const (*l).protocol)) };
-    if protocol != IPPROTO_TCP {
+    if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
         return sk_action::SK_PASS;
     }
     // SAFETY: `l` is the program's context.
     let key = unsafe { announcement(l, owner) };
+    if protocol == IPPROTO_UDP {
+        return datagram(ctx, owner, &key);
+    }
     // SAFETY: the entry is read at once.
     match unsafe { FLOWS.get(&key) } {
         Some(flow) if flow.kind == flow_kind::CAPTURED => {
@@ -50,6 +57,19 @@ pub fn lookup(ctx: SkLookupContext) -> u32 {
     let kind =
         if key.remote_port == HBONE_PORT { listener::HBONE_V4 } else { listener::PLAINTEXT_V4 };
     assign(ctx, owner, kind, key.remote.is_v4())
+}
+
+/// A question for one of the pod's name servers is the agent's; other datagrams are nobody's
+/// business. A neighbour on the link could address the IPv6 slots as well: the agent looks at who
+/// asks.
+#[inline(always)]
+fn datagram(ctx: SkLookupContext, owner: u32, key: &FlowKey) -> u32 {
+    let to = &key.remote;
+    let slot_v4 = to.is_v4() && u32::from_be(to.ip4()) & !(DNS_SLOTS - 1) == DNS_V4;
+    if slot_v4 || dns::in_dns_v6(to) {
+        return assign(ctx, owner, listener::DNS_V4, slot_v4);
+    }
+    sk_action::SK_PASS
 }
 
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! Culvert's kernel programs. Each hook has a file; `maps` holds what they share.
 //!
-//! `connect` turns an application's connect to the agent, `names` keeps that invisible, `sockops`
-//! announces connections, `lookup` admits or captures what arrives, `guard` drops what was never
-//! announced.
+//! `connect` turns an application's connect to the agent, `dns` its questions for a name server;
+//! `names` keeps that invisible, `sockops` announces connections, `lookup` admits or captures what
+//! arrives, `guard` drops what was never announced.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
@@ -10,6 +10,7 @@
 
 mod connect;
 mod create;
+mod dns;
 mod guard;
 mod lookup;
 mod maps;

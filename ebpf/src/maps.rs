@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::{bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
-use capture_abi::{Counts, Flow, FlowKey, ListenerKey, Pod, Sock};
+use capture_abi::{Addr, Counts, Flow, FlowKey, ListenerKey, Pod, ServerKey, Sock};
 use core::{
     ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -26,6 +26,10 @@ pub static FLOWS: HashMap<FlowKey, Flow, 262144, ON_DEMAND> = HashMap::new();
 /// Connections older than a pod's enrolment; written by the agent.
 #[btf_map]
 pub static EARLIER: HashMap<FlowKey, Flow, 65536, ON_DEMAND> = HashMap::new();
+
+/// The name servers that pods ask.
+#[btf_map]
+pub static SERVERS: HashMap<ServerKey, Addr, 65536, ON_DEMAND> = HashMap::new();
 
 /// The agent's listeners; they leave the map when the agent dies.
 #[btf_map]

@@ -90,7 +90,7 @@ fn on_loopback(ip: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn write_v6(a: *mut bpf_sock_addr, ip: &Addr) {
+pub fn write_v6(a: *mut bpf_sock_addr, ip: &Addr) {
     // SAFETY: fields that these programs may write, a word at a time.
     unsafe {
         (*a).user_ip6[0] = ip.0[0];

@@ -22,7 +22,7 @@ pub struct NodeHook {
     pub does: &'static str,
 }
 
-pub const NODE_HOOKS: [NodeHook; 8] = [
+pub const NODE_HOOKS: [NodeHook; 12] = [
     NodeHook {
         program: "connect4",
         attach: AttachType::Connect4,
@@ -57,6 +57,30 @@ pub const NODE_HOOKS: [NodeHook; 8] = [
         program: "getsockname6",
         attach: AttachType::Getsockname6,
         since: "5.8",
+        does: "the same for IPv6",
+    },
+    NodeHook {
+        program: "recvmsg4",
+        attach: AttachType::Recvmsg4,
+        since: "5.2",
+        does: "shows applications the name server they asked",
+    },
+    NodeHook {
+        program: "recvmsg6",
+        attach: AttachType::Recvmsg6,
+        since: "5.2",
+        does: "the same for IPv6",
+    },
+    NodeHook {
+        program: "sendmsg4",
+        attach: AttachType::Sendmsg4,
+        since: "4.18",
+        does: "brings questions for a name server to the agent",
+    },
+    NodeHook {
+        program: "sendmsg6",
+        attach: AttachType::Sendmsg6,
+        since: "4.18",
         does: "the same for IPv6",
     },
     NodeHook {

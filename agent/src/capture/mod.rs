@@ -19,8 +19,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuHashMap, SockHash},
 };
 use capture_abi::{
-    ABI_VERSION, Addr, Counts, Flow, FlowKey, IPPROTO_TCP, ListenerKey, Pod, Sock, flow_kind,
-    sock_kind,
+    ABI_VERSION, Addr, Counts, DNS_SLOTS, Flow, FlowKey, IPPROTO_TCP, ListenerKey, Pod, ServerKey,
+    Sock, flow_kind, sock_kind,
 };
 use std::{
     fs, io,
@@ -52,11 +52,13 @@ pub struct Capture {
     earlier: Mutex<HashMap<MapData, FlowKey, Flow>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     counts: Mutex<PerCpuHashMap<MapData, u32, Counts>>,
+    servers: Mutex<HashMap<MapData, ServerKey, Addr>>,
     in_use: Mutex<Array<MapData, u64>>,
     socks: MapData,
 }
 
-const MAPS: [&str; 7] = ["PODS", "FLOWS", "EARLIER", "LISTENERS", "COUNTS", "IN_USE", "SOCKS"];
+const MAPS: [&str; 8] =
+    ["PODS", "FLOWS", "EARLIER", "SERVERS", "LISTENERS", "COUNTS", "IN_USE", "SOCKS"];
 
 impl Capture {
     /// Takes up what is pinned beneath `bpffs`, or begins anew, and puts the node's hooks on
@@ -85,6 +87,7 @@ impl Capture {
             earlier: Mutex::new(HashMap::try_from(take("EARLIER")?)?),
             listeners: Mutex::new(SockHash::try_from(take("LISTENERS")?)?),
             counts: Mutex::new(PerCpuHashMap::try_from(take("COUNTS")?)?),
+            servers: Mutex::new(HashMap::try_from(take("SERVERS")?)?),
             in_use: Mutex::new(Array::try_from(take("IN_USE")?)?),
             socks: match take("SOCKS")? {
                 Map::SkStorage(data) => data,
@@ -203,6 +206,25 @@ impl Capture {
             counts.keys().filter_map(Result::ok).filter(|o| !owners.contains(o)).collect();
         for o in stale {
             let _ = counts.remove(&o);
+        }
+        drop(counts);
+        let mut servers = lock(&self.servers);
+        let stale: Vec<ServerKey> =
+            servers.keys().filter_map(Result::ok).filter(|k| !owners.contains(&k.owner)).collect();
+        for k in stale {
+            let _ = servers.remove(&k);
+        }
+    }
+
+    /// The name server that has this slot at the pod.
+    pub fn name_server(&self, owner: u32, slot: u32) -> Option<IpAddr> {
+        lock(&self.servers).get(&ServerKey { owner, slot }, 0).ok().map(|a| ip(&a))
+    }
+
+    pub fn forget_name_servers(&self, owner: u32) {
+        let mut servers = lock(&self.servers);
+        for slot in 0..DNS_SLOTS {
+            let _ = servers.remove(&ServerKey { owner, slot });
         }
     }
 

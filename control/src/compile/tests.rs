@@ -1,4 +1,5 @@
 use super::*;
+use crate::vips::Vips;
 use istio_api::parse_documents;
 
 fn cluster() -> Cluster {
@@ -39,7 +40,7 @@ fn many(n: u32) -> String {
 fn one_change_costs_the_same_at_any_size() {
     let mut costs = Vec::new();
     for size in [1_000, 100_000] {
-        let mut compiler = Compiler::new(cluster());
+        let mut compiler = Compiler::new(cluster(), Vips::default());
         // In portions: one text of a hundred thousand documents is past the YAML reader's budget.
         for chunk in 0..(size / 1000) {
             let text: String = (0..1000)
@@ -75,7 +76,7 @@ fn a_change_equals_the_whole() {
     let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n, labels: \
         {topology.kubernetes.io/region: r1}}\n";
     let parts = [many(3), SERVICE.into(), policy.into(), peer.into(), entry.into(), node.into()];
-    let mut whole = Compiler::new(cluster());
+    let mut whole = Compiler::new(cluster(), Vips::default());
     let expected = whole.apply(parts.iter().flat_map(|p| changes(p)).collect());
     // Every order of the parts, by rotation and reversal.
     for rotation in 0..parts.len() {
@@ -85,7 +86,7 @@ fn a_change_equals_the_whole() {
             if reversed {
                 order.reverse();
             }
-            let mut stepwise = Compiler::new(cluster());
+            let mut stepwise = Compiler::new(cluster(), Vips::default());
             let mut state: BTreeMap<String, String> = BTreeMap::new();
             for part in order {
                 for (_, delta) in stepwise.apply(changes(part)).into_deltas() {
@@ -109,7 +110,7 @@ fn a_change_equals_the_whole() {
 
 #[test]
 fn what_goes_is_removed() {
-    let mut compiler = Compiler::new(cluster());
+    let mut compiler = Compiler::new(cluster(), Vips::default());
     compiler.apply(changes(&many(1)));
     let key = ObjectKey { kind: Kind::Pod, namespace: "ns".into(), name: "p0".into() };
     let out = compiler.apply(vec![Change { key, object: None }]);
@@ -126,7 +127,7 @@ fn strict_comes_and_goes_with_peer_authentication() {
              metadata: {{name: {name}, namespace: ns}}\nspec: {{mtls: {{mode: STRICT}}}}\n"
         )
     };
-    let mut compiler = Compiler::new(cluster());
+    let mut compiler = Compiler::new(cluster(), Vips::default());
     compiler.apply(changes(&many(1)));
     let out = compiler.apply(changes(&peer("a")));
     assert_eq!(out.authorizations.updated[0].0, "istio-system/istio_converted_static_strict");

@@ -8,7 +8,7 @@
 /// Raised whenever a type here, or the meaning of one of its fields, changes. An agent that finds
 /// pinned maps of another version does not read them: it refuses to start, and says how to take
 /// them away. Enrolled pods stay closed meanwhile.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// An IP address as maps hold it: IPv6, or IPv4 mapped into it.
 #[repr(C)]
@@ -77,12 +77,40 @@ pub struct Pod {
     pub flags: u32,
     pub ipv4: Addr,
     pub ipv6: Addr,
+    /// Where the agent's resolver listens on the pod's loopback; zero when it does not.
+    pub dns_port_v4: u16,
+    pub dns_port_v6: u16,
 }
 
 pub mod pod_flags {
     /// Let protocols other than TCP, UDP and ICMP leave the pod.
     pub const ALLOW_OTHER_PROTOCOLS: u32 = 1;
+    /// Leave the pod's DNS alone.
+    pub const OWN_DNS: u32 = 2;
 }
+
+/// One of the name servers that a pod asks. Each has an address on the pod's loopback, by which the
+/// agent knows whom the application asked, and the application gets its answer from whom it asked.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct ServerKey {
+    pub owner: u32,
+    /// Below [`DNS_SLOTS`].
+    pub slot: u32,
+}
+
+/// Name servers that are kept per pod; resolvers know three at most (`MAXNS` of resolv.h). When a
+/// pod asks more at a time, one takes another's place.
+pub const DNS_SLOTS: u32 = 16;
+
+pub const DNS_PORT: u16 = 53;
+
+/// The slot's loopback address is this plus the slot: 127.127.53.0/28, in host order.
+pub const DNS_V4: u32 = 0x7f7f_3500;
+
+/// The last four bytes of the slot's address in [`SPREAD_V6`], plus the slot; the four before are
+/// zero, which spread connections have once in 2^32.
+pub const DNS_V6: u32 = 0x0000_3500;
 
 /// One TCP connection of an enrolled pod, as the socket that owns it sees it.
 #[repr(C)]
@@ -157,6 +185,8 @@ pub mod listener {
     pub const PLAINTEXT_V6: u32 = 3;
     pub const HBONE_V4: u32 = 4;
     pub const HBONE_V6: u32 = 5;
+    pub const DNS_V4: u32 = 6;
+    pub const DNS_V6: u32 = 7;
 }
 
 /// What one pod's guard and capture have seen, per CPU; the agent sums.
@@ -182,6 +212,7 @@ pub const HBONE_PORT: u16 = 15008;
 pub const SPREAD_V6: [u8; 8] = [0xfd, 0x63, 0x75, 0x6c, 0x76, 0x65, 0x72, 0x74];
 
 pub const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_UDP: u32 = 17;
 
 #[cfg(feature = "aya")]
 mod plain {
@@ -197,6 +228,10 @@ mod plain {
     unsafe impl aya::Pod for super::ListenerKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Counts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ServerKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Addr {}
 }
 
 #[cfg(test)]
@@ -206,7 +241,8 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        assert_eq!(size_of::<Pod>(), 4 + 4 + 16 + 16);
+        assert_eq!(size_of::<Pod>(), 4 + 4 + 16 + 16 + 2 + 2);
+        assert_eq!(size_of::<ServerKey>(), 8);
         assert_eq!(size_of::<FlowKey>(), 4 + 4 + 16 + 16 + 2 + 2);
         assert_eq!(size_of::<Flow>(), 4 + 4 + 16 + 8);
         assert_eq!(size_of::<Sock>(), 4 + 4 + 4 + 16);

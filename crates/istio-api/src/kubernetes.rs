@@ -69,6 +69,21 @@ pub struct PodSpec {
     pub host_network: bool,
     #[serde(deserialize_with = "nullable")]
     pub containers: Vec<Container>,
+    #[serde(deserialize_with = "nullable")]
+    pub hostname: String,
+    #[serde(deserialize_with = "nullable")]
+    pub subdomain: String,
+    #[serde(deserialize_with = "nullable")]
+    pub dns_policy: String,
+    #[serde(deserialize_with = "nullable")]
+    pub dns_config: PodDnsConfig,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodDnsConfig {
+    #[serde(deserialize_with = "nullable")]
+    pub searches: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
@@ -209,6 +224,7 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     pub conditions: EndpointConditions,
     pub node_name: Option<String>,
+    pub hostname: Option<String>,
     pub target_ref: Option<TargetRef>,
 }
 

@@ -2,8 +2,8 @@
 //! field; the resource before it stays.
 
 use crate::model::{
-    HealthPolicy, LoadBalancing, Locality, Mode, NamespacedHostname, PortMapping, Scope, Service,
-    Workload,
+    Dns, HealthPolicy, LoadBalancing, Locality, Mode, NamespacedHostname, PortMapping, Scope,
+    Service, Workload,
 };
 use ipnet::IpNet;
 use policy::{
@@ -11,6 +11,7 @@ use policy::{
     StringMatch,
 };
 use prost::Message as _;
+use prost_types::{Struct, Value, value::Kind};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use xds::proto::{security, workload as pb};
 
@@ -63,22 +64,10 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
     let healthy = w.status() == pb::WorkloadStatus::Healthy;
     let host_network = w.network_mode() == pb::NetworkMode::HostNetwork;
     let locality = w.locality.unwrap_or_default();
-    let labels = w
-        .extensions
-        .iter()
-        .find(|e| e.name == xds::LABELS_EXTENSION)
-        .and_then(|e| e.config.as_ref())
-        .and_then(|any| prost_types::Struct::decode(any.value.as_slice()).ok())
-        .map(|s| {
-            s.fields
-                .into_iter()
-                .filter_map(|(k, v)| match v.kind {
-                    Some(prost_types::value::Kind::StringValue(v)) => Some((k, v)),
-                    _ => None,
-                })
-                .collect()
-        })
+    let labels = extension(&w.extensions, xds::LABELS_EXTENSION)
+        .map(|s| s.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect())
         .unwrap_or_default();
+    let dns = extension(&w.extensions, xds::DNS_EXTENSION).map(|s| Box::new(dns(s)));
     let workload = Workload {
         uid: w.uid.into(),
         name: w.name.into(),
@@ -104,9 +93,40 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
         },
         host_network,
         labels,
+        dns,
     };
     workload.identity().map_err(|e| invalid("service_account", e.to_string()))?;
     Ok(workload)
+}
+
+fn extension(all: &[pb::Extension], name: &str) -> Option<Struct> {
+    let found = all.iter().find(|e| e.name == name)?;
+    Struct::decode(found.config.as_ref()?.value.as_slice()).ok()
+}
+
+fn text(v: Value) -> Option<String> {
+    match v.kind {
+        Some(Kind::StringValue(s)) => Some(s),
+        _ => None,
+    }
+}
+
+fn dns(mut s: Struct) -> Dns {
+    let mut string = |name| s.fields.remove(name).and_then(text).unwrap_or_default().to_lowercase();
+    Dns {
+        hostname: string("hostname"),
+        subdomain: string("subdomain"),
+        searches: s.fields.remove("searches").and_then(|v| match v.kind {
+            Some(Kind::ListValue(list)) => {
+                Some(list.values.into_iter().filter_map(text).map(|s| s.to_lowercase()).collect())
+            }
+            _ => None,
+        }),
+        not_captured: s
+            .fields
+            .remove("capture")
+            .is_some_and(|v| v.kind == Some(Kind::BoolValue(false))),
+    }
 }
 
 /// The addresses that can be read of a workload, whatever else is wrong with it.

@@ -76,6 +76,11 @@ impl EndpointSet {
         None
     }
 
+    /// Those that may be chosen, the nearest first.
+    pub(crate) fn eligible(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.ranks.values().rev().flatten()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.ranks.values().flatten().chain(self.unhealthy.values())
     }

@@ -8,13 +8,15 @@ mod claims;
 mod convert;
 mod endpoints;
 mod model;
+mod names;
 mod resolve;
 mod state;
 
 pub use convert::{Invalid, policy_from_proto, service_from_proto, workload_from_proto};
 pub use model::{
-    HealthPolicy, LoadBalancing, Local, Locality, Mode, NamespacedHostname, PortMapping, Scope,
-    Service, Workload,
+    Dns, HealthPolicy, LoadBalancing, Local, Locality, Mode, NamespacedHostname, PortMapping,
+    Scope, Service, Workload,
 };
+pub use names::Named;
 pub use resolve::{Resolved, Unreachable};
 pub use state::{Mesh, PolicySet, Synced};

@@ -67,6 +67,20 @@ pub struct Workload {
     /// Shares its node's addresses, which therefore name no workload.
     pub host_network: bool,
     pub labels: BTreeMap<String, String>,
+    /// What a control plane says about its names; most workloads need none of it.
+    pub dns: Option<Box<Dns>>,
+}
+
+/// A workload and the names around it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Dns {
+    /// Its own name within `subdomain`, a headless service of its namespace.
+    pub hostname: String,
+    pub subdomain: String,
+    /// The search list of its resolver, where it is not the cluster's own.
+    pub searches: Option<Vec<String>>,
+    /// Its questions are its own affair.
+    pub not_captured: bool,
 }
 
 impl Workload {

@@ -5,6 +5,7 @@ use crate::{
     convert::{self, Invalid},
     endpoints::EndpointSet,
     model::{LoadBalancing, Local, NamespacedHostname, Service, Workload},
+    names::Hostnames,
     resolve::Unreachable,
 };
 use policy::{Applicable, Policy, PolicyName, Scope};
@@ -53,12 +54,13 @@ pub(crate) struct Tables {
     local: Local,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
     by_address: Claims<Arc<str>>,
-    services: HashMap<NamespacedHostname, Arc<Service>>,
+    pub(crate) services: HashMap<NamespacedHostname, Arc<Service>>,
+    pub(crate) hostnames: Hostnames,
     by_vip: Claims<NamespacedHostname>,
     /// Addresses of workloads that were refused and of which there is no earlier version: nobody
     /// knows how to reach them, so nobody is let through to them.
     refused: HashMap<String, Vec<IpAddr>>,
-    endpoints: HashMap<NamespacedHostname, EndpointSet>,
+    pub(crate) endpoints: HashMap<NamespacedHostname, EndpointSet>,
     policies: HashMap<PolicyName, Arc<Policy>>,
     global: BTreeMap<PolicyName, Arc<Policy>>,
     by_namespace: HashMap<Arc<str>, BTreeMap<PolicyName, Arc<Policy>>>,
@@ -413,6 +415,7 @@ impl Tables {
         for place in &s.addresses {
             self.by_vip.claim(place.clone(), s.key.clone());
         }
+        self.add_hostname(&s.key);
         let old = self.services.insert(s.key.clone(), Arc::new(s.clone()));
         let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
         if before != s.load_balancing
@@ -440,6 +443,7 @@ impl Tables {
         if let Some((namespace, hostname)) = name.split_once('/') {
             let key = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
             self.unindex_service(&key, &[]);
+            self.remove_hostname(&key);
             if self.services.remove(&key).is_some()
                 && let Some(set) = self.endpoints.get_mut(&key)
             {

@@ -31,5 +31,11 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 /// `google.protobuf.Struct` of strings.
 pub const LABELS_EXTENSION: &str = "culvert.io/labels";
 
+/// Extension of `istio.workload.Workload` about the pod's names: a `google.protobuf.Struct` of
+/// `hostname` and `subdomain` (strings, as in the pod's spec), `searches` (a list of strings, where
+/// it is not the cluster's own) and `capture` (false: the agent leaves the pod's questions alone).
+/// A field is there only where it says something.
+pub const DNS_EXTENSION: &str = "culvert.io/dns";
+
 /// Largest message either end takes, in bytes: a first answer holds the whole mesh.
 pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;

@@ -1,0 +1,14 @@
+//! What is said to a node's agent over its unix sockets (`SOCK_SEQPACKET`, one JSON message a
+//! packet, descriptors beside it).
+//!
+//! [`enroll`] is spoken by whoever starts and ends pods; [`handover`] by an agent and the one that
+//! takes its place. Both are decisions and messages only: sockets are the caller's.
+
+pub mod enroll;
+pub mod handover;
+
+/// Largest message, in bytes.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Most descriptors beside one message.
+pub const MAX_DESCRIPTORS: usize = 16;
