@@ -8,8 +8,14 @@ use hyper::{Request, Response, StatusCode, body::Bytes, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::{
-    convert::Infallible, fmt::Write as _, fs, net::SocketAddr, os::unix::fs::PermissionsExt as _,
-    path::Path, sync::Arc, time::SystemTime,
+    convert::Infallible,
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter},
@@ -24,11 +30,30 @@ pub fn open(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// A listener at `at`: the one that an earlier agent has given, where it is that.
+pub fn bind(at: SocketAddr, inherited: Option<OwnedFd>) -> anyhow::Result<std::net::TcpListener> {
+    let given = inherited.map(std::net::TcpListener::from);
+    let listener = match given.filter(|l| l.local_addr().is_ok_and(|a| a == at)) {
+        Some(listener) => listener,
+        None => std::net::TcpListener::bind(at).with_context(|| format!("binding {at}"))?,
+    };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// One word per connection; the answer is a JSON value per line, so that a dump of any size needs
 /// no memory.
 pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
+    let mut serving = agent.serving.subscribe();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            accepted = listener.accept(), if *serving.borrow() => accepted,
+            changed = serving.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        let Ok((stream, _)) = accepted else {
             pause().await;
             continue;
         };
@@ -181,15 +206,23 @@ fn certificate(c: &identity::CertStatus) -> Value {
     })
 }
 
-/// Serves one HTTP path on `at`: `answer` gives the status and the body.
-pub async fn serve_http(
-    at: SocketAddr,
+/// Serves HTTP whenever the agent serves: `answer` gives the status and the body for a path.
+pub fn serve_http(
+    agent: &Agent,
+    listener: TcpListener,
     answer: impl Fn(&str) -> (StatusCode, String) + Clone + Send + Sync + 'static,
-) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(at).await.with_context(|| format!("binding {at}"))?;
+) {
+    let mut serving = agent.serving.subscribe();
     spawn_for_agent(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let accepted = tokio::select! {
+                accepted = listener.accept(), if *serving.borrow() => accepted,
+                changed = serving.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            };
+            let Ok((stream, _)) = accepted else {
                 pause().await;
                 continue;
             };
@@ -209,7 +242,6 @@ pub async fn serve_http(
             });
         }
     });
-    Ok(())
 }
 
 /// Prometheus' text format.

@@ -27,6 +27,10 @@ pub struct Agent {
     pub trust_domain_aliases: Vec<Arc<str>>,
     /// True once the agent takes no new work.
     pub draining: watch::Receiver<bool>,
+    /// Whether it is this agent that accepts connections, and not the one before or after it.
+    pub serving: watch::Sender<bool>,
+    /// True once another agent has taken this one's place.
+    pub superseded: watch::Sender<bool>,
     pub node: String,
     /// What the names of the cluster's services end in.
     pub cluster_domain: String,
@@ -53,6 +57,10 @@ impl Agent {
         std::iter::once(w.trust_domain.clone())
             .chain(self.trust_domain_aliases.iter().cloned())
             .collect()
+    }
+
+    pub fn is_superseded(&self) -> bool {
+        *self.superseded.borrow()
     }
 
     /// Before discovery has answered once, nobody knows who is who: connections wait.

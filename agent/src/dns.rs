@@ -7,7 +7,7 @@ use dns::{Answer, Query, TCP_LIMIT, Type};
 use std::{
     collections::{HashMap, hash_map::Entry},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -71,12 +71,13 @@ struct Waiting {
 
 /// Answers until the pod leaves.
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, socket: UdpSocket) {
-    let mut leaving = pod.leaving();
+    let (mut leaving, mut serving) = (pod.leaving(), agent.serving.subscribe());
     let resolver = Arc::new(Resolver { agent, pod, socket, waiting: Mutex::new(HashMap::new()) });
     let mut buffer = vec![0u8; TCP_LIMIT];
     loop {
         tokio::select! {
-            ready = resolver.socket.readable() => if ready.is_err() { return },
+            ready = resolver.socket.readable(), if *serving.borrow() => if ready.is_err() { return },
+            _ = serving.changed() => continue,
             _ = leaving.wait_for(|l| *l) => return,
         }
         for _ in 0..BATCH {
@@ -358,11 +359,6 @@ async fn write_messages(mut to: OwnedWriteHalf, mut messages: mpsc::Receiver<Vec
 /// The search list that a cluster gives its pods.
 pub fn cluster_searches(namespace: &str, domain: &str) -> Vec<String> {
     vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()]
-}
-
-/// Where the resolver listens: `lo`, of either family.
-pub fn loopback(v6: bool) -> IpAddr {
-    if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {

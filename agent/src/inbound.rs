@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
 
 pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&pod, listener, |stream, peer| {
+    accept_each(&agent, &pod, listener, |stream, peer| {
         pod.scope.spawn(hbone_connection(agent.clone(), pod.clone(), stream, peer));
     })
     .await;
@@ -122,7 +122,7 @@ async fn hbone_stream(
 }
 
 pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&pod, listener, |stream, peer| {
+    accept_each(&agent, &pod, listener, |stream, peer| {
         pod.scope.spawn(plaintext_connection(agent.clone(), pod.clone(), stream, peer));
     })
     .await;

@@ -9,6 +9,8 @@ mod dial;
 mod discovery;
 mod dns;
 mod enroll;
+mod fault;
+mod handover;
 mod inbound;
 mod log;
 mod netlink;
@@ -16,16 +18,19 @@ mod netns;
 mod outbound;
 mod pods;
 mod scope;
+mod seqpacket;
 mod sockets;
 mod sys;
 
 use agent::Agent;
+use agent_api::handover::NodeSocket;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use capture::{Capture, Sizes};
 use clap::{Args, Parser, Subcommand};
 use dial::AgentDial;
 use discovery::ControlPlane;
+use handover::{Estate, InheritedPod, TakingOver};
 use hbone::{Pool, PoolConfig};
 use http::StatusCode;
 use identity::{CertStore, Roots};
@@ -33,8 +38,10 @@ use mesh::{Local, Mesh};
 use pods::Pods;
 use scope::spawn_for_agent;
 use std::{
+    collections::HashMap,
     fs,
     net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, OnceLock},
@@ -42,6 +49,7 @@ use std::{
 };
 use telemetry::{Metrics, SeriesLimits};
 use tokio::{
+    net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
@@ -165,7 +173,7 @@ fn raise_descriptor_limit() {
 async fn serve(run: Run) -> anyhow::Result<()> {
     fs::create_dir_all(&run.run_dir)
         .with_context(|| format!("creating {}", run.run_dir.display()))?;
-    let _only_one = lock(&run.run_dir)?;
+    let heritage = Heritage::claim(&run.run_dir).await?;
     let cgroup = match &run.cgroup {
         Some(c) => c.clone(),
         None => capture::find_cgroup2()?,
@@ -175,32 +183,33 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (drain, draining) = watch::channel(false);
-    let agent = build(&run, capture, draining)?;
+    let agent = build(&run, capture, draining, heritage.taking_over.is_none())?;
+    let mut superseded = agent.superseded.subscribe();
 
-    let enroll = enroll::open(&run.run_dir.join("enroll.sock"))?;
-    let admin_socket = admin::open(&run.run_dir.join("admin.sock"))?;
+    let (taken_up, is_taken_up) = watch::channel(false);
+    let sockets = NodeSockets::open(&run, heritage.sockets)?;
+    let estate = sockets.estate(heritage.lock)?;
+    sockets.serve(&agent, is_taken_up)?;
     spawn_for_agent(follow_discovery(agent.clone(), control_plane(&run), run.node.clone()));
     spawn_for_agent(agent.clone().judge_live_connections());
     spawn_for_agent(sweep(agent.clone()));
-    spawn_for_agent(admin::serve(agent.clone(), admin_socket));
-    serve_metrics(&agent, run.metrics).await?;
-
-    // Pods of an earlier agent first: they are closed until then.
-    let (taken_up, is_taken_up) = watch::channel(false);
-    serve_readiness(&agent, run.readiness, is_taken_up).await?;
-    {
-        let agent = agent.clone();
-        spawn_for_agent(async move {
-            // Their records come with discovery's first answer.
-            agent.synced().await;
-            Box::pin(pods::take_up(&agent, true)).await;
-            let _ = taken_up.send(true);
-            enroll::serve(agent, enroll).await;
-        });
-    }
     tracing::info!(node = run.node, cgroup = %cgroup.display(), "agent started");
 
+    let begin = begin(&agent, heritage.pods, heritage.taking_over, taken_up);
     tokio::select! {
+        begun = Box::pin(begin) => {
+            begun?;
+            // The next agent finds this one from here on.
+            let listener = seqpacket::Listener::bind(&run.run_dir.join(HANDOVER))?;
+            spawn_for_agent(handover::offer(agent.clone(), listener, estate));
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = superseded.wait_for(|s| *s) => {
+                    tracing::info!("another agent has taken over");
+                }
+            }
+        }
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -221,6 +230,149 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of the socket by which one agent takes another's place.
+const HANDOVER: &str = "handover.sock";
+
+/// What an agent begins with: the lock on its directory, and all that another gives.
+struct Heritage {
+    lock: OwnedFd,
+    sockets: HashMap<NodeSocket, OwnedFd>,
+    pods: Vec<InheritedPod>,
+    taking_over: Option<TakingOver>,
+}
+
+impl Heritage {
+    /// Two agents on one node's state would undo each other's work: the one that is there already is
+    /// asked to hand over, and is waited for if it is about to end.
+    async fn claim(run_dir: &Path) -> anyhow::Result<Self> {
+        let path = run_dir.join("agent.lock");
+        let deadline = Instant::now() + END_OF_ANOTHER;
+        loop {
+            let file =
+                fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+            if file.try_lock().is_ok() {
+                return Ok(Self {
+                    lock: file.into(),
+                    sockets: HashMap::new(),
+                    pods: Vec::new(),
+                    taking_over: None,
+                });
+            }
+            match handover::take_over(&run_dir.join(HANDOVER)).await {
+                Ok(handover::Outcome::TakenOver(inherited)) => {
+                    let (lock, sockets, pods, line) = inherited.split();
+                    tracing::info!(pods = pods.len(), "taking over from another agent");
+                    return Ok(Self { lock, sockets, pods, taking_over: Some(line) });
+                }
+                Ok(handover::Outcome::Nobody) if Instant::now() < deadline => {}
+                Ok(handover::Outcome::Nobody) => anyhow::bail!(
+                    "another agent holds {} and does not hand over: stop it first, or give this one \
+                     another --run-dir and --bpffs",
+                    path.display()
+                ),
+                Err(error) => return Err(error).context("taking over from the agent that is here"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// How long an agent that is ending already is waited for.
+const END_OF_ANOTHER: Duration = Duration::from_secs(5);
+
+/// Pods of an earlier agent first: they are closed until then, or the earlier agent's.
+async fn begin(
+    agent: &Arc<Agent>,
+    inherited: Vec<InheritedPod>,
+    taking_over: Option<TakingOver>,
+    taken_up: watch::Sender<bool>,
+) -> anyhow::Result<()> {
+    let prepare = async {
+        // Their records come with discovery's first answer.
+        let synced = agent.synced().await;
+        let outcome = Box::pin(pods::take_up(agent, true, inherited)).await;
+        (synced, outcome)
+    };
+    match taking_over {
+        None => drop(Box::pin(prepare).await),
+        Some(line) => {
+            let prepared = async {
+                let (synced, outcome) = prepare.await;
+                if !synced {
+                    return Err("discovery has not answered this agent yet".to_owned());
+                }
+                outcome?;
+                for pod in agent.pods.all() {
+                    let fetched = agent.certs.fetch(&pod.identity, agent::PATIENCE).await;
+                    fetched.map_err(|why| format!("no certificate for {}: {why}", pod.identity))?;
+                }
+                fault::point("handover-prepared");
+                Ok(())
+            };
+            line.finish(agent, Box::pin(prepared))
+                .await
+                .context("taking over from the agent that is here")?;
+            tracing::info!("this agent serves now");
+        }
+    }
+    let _ = taken_up.send(true);
+    Ok(())
+}
+
+/// What the node talks to this agent by.
+struct NodeSockets {
+    enroll: seqpacket::Listener,
+    admin: UnixListener,
+    metrics: TcpListener,
+    readiness: TcpListener,
+}
+
+impl NodeSockets {
+    fn open(run: &Run, mut inherited: HashMap<NodeSocket, OwnedFd>) -> anyhow::Result<Self> {
+        let mut tcp = |which, at| -> anyhow::Result<TcpListener> {
+            Ok(TcpListener::from_std(admin::bind(at, inherited.remove(&which))?)?)
+        };
+        let metrics = tcp(NodeSocket::Metrics, run.metrics)?;
+        let readiness = tcp(NodeSocket::Readiness, run.readiness)?;
+        let enroll = match inherited.remove(&NodeSocket::Enroll) {
+            Some(fd) => seqpacket::Listener::from_fd(fd)?,
+            None => seqpacket::Listener::bind(&run.run_dir.join("enroll.sock"))?,
+        };
+        let admin = match inherited.remove(&NodeSocket::Admin) {
+            Some(fd) => UnixListener::from_std(fd.into())?,
+            None => admin::open(&run.run_dir.join("admin.sock"))?,
+        };
+        Ok(Self { enroll, admin, metrics, readiness })
+    }
+
+    fn estate(&self, lock: OwnedFd) -> anyhow::Result<Estate> {
+        let sockets = [
+            (NodeSocket::Enroll, self.enroll.as_fd()),
+            (NodeSocket::Admin, self.admin.as_fd()),
+            (NodeSocket::Metrics, self.metrics.as_fd()),
+            (NodeSocket::Readiness, self.readiness.as_fd()),
+        ];
+        let sockets = sockets
+            .into_iter()
+            .map(|(which, fd)| Ok((which, fd.try_clone_to_owned()?)))
+            .collect::<std::io::Result<_>>()?;
+        Ok(Estate { lock, sockets })
+    }
+
+    fn serve(self, agent: &Arc<Agent>, taken_up: watch::Receiver<bool>) -> anyhow::Result<()> {
+        serve_metrics(agent, self.metrics);
+        serve_readiness(agent, self.readiness, taken_up.clone());
+        spawn_for_agent(admin::serve(agent.clone(), self.admin));
+        let (agent, mut taken_up) = (agent.clone(), taken_up);
+        spawn_for_agent(async move {
+            if taken_up.wait_for(|t| *t).await.is_ok() {
+                enroll::serve(agent, self.enroll).await;
+            }
+        });
+        Ok(())
+    }
+}
+
 fn control_plane(run: &Run) -> ControlPlane {
     ControlPlane {
         address: run.control.clone(),
@@ -236,6 +388,7 @@ fn build(
     run: &Run,
     capture: Capture,
     draining: watch::Receiver<bool>,
+    serving: bool,
 ) -> anyhow::Result<Arc<Agent>> {
     let roots = Arc::new(ArcSwap::from_pointee(read_roots(run)?));
     let certs = CertStore::new(Arc::new(control_plane(run)), roots.clone());
@@ -257,6 +410,8 @@ fn build(
         pods: Pods::new(run.run_dir.join("pods"))?,
         trust_domain_aliases: run.trust_domain_aliases.iter().map(|a| a.as_str().into()).collect(),
         draining,
+        serving: watch::Sender::new(serving),
+        superseded: watch::Sender::new(false),
         node: run.node.clone(),
         cluster_domain: run.cluster_domain.to_lowercase(),
         dns: dns::Counters::default(),
@@ -280,18 +435,6 @@ fn read_roots(run: &Run) -> anyhow::Result<Roots> {
     Ok(roots)
 }
 
-/// Two agents on one node's state would undo each other's work.
-fn lock(run_dir: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
-    let path = run_dir.join("agent.lock");
-    let file = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
-        anyhow::anyhow!(
-            "another agent holds {}: stop it first, or give this one another --run-dir and --bpffs",
-            path.display()
-        )
-    })
-}
-
 async fn follow_discovery(agent: Arc<Agent>, control: ControlPlane, name: String) {
     let ip = std::net::Ipv4Addr::UNSPECIFIED.to_string();
     let node = discovery::node(&name, &ip, &control.cluster);
@@ -308,39 +451,34 @@ async fn sweep(agent: Arc<Agent>) {
         agent.metrics.sweep(now);
         pods::sweep_earlier(&agent);
         // Not before the first attempt, which waits for discovery.
-        if agent.mesh.synced().borrow().ready() && !*agent.draining.borrow() {
-            Box::pin(pods::take_up(&agent, false)).await;
+        let ready = agent.mesh.synced().borrow().ready();
+        if ready && *agent.serving.borrow() && !*agent.draining.borrow() {
+            let _ = Box::pin(pods::take_up(&agent, false, Vec::new())).await;
         }
     }
 }
 
-async fn serve_metrics(agent: &Arc<Agent>, at: SocketAddr) -> anyhow::Result<()> {
-    let agent = agent.clone();
-    admin::serve_http(at, move |path| match path {
-        "/metrics" | "/stats/prometheus" => (StatusCode::OK, admin::metrics(&agent)),
+fn serve_metrics(agent: &Arc<Agent>, at: TcpListener) {
+    let own = agent.clone();
+    admin::serve_http(agent, at, move |path| match path {
+        "/metrics" | "/stats/prometheus" => (StatusCode::OK, admin::metrics(&own)),
         _ => (StatusCode::NOT_FOUND, "/metrics is here\n".to_owned()),
-    })
-    .await
+    });
 }
 
-async fn serve_readiness(
-    agent: &Arc<Agent>,
-    at: SocketAddr,
-    taken_up: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let agent = agent.clone();
-    admin::serve_http(at, move |path| {
-        let discovered = agent.mesh.synced().borrow().ready();
+fn serve_readiness(agent: &Arc<Agent>, at: TcpListener, taken_up: watch::Receiver<bool>) {
+    let own = agent.clone();
+    admin::serve_http(agent, at, move |path| {
+        let discovered = own.mesh.synced().borrow().ready();
         let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
         match path {
-            "/healthz/ready" if *agent.draining.borrow() => unavailable("draining"),
+            "/healthz/ready" if *own.draining.borrow() => unavailable("draining"),
             "/healthz/ready" if !discovered => unavailable("discovery has not answered yet"),
             "/healthz/ready" if !*taken_up.borrow() => unavailable("taking up enrolled pods"),
             "/healthz/ready" => (StatusCode::OK, "ready\n".to_owned()),
             _ => (StatusCode::NOT_FOUND, "/healthz/ready is here\n".to_owned()),
         }
-    })
-    .await
+    });
 }
 
 /// Returns once the last frame of the last connection has left.

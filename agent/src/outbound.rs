@@ -21,22 +21,24 @@ use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, 
 use tokio::net::{TcpListener, TcpStream};
 
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&pod, listener, |stream, _| {
+    accept_each(&agent, &pod, listener, |stream, _| {
         pod.scope.spawn(connection(agent.clone(), pod.clone(), stream));
     })
     .await;
 }
 
-/// Accepts until the pod leaves or the agent drains.
+/// Accepts, whenever this agent serves, until the pod leaves or the agent drains.
 pub async fn accept_each(
+    agent: &Agent,
     pod: &Pod,
     listener: TcpListener,
     mut each: impl FnMut(TcpStream, SocketAddr),
 ) {
-    let mut leaving = pod.leaving();
+    let (mut leaving, mut serving) = (pod.leaving(), agent.serving.subscribe());
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if *serving.borrow() => accepted,
+            _ = serving.changed() => continue,
             _ = leaving.wait_for(|l| *l) => return,
         };
         match accepted {

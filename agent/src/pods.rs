@@ -7,8 +7,8 @@
 
 use crate::{
     agent::{Agent, PATIENCE},
-    dns,
-    enroll::EnrollRequest,
+    dns, fault,
+    handover::InheritedPod,
     inbound,
     netlink::{self, TcpSocket},
     netns::Netns,
@@ -16,24 +16,28 @@ use crate::{
     scope::{PodScope, spawn_for_agent},
     sockets::{self, DnsPorts},
 };
+use agent_api::enroll::Enroll;
 use anyhow::{Context as _, bail};
-use capture_abi::pod_flags;
+use capture_abi::{listener, pod_flags};
 use identity::SpiffeId;
 use mesh::Workload;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fs, io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::watch,
+};
 
 /// One enrolled pod: every descriptor and every task that is held for it.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub struct Pod {
     pub uid: Arc<str>,
     /// The key of its state in the kernel.
     pub owner: u32,
+    pub flags: u32,
     pub netns: Netns,
     pub scope: PodScope,
     pub identity: SpiffeId,
@@ -56,6 +61,8 @@ pub struct Pod {
     earlier: Mutex<HashSet<(SocketAddr, SocketAddr)>>,
     /// Whether this enrolment counts as a user of the namespace's rules and routes.
     prepared: AtomicBool,
+    /// For the agent that takes this one's place.
+    listeners: Mutex<Vec<(u32, OwnedFd)>>,
     /// True once it takes no new connections: un-enrolled, or the agent drains.
     leaving: watch::Sender<bool>,
 }
@@ -68,6 +75,12 @@ impl Pod {
     /// Takes no new connections; those that are open go on.
     pub fn leave(&self) {
         self.leaving.send_replace(true);
+        lock(&self.listeners).clear();
+    }
+
+    /// Its listeners, by their kind in the kernel's map.
+    pub fn listeners(&self) -> io::Result<Vec<(u32, OwnedFd)>> {
+        lock(&self.listeners).iter().map(|(kind, fd)| Ok((*kind, fd.try_clone()?))).collect()
     }
 
     pub fn has_address(&self, ip: IpAddr) -> bool {
@@ -118,6 +131,10 @@ struct Saved {
     fwmark_accept: String,
     #[serde(default)]
     dns: DnsPorts,
+    /// Connections that are older than the enrolment are known: whatever else the namespace holds
+    /// later has no claim to be one of them.
+    #[serde(default)]
+    earlier_listed: bool,
 }
 
 #[derive(Debug)]
@@ -135,7 +152,7 @@ pub struct Pods {
     prepared: Mutex<HashMap<u64, Prepared>>,
     next_owner: AtomicU32,
     /// One enrolment at a time: their steps must not interleave for one namespace.
-    enrolling: tokio::sync::Mutex<()>,
+    enrolling: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Pods {
@@ -146,7 +163,7 @@ impl Pods {
             all: Mutex::default(),
             prepared: Mutex::default(),
             next_owner: AtomicU32::new(1),
-            enrolling: tokio::sync::Mutex::new(()),
+            enrolling: Arc::default(),
         }))
     }
 
@@ -154,6 +171,11 @@ impl Pods {
         let mut all: Vec<Arc<Pod>> = lock(&self.all).values().cloned().collect();
         all.sort_by(|a, b| a.uid.cmp(&b.uid));
         all
+    }
+
+    /// No pod comes or goes for as long as the answer lives.
+    pub async fn hold_still(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.enrolling.clone().lock_owned().await
     }
 
     fn by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -206,15 +228,9 @@ impl Pods {
 }
 
 /// Enrols the pod that lives in `netns`.
-pub async fn enroll(
-    agent: &Arc<Agent>,
-    netns: Netns,
-    request: &EnrollRequest,
-) -> anyhow::Result<()> {
+pub async fn enroll(agent: &Arc<Agent>, netns: Netns, request: &Enroll) -> anyhow::Result<()> {
     let _one = agent.pods.enrolling.lock().await;
-    if *agent.draining.borrow() {
-        bail!("this agent is draining; ask the one that replaces it");
-    }
+    still_here(agent)?;
     let cookie = netns.cookie();
     if let Some(there) = lock(&agent.pods.all).get(&cookie) {
         if *there.uid == *request.uid {
@@ -237,16 +253,24 @@ pub async fn enroll(
         Some((_, entry)) => entry.owner,
         None => agent.pods.next_owner.fetch_add(1, Ordering::Relaxed),
     };
-    enroll_as(agent, netns, &request.uid, Some(request), owner, flags).await
+    enroll_as(agent, netns, &request.uid, Some(request), owner, flags, HashMap::new()).await
+}
+
+fn still_here(agent: &Agent) -> anyhow::Result<()> {
+    if *agent.draining.borrow() || agent.is_superseded() {
+        bail!("this agent is draining; ask the one that replaces it");
+    }
+    Ok(())
 }
 
 async fn enroll_as(
     agent: &Arc<Agent>,
     netns: Netns,
     uid: &str,
-    request: Option<&EnrollRequest>,
+    request: Option<&Enroll>,
     owner: u32,
     flags: u32,
+    inherited: HashMap<u32, OwnedFd>,
 ) -> anyhow::Result<()> {
     // What is taken up is tried again; what is asked for now is waited for.
     let patience = if request.is_some() { PATIENCE } else { Duration::ZERO };
@@ -282,6 +306,8 @@ async fn enroll_as(
         dns: !own_dns,
         uid: workload.uid.clone(),
         owner,
+        flags,
+        listeners: Mutex::default(),
         identity: workload.identity()?,
         addresses,
         scope: PodScope::new(),
@@ -292,7 +318,7 @@ async fn enroll_as(
         netns,
     });
     agent.certs.want(&pod.identity);
-    let outcome = capture(agent, &pod, flags, &host_ends);
+    let outcome = capture(agent, &pod, &host_ends, inherited);
     match outcome {
         Ok(()) => {
             tracing::info!(uid, owner, identity = %pod.identity, "pod enrolled");
@@ -318,8 +344,8 @@ async fn enroll_as(
 fn capture(
     agent: &Arc<Agent>,
     pod: &Arc<Pod>,
-    flags: u32,
     host_ends: &[u32],
+    inherited: HashMap<u32, OwnedFd>,
 ) -> anyhow::Result<()> {
     let cookie = pod.netns.cookie();
     let capture = &agent.capture;
@@ -327,48 +353,75 @@ fn capture(
     let fwmark_accept = agent.pods.prepare(&pod.netns)?;
     pod.prepared.store(true, Ordering::Release);
     capture.start_counting(pod.owner)?;
-    let listeners = sockets::listen(capture, &pod.netns, pod.owner)?;
-    let ports_before = agent.pods.saved(cookie).map(|s| s.dns).unwrap_or_default();
-    let (dns_sockets, dns_ports) = match pod.dns {
-        true => sockets::listen_dns(capture, &pod.netns, pod.owner, ports_before)?,
-        false => (Vec::new(), DnsPorts::default()),
-    };
+    fault::point("enroll-prepared");
+    let before = agent.pods.saved(cookie).filter(|s| s.owner == pod.owner);
+    let dns_before = before.as_ref().map(|s| s.dns).unwrap_or_default();
+    let dns_before = pod.dns.then_some(dns_before);
+    let listeners = sockets::listen(capture, &pod.netns, pod.owner, inherited, dns_before)?;
+    let dns = sockets::dns_ports(&listeners);
+    fault::point("enroll-listening");
     let programs = capture.pod_programs();
-    let mut ebpf = programs.load(pod.owner, flags)?;
-    let saved = Saved {
+    let mut ebpf = programs.load(pod.owner, pod.flags)?;
+    let mut saved = Saved {
         uid: pod.uid.to_string(),
         owner: pod.owner,
-        flags,
+        flags: pod.flags,
         netns_inode: netns_inode(&pod.netns)?,
         fwmark_accept,
-        dns: dns_ports,
+        dns,
+        earlier_listed: before.is_some_and(|s| s.earlier_listed),
     };
-    fs::write(&file, serde_json::to_vec(&saved)?)
-        .with_context(|| format!("writing {}", file.display()))?;
+    save(&file, &saved)?;
+    fault::point("enroll-saved");
     programs.attach_lookup(&mut ebpf, pod.owner, &pod.netns)?;
-    capture.enroll(cookie, sockets::kernel_entry(pod.owner, flags, &pod.addresses, dns_ports))?;
+    fault::point("enroll-looking-up");
+    capture.enroll(cookie, sockets::kernel_entry(pod.owner, pod.flags, &pod.addresses, dns))?;
+    fault::point("enroll-captured");
     // What is connected now was connected before: everything after the entry is captured.
     let earlier = earlier_connections(pod)?;
-    for s in earlier.iter().filter(|s| !s.time_wait) {
-        capture.allow_earlier(pod.owner, s.local, s.remote)?;
+    if !saved.earlier_listed {
+        for s in earlier.iter().filter(|s| !s.time_wait) {
+            capture.allow_earlier(pod.owner, s.local, s.remote)?;
+        }
+        saved.earlier_listed = true;
+        save(&file, &saved)?;
     }
     lock(&pod.earlier).extend(earlier.iter().map(|s| (s.local, s.remote)));
     for end in host_ends {
         programs.attach_guard(&mut ebpf, pod.owner, *end)?;
     }
-    for s in dns_sockets {
-        pod.scope.spawn(dns::listen(agent.clone(), pod.clone(), s));
-    }
-    for l in listeners.outbound {
-        pod.scope.spawn(outbound::listen(agent.clone(), pod.clone(), l));
-    }
-    for l in listeners.plaintext {
-        pod.scope.spawn(inbound::listen_plaintext(agent.clone(), pod.clone(), l));
-    }
-    for l in listeners.hbone {
-        pod.scope.spawn(inbound::listen_hbone(agent.clone(), pod.clone(), l));
+    fault::point("enroll-guarded");
+    for (kind, socket) in listeners {
+        let (agent, pod2) = (agent.clone(), pod.clone());
+        lock(&pod.listeners).push((kind, socket.try_clone()?.into()));
+        match kind {
+            listener::OUTBOUND_V4 | listener::OUTBOUND_V6 => {
+                pod.scope.spawn(outbound::listen(
+                    agent,
+                    pod2,
+                    TcpListener::from_std(socket.into())?,
+                ));
+            }
+            listener::PLAINTEXT_V4 | listener::PLAINTEXT_V6 => {
+                let listener = TcpListener::from_std(socket.into())?;
+                pod.scope.spawn(inbound::listen_plaintext(agent, pod2, listener));
+            }
+            listener::HBONE_V4 | listener::HBONE_V6 => {
+                let listener = TcpListener::from_std(socket.into())?;
+                pod.scope.spawn(inbound::listen_hbone(agent, pod2, listener));
+            }
+            _ => pod.scope.spawn(dns::listen(agent, pod2, UdpSocket::from_std(socket.into())?)),
+        }
     }
     Ok(())
+}
+
+/// Whole or not at all: an agent may die at any time.
+fn save(file: &Path, saved: &Saved) -> anyhow::Result<()> {
+    let next = file.with_extension("next");
+    fs::write(&next, serde_json::to_vec(saved)?)
+        .and_then(|()| fs::rename(&next, file))
+        .with_context(|| format!("writing {}", file.display()))
 }
 
 /// The workload's record, once discovery has it.
@@ -432,6 +485,7 @@ pub fn sweep_earlier(agent: &Agent) {
 /// Un-enrols a pod by its uid.
 pub async fn unenroll(agent: &Arc<Agent>, uid: &str) -> anyhow::Result<()> {
     let _one = agent.pods.enrolling.lock().await;
+    still_here(agent)?;
     match agent.pods.by_uid(uid) {
         Some(pod) => {
             release(agent, &pod).await;
@@ -489,12 +543,22 @@ async fn finish(agent: &Agent, pod: &Arc<Pod>) {
 /// and guarded, with nobody listening.
 ///
 /// Called at the start, and again for those that could not be taken up.
-pub async fn take_up(agent: &Arc<Agent>, first: bool) {
+///
+/// Pods with what an agent before this one has given are the first to be taken up. The answer is
+/// why some of them could not be.
+pub async fn take_up(
+    agent: &Arc<Agent>,
+    first: bool,
+    inherited: Vec<InheritedPod>,
+) -> Result<(), String> {
     let _one = agent.pods.enrolling.lock().await;
     let enrolled = agent.capture.enrolled();
     if !first && enrolled.iter().all(|(c, _)| lock(&agent.pods.all).contains_key(c)) {
-        return;
+        return Ok(());
     }
+    let mut inherited: HashMap<u64, InheritedPod> =
+        inherited.into_iter().map(|p| (p.netns.cookie(), p)).collect();
+    let mut failed = Ok(());
     let highest = enrolled.iter().map(|(_, p)| p.owner).max().unwrap_or(0);
     agent.pods.next_owner.fetch_max(highest + 1, Ordering::Relaxed);
     let mut namespaces = namespaces_of_processes();
@@ -505,12 +569,16 @@ pub async fn take_up(agent: &Arc<Agent>, first: bool) {
             continue;
         }
         let saved = agent.pods.saved(cookie);
-        let netns = saved
-            .as_ref()
-            .and_then(|s| namespaces.remove(&s.netns_inode))
-            .and_then(|path| fs::File::open(path).ok())
-            .and_then(|f| Netns::new(f.into()).ok())
-            .filter(|n| n.cookie() == cookie);
+        let found = |s: &Saved| {
+            let path = namespaces.remove(&s.netns_inode)?;
+            Netns::new(fs::File::open(path).ok()?.into()).ok().filter(|n| n.cookie() == cookie)
+        };
+        let was_given = inherited.remove(&cookie);
+        let is_given = was_given.is_some();
+        let (netns, listeners) = match was_given {
+            Some(pod) => (Some(pod.netns), pod.listeners),
+            None => (saved.as_ref().and_then(found), HashMap::new()),
+        };
         let (Some(saved), Some(netns)) = (saved, netns) else {
             tracing::info!(cookie, owner = entry.owner, "an enrolled pod is gone");
             agent.capture.unenroll(cookie);
@@ -519,19 +587,25 @@ pub async fn take_up(agent: &Arc<Agent>, first: bool) {
             continue;
         };
         kept.insert(entry.owner);
-        let taken = enroll_as(agent, netns, &saved.uid, None, entry.owner, saved.flags).await;
+        let (owner, flags) = (entry.owner, saved.flags);
+        let taken = enroll_as(agent, netns, &saved.uid, None, owner, flags, listeners).await;
         if let Err(error) = taken {
             tracing::error!(
                 uid = saved.uid,
                 error = format!("{error:#}"),
                 "an enrolled pod could not be taken up yet: its new connections fail until then"
             );
+            // One that the control plane has no more is on its way out.
+            if is_given && agent.mesh.workload(&saved.uid).is_some() {
+                failed = Err(format!("{} cannot be taken over: {error:#}", saved.uid));
+            }
         }
     }
     if first {
         agent.capture.forget_except(&kept);
         agent.capture.pod_programs().detach_except(&kept);
     }
+    failed
 }
 
 /// A path to each network namespace that some process is in, by inode.

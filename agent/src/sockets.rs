@@ -15,12 +15,13 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
+    collections::HashMap,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 /// On the last hop's packets, so that the application's answers stay on `lo`. It decides routing
 /// within the pod and nothing else: a pod that sets it on its own packets only loses them.
@@ -84,83 +85,81 @@ fn has_ipv6() -> bool {
     fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|s| s.trim() == "0")
 }
 
-/// The agent's listeners in one pod.
-#[derive(Debug)]
-pub struct Listeners {
-    pub outbound: Vec<TcpListener>,
-    pub plaintext: Vec<TcpListener>,
-    pub hbone: Vec<TcpListener>,
-}
-
-/// Opens them on loopback with ports of the kernel's choosing: nobody can squat on them, and
-/// 15001, 15006 and 15008 stay free for the pod. `sk_lookup` gives them their connections.
-pub fn listen(capture: &Capture, netns: &Netns, owner: u32) -> anyhow::Result<Listeners> {
-    let mut all = Listeners { outbound: Vec::new(), plaintext: Vec::new(), hbone: Vec::new() };
+/// Opens the agent's listeners in one pod, on loopback with ports of the kernel's choosing: nobody
+/// can squat on them, and 15001, 15006 and 15008 stay free for the pod. `sk_lookup` gives them their
+/// connections. Those that an earlier agent has given are taken as they are.
+pub fn listen(
+    capture: &Capture,
+    netns: &Netns,
+    owner: u32,
+    mut inherited: HashMap<u32, OwnedFd>,
+    dns: Option<DnsPorts>,
+) -> anyhow::Result<Vec<(u32, Socket)>> {
+    let mut all = Vec::new();
     let ipv6 = netns.run(has_ipv6)?;
-    for kind in listener::OUTBOUND_V4..=listener::HBONE_V6 {
+    for kind in listener::OUTBOUND_V4..=listener::DNS_V6 {
         let v6 = kind % 2 == 1;
         if v6 && !ipv6 {
             continue;
         }
-        let at: SocketAddr =
-            if v6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() };
-        let socket = netns.run(|| new_socket(at.ip()))?.context("making a listener")?;
-        capture.mark_own(owner, &socket).context("marking a listener as the agent's")?;
-        if v6 {
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&SockAddr::from(at)).context("binding a listener on the pod's loopback")?;
-        socket.listen(BACKLOG)?;
-        capture.set_listener(ListenerKey { owner, kind }, &socket)?;
-        let into = match kind {
-            listener::OUTBOUND_V4 | listener::OUTBOUND_V6 => &mut all.outbound,
-            listener::PLAINTEXT_V4 | listener::PLAINTEXT_V6 => &mut all.plaintext,
-            _ => &mut all.hbone,
+        let is_dns = matches!(kind, listener::DNS_V4 | listener::DNS_V6);
+        let before = match dns {
+            None if is_dns => continue,
+            Some(ports) if is_dns && v6 => ports.v6,
+            Some(ports) if is_dns => ports.v4,
+            _ => 0,
         };
-        into.push(TcpListener::from_std(socket.into())?);
+        let socket = match inherited.remove(&kind) {
+            Some(fd) => Socket::from(fd),
+            None => new_listener(capture, netns, owner, v6, is_dns, before)?,
+        };
+        capture.set_listener(ListenerKey { owner, kind }, &socket)?;
+        all.push((kind, socket));
     }
     Ok(all)
 }
 
-/// The resolver's sockets, with the ports that they had before, if any: an application may have
-/// connected a socket to one. The answer is the ports.
-pub fn listen_dns(
+fn new_listener(
     capture: &Capture,
     netns: &Netns,
     owner: u32,
-    before: DnsPorts,
-) -> anyhow::Result<(Vec<UdpSocket>, DnsPorts)> {
-    let mut sockets = Vec::new();
-    let mut ports = DnsPorts::default();
-    let ipv6 = netns.run(has_ipv6)?;
-    for (kind, v6, before, port) in [
-        (listener::DNS_V4, false, before.v4, &mut ports.v4),
-        (listener::DNS_V6, true, before.v6, &mut ports.v6),
-    ] {
-        if v6 && !ipv6 {
-            continue;
-        }
-        let lo = crate::dns::loopback(v6);
-        let socket = netns.run(|| new_datagram_socket(lo))?.context("making a DNS socket")?;
-        capture.mark_own(owner, &socket).context("marking a DNS socket as the agent's")?;
-        if v6 {
-            socket.set_only_v6(true)?;
-            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-            // Answers leave from the slots' addresses, which no interface has.
-            crate::sys::set_ipv6_transparent(&socket)?;
-        } else {
-            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        }
-        socket
-            .bind(&SockAddr::from(SocketAddr::new(lo, before)))
-            .or_else(|_| socket.bind(&SockAddr::from(SocketAddr::new(lo, 0))))
-            .context("binding a DNS socket on the pod's loopback")?;
-        let bound = socket.local_addr()?.as_socket().map_or(0, |a| a.port());
-        capture.set_listener(ListenerKey { owner, kind }, &socket)?;
-        *port = bound;
-        sockets.push(UdpSocket::from_std(socket.into())?);
+    v6: bool,
+    is_dns: bool,
+    port_before: u16,
+) -> anyhow::Result<Socket> {
+    let lo: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let make = if is_dns { new_datagram_socket } else { new_socket };
+    let socket = netns.run(|| make(lo))?.context("making a listener")?;
+    capture.mark_own(owner, &socket).context("marking a listener as the agent's")?;
+    if v6 {
+        socket.set_only_v6(true)?;
     }
-    Ok((sockets, ports))
+    if is_dns && v6 {
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        // Answers leave from the slots' addresses, which no interface has.
+        crate::sys::set_ipv6_transparent(&socket)?;
+    } else if is_dns {
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+    }
+    // An application may have connected a socket to the resolver that was there before.
+    socket
+        .bind(&SockAddr::from(SocketAddr::new(lo, port_before)))
+        .or_else(|_| socket.bind(&SockAddr::from(SocketAddr::new(lo, 0))))
+        .context("binding a listener on the pod's loopback")?;
+    if !is_dns {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(socket)
+}
+
+/// The resolver's ports among the listeners.
+pub fn dns_ports(listeners: &[(u32, Socket)]) -> DnsPorts {
+    let port = |wanted: u32| {
+        let socket = listeners.iter().find(|(kind, _)| *kind == wanted).map(|(_, s)| s);
+        let bound = socket.and_then(|s| s.local_addr().ok()).and_then(|a| a.as_socket());
+        bound.map_or(0, |a| a.port())
+    };
+    DnsPorts { v4: port(listener::DNS_V4), v6: port(listener::DNS_V6) }
 }
 
 /// Where the resolver listens in a pod; zero where it does not.
@@ -267,7 +266,7 @@ pub fn stream_pair() -> io::Result<(TcpStream, TcpStream)> {
         None,
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
     )?;
-    let stream = |fd: std::os::fd::OwnedFd| TcpStream::from_std(std::net::TcpStream::from(fd));
+    let stream = |fd: OwnedFd| TcpStream::from_std(std::net::TcpStream::from(fd));
     Ok((stream(a)?, stream(b)?))
 }
 

@@ -55,14 +55,30 @@ pub fn ask(run_dir: &Path, word: &str) -> Result<Vec<Value>, Failure> {
 /// One request on the enrol socket, with a descriptor beside it.
 pub fn enroll_socket(run_dir: &Path, request: &Value, fd: Option<OwnedFd>) -> Result<(), Failure> {
     let path = run_dir.join("enroll.sock");
-    let s = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
-        .context("making a socket")?;
     let address = UnixAddr::new(&path).context("the run directory's path is too long")?;
-    connect(s.as_raw_fd(), &address).map_err(|e| no_agent(&path, e))?;
-    Ok(exchange(&s, request, fd)?)
+    for _ in 0..MOVES {
+        let s = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+            .context("making a socket")?;
+        connect(s.as_raw_fd(), &address).map_err(|e| no_agent(&path, e))?;
+        if exchange(&s, request, fd.as_ref())? == Answer::Done {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    Err(Failure::Other(anyhow!("the agent is being replaced, and its successor does not answer")))
 }
 
-fn exchange(s: &OwnedFd, request: &Value, fd: Option<OwnedFd>) -> anyhow::Result<()> {
+/// How often a request is made again while one agent hands over to the next.
+const MOVES: usize = 50;
+
+#[derive(PartialEq, Eq)]
+enum Answer {
+    Done,
+    /// Another agent listens there by now.
+    Moved,
+}
+
+fn exchange(s: &OwnedFd, request: &Value, fd: Option<&OwnedFd>) -> anyhow::Result<Answer> {
     let bytes = serde_json::to_vec(request)?;
     let fds: Vec<i32> = fd.iter().map(|f| f.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&fds)];
@@ -77,8 +93,11 @@ fn exchange(s: &OwnedFd, request: &Value, fd: Option<OwnedFd>) -> anyhow::Result
     }
     let answer: Value = serde_json::from_slice(buffer.get(..n).unwrap_or_default())
         .context("the agent's answer is not JSON")?;
+    if answer.get("moved") == Some(&Value::Bool(true)) {
+        return Ok(Answer::Moved);
+    }
     match answer.get("error").and_then(Value::as_str) {
         Some(error) => bail!("{error}"),
-        None => Ok(()),
+        None => Ok(Answer::Done),
     }
 }

@@ -52,7 +52,7 @@ pub enum Message {
 }
 
 /// A listener of the node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeSocket {
     Enroll,
@@ -188,10 +188,9 @@ impl New {
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         use Action::{Accept, BeginAlone, GiveUp, Keep, Prepare, Send};
         let (next, actions) = match (*self, event) {
-            (
-                New::Greeting,
-                Event::Received(m @ (Message::Node { .. } | Message::Pod { .. })),
-            ) => (New::Greeting, vec![Keep(m)]),
+            (New::Greeting, Event::Received(m @ (Message::Node { .. } | Message::Pod { .. }))) => {
+                (New::Greeting, vec![Keep(m)])
+            }
             (New::Greeting, Event::Received(Message::Sent)) => (New::Preparing, vec![Prepare]),
             (New::Greeting, Event::Closed) => (New::Alone, vec![BeginAlone]),
             (New::Preparing, Event::Prepared) => (New::Ready, vec![Send(Message::Ready)]),
@@ -238,7 +237,9 @@ fn mismatch(protocol: u32, theirs: u32, abi: u32) -> Option<String> {
 /// Why it ends, and whether the other side has yet to hear of it.
 fn reason(event: Event) -> (String, bool) {
     match event {
-        Event::Received(Message::Abort { why }) => (format!("the other agent gave up: {why}"), false),
+        Event::Received(Message::Abort { why }) => {
+            (format!("the other agent gave up: {why}"), false)
+        }
         Event::Received(m) => (format!("the other agent said {m:?} out of turn"), true),
         Event::Closed => ("the other agent is gone".to_owned(), false),
         Event::TimedOut => ("the other agent took too long".to_owned(), true),
