@@ -114,6 +114,11 @@ pub(crate) fn readable_addresses(w: &pb::Workload) -> Vec<IpAddr> {
     w.addresses.iter().filter_map(|a| ip("addresses", a).ok()).collect()
 }
 
+/// The virtual addresses that can be read of a service, whatever else is wrong with it.
+pub(crate) fn readable_vips(s: &pb::Service) -> Vec<IpAddr> {
+    s.addresses.iter().filter_map(|a| ip("addresses", &a.address).ok()).collect()
+}
+
 pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
     if s.hostname.is_empty() || s.namespace.is_empty() {
         return Err(invalid("hostname", "namespace and hostname must not be empty"));
