@@ -60,8 +60,16 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
         pb::WorkloadType::Pod => "pod",
         pb::WorkloadType::Job => "job",
     };
-    let healthy = w.status() == pb::WorkloadStatus::Healthy;
-    let host_network = w.network_mode() == pb::NetworkMode::HostNetwork;
+    // Not by the getter, for which an unknown value is the default: healthy.
+    let healthy = w.status == pb::WorkloadStatus::Healthy as i32;
+    let host_network = match pb::NetworkMode::try_from(w.network_mode) {
+        Ok(pb::NetworkMode::HostNetwork) => true,
+        Ok(pb::NetworkMode::Standard) => false,
+        // Whether its addresses are its own decides who is taken for it.
+        Err(_) => {
+            return Err(invalid("network_mode", format!("unknown value {}", w.network_mode)));
+        }
+    };
     let locality = w.locality.unwrap_or_default();
     let labels = w
         .extensions
