@@ -289,12 +289,18 @@ fn parse_policy(name: &str, bytes: &[u8]) -> Result<Policy, RejectedPolicy> {
     let stand_in = |scope| split_policy_name(name).map(|name| convert::deny_instead(name, scope));
     let authorization = Authorization::decode(bytes)
         .map_err(|e| (bad(format!("cannot be decoded: {e}")), stand_in(Scope::Namespace)))?;
+    // What this version does not know is dropped by the decoder, and may have been a restriction:
+    // then the message is shorter again than it came.
+    let all_known = authorization.encoded_len() == bytes.len();
     let scope = match authorization.scope {
         0 => Scope::Global,
         2 => Scope::WorkloadSelector,
         _ => Scope::Namespace,
     };
     let policy = convert::policy_from_proto(authorization).map_err(|e| (e, stand_in(scope)))?;
+    if !all_known {
+        return Err((bad("has fields that are not known here".into()), stand_in(scope)));
+    }
     if policy.name.to_string() != name {
         return Err((bad(format!("it is {}", policy.name)), stand_in(scope)));
     }
