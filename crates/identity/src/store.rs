@@ -184,7 +184,8 @@ async fn keep_certified(
                 }
             }
             Err(why) => {
-                tracing::warn!(%identity, %why, "no new certificate");
+                // Quoted: the CA's words are one line, whatever is in them.
+                tracing::warn!(%identity, why, "no new certificate");
                 state.send_modify(|s| s.last_error = Some(why.into()));
                 let jitter = rand::rng().random_range(0.5..1.0);
                 sleep(pause.mul_f64(jitter)).await;

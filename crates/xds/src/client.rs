@@ -69,7 +69,8 @@ pub async fn follow(
                 }
             }
             Err(Broken { why, answered }) => {
-                tracing::warn!(%why, "discovery is not connected; the last good state stays");
+                // Quoted: a status message from the other end is one line, whatever is in it.
+                tracing::warn!(why, "discovery is not connected; the last good state stays");
                 if answered {
                     pause = BACKOFF.0;
                 }
