@@ -13,6 +13,7 @@ use prost_types::Any;
 use rand::Rng as _;
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt::Write as _,
     time::Duration,
 };
 use tokio::{sync::mpsc, time::sleep};
@@ -81,6 +82,32 @@ pub async fn follow(
         sleep(pause.mul_f64(jitter)).await;
         pause = (pause * 2).min(BACKOFF.1);
     }
+}
+
+/// Rejected resources of one response that are named, in the log and in the answer, and how much is
+/// said of each, in bytes. A gRPC server takes 4 MiB unless told otherwise, and a longer answer would
+/// end the stream.
+const NAMED: usize = 1000;
+const SAID: usize = 512;
+
+/// Logs what was rejected; the answer's text.
+fn complain(type_url: &str, rejected: &[Rejected]) -> String {
+    let mut message = String::new();
+    for r in rejected.iter().take(NAMED) {
+        let (name, reason) = (shorten(&r.name), shorten(&r.reason));
+        tracing::error!(type_url, name, reason, "resource rejected");
+        let separator = if message.is_empty() { "" } else { "; " };
+        let _ = write!(message, "{separator}{name}: {reason}");
+    }
+    if let Some(more @ 1..) = rejected.len().checked_sub(NAMED) {
+        tracing::error!(type_url, more, "more resources rejected");
+        let _ = write!(message, "; and {more} more");
+    }
+    message
+}
+
+fn shorten(s: &str) -> &str {
+    s.get(..s.floor_char_boundary(SAID)).unwrap_or(s)
 }
 
 struct Broken {
@@ -195,17 +222,12 @@ impl Subscriptions {
         }
         rejected.extend(apply.apply(type_url, resources, response.removed_resources));
         for r in &rejected {
-            tracing::error!(type_url, name = r.name, reason = r.reason, "resource rejected");
             arrived.remove(&r.name);
         }
         versions.extend(arrived);
         let error_detail = (!rejected.is_empty()).then(|| Status {
             code: tonic::Code::InvalidArgument as i32,
-            message: rejected
-                .iter()
-                .map(|r| format!("{}: {}", r.name, r.reason))
-                .collect::<Vec<_>>()
-                .join("; "),
+            message: complain(type_url, &rejected),
         });
         Some(DeltaDiscoveryRequest {
             type_url: (*type_url).to_owned(),
