@@ -172,7 +172,8 @@ impl Subscriptions {
         Self { types: types.iter().map(|t| (*t, HashMap::new())).collect() }
     }
 
-    /// The requests that open a stream: a wildcard per type, with the versions already held.
+    /// The requests that open a stream: a wildcard per type, with the versions already held; what
+    /// was rejected, and of which there is no earlier version, has an empty one.
     pub fn first_requests(&self, node: &Node) -> Vec<DeltaDiscoveryRequest> {
         self.types
             .iter()
@@ -225,6 +226,11 @@ impl Subscriptions {
             arrived.remove(&r.name);
         }
         versions.extend(arrived);
+        for r in &rejected {
+            // Nothing of it is held, but something may stand in for it: whoever comes back must
+            // name it, or is never told that it is gone.
+            versions.entry(r.name.clone()).or_default();
+        }
         let error_detail = (!rejected.is_empty()).then(|| Status {
             code: tonic::Code::InvalidArgument as i32,
             message: complain(type_url, &rejected),
