@@ -16,7 +16,10 @@ use std::{
     fmt::Write as _,
     time::Duration,
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, metadata::MetadataValue, transport::Channel};
 
@@ -62,20 +65,19 @@ pub async fn follow(
     let mut state = Subscriptions::new(types);
     let mut pause = BACKOFF.0;
     loop {
+        let begun = Instant::now();
         match stream_once(connect, &node, &mut state, apply).await {
-            Ok(answered) => {
+            Ok(()) => {
                 tracing::info!("the control plane closed the discovery stream; connecting again");
-                if answered {
-                    pause = BACKOFF.0;
-                }
             }
-            Err(Broken { why, answered }) => {
+            Err(why) => {
                 // Quoted: a status message from the other end is one line, whatever is in it.
                 tracing::warn!(why, "discovery is not connected; the last good state stays");
-                if answered {
-                    pause = BACKOFF.0;
-                }
             }
+        }
+        // One that breaks as soon as it stands is no reason to hurry back.
+        if begun.elapsed() >= BACKOFF.1 {
+            pause = BACKOFF.0;
         }
         apply.connected(false);
         let jitter = rand::rng().random_range(0.5..1.0);
@@ -110,56 +112,37 @@ fn shorten(s: &str) -> &str {
     s.get(..s.floor_char_boundary(SAID)).unwrap_or(s)
 }
 
-struct Broken {
-    why: String,
-    answered: bool,
-}
-
 async fn stream_once(
     connect: &dyn Connect,
     node: &Node,
     state: &mut Subscriptions,
     apply: &dyn Apply,
-) -> Result<bool, Broken> {
-    let early = |why: String| Broken { why, answered: false };
-    let channel = connect.connect().await.map_err(early)?;
+) -> Result<(), String> {
+    let channel = connect.connect().await?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let (tx, rx) = mpsc::channel(64);
     for request in state.first_requests(node) {
-        tx.send(request).await.map_err(|_| early("the request queue closed".into()))?;
+        tx.send(request).await.map_err(|_| "the request queue closed")?;
     }
     let mut request = Request::new(ReceiverStream::new(rx));
-    if let Some(token) = connect.token().map_err(early)? {
-        let value = MetadataValue::try_from(format!("Bearer {token}")).map_err(|_| {
-            early("the token file holds characters that no header can carry".into())
-        })?;
+    if let Some(token) = connect.token()? {
+        let value = MetadataValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| "the token file holds characters that no header can carry")?;
         request.metadata_mut().insert("authorization", value);
     }
-    let mut stream = client
-        .delta_aggregated_resources(request)
-        .await
-        .map_err(|s| early(format!("{:?}: {}", s.code(), s.message())))?
-        .into_inner();
+    let status = |s: tonic::Status| format!("{:?}: {}", s.code(), s.message());
+    let mut stream = client.delta_aggregated_resources(request).await.map_err(status)?.into_inner();
     apply.connected(true);
-    let mut answered = false;
-    loop {
-        match stream.message().await {
-            Ok(Some(response)) => {
-                answered = true;
-                if let Some(reply) = state.handle(response, apply)
-                    && tx.send(reply).await.is_err()
-                {
-                    return Ok(answered);
-                }
-            }
-            Ok(None) => return Ok(answered),
-            Err(s) => {
-                return Err(Broken { why: format!("{:?}: {}", s.code(), s.message()), answered });
-            }
+    while let Some(response) = stream.message().await.map_err(status)? {
+        if let Some(reply) = state.handle(response, apply)
+            && tx.send(reply).await.is_err()
+        {
+            return Ok(());
         }
     }
+    Ok(())
 }
 
 /// What the client has, by type and name: the part that is not I/O.
