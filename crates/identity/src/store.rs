@@ -208,5 +208,5 @@ async fn certify(
         .await
         .map_err(|_| format!("the CA did not answer within {CA_TIMEOUT:?}"))?
         .map_err(|e| e.to_string())?;
-    Certified::new(identity, request, &chain, roots).map_err(|e: CertifiedError| e.to_string())
+    Certified::from_ca(identity, request, &chain, roots).map_err(|e: CertifiedError| e.to_string())
 }
