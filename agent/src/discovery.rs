@@ -36,6 +36,9 @@ pub struct ControlPlane {
     pub validity: Duration,
 }
 
+/// For TCP; TLS has as much again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl ControlPlane {
     async fn channel(&self) -> anyhow::Result<Channel> {
         let root = fs::read(&self.root_cert).with_context(|| {
@@ -50,11 +53,16 @@ impl ControlPlane {
             .domain_name(self.name.clone());
         let endpoint = Endpoint::from_shared(self.address.clone())?
             .tls_config(tls)?
-            .connect_timeout(Duration::from_secs(5))
+            .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(20))
             .keep_alive_while_idle(true);
-        endpoint.connect().await.with_context(|| format!("connecting to {}", self.address))
+        // The endpoint's own limit is on TCP alone: one that accepts and says nothing would be waited
+        // for without end.
+        tokio::time::timeout(CONNECT_TIMEOUT * 2, endpoint.connect())
+            .await
+            .with_context(|| format!("connecting to {}: no answer in TLS", self.address))?
+            .with_context(|| format!("connecting to {}", self.address))
     }
 
     fn read_token(&self) -> anyhow::Result<Option<String>> {

@@ -100,6 +100,25 @@ impl Certified {
         })
     }
 
+    /// Takes an answer that has just come from the CA, in the place of a certificate that may be
+    /// good still: peers must accept it, by these roots and by the clock, or it is refused.
+    pub fn from_ca(
+        identity: &SpiffeId,
+        request: KeyAndRequest,
+        chain_pem: &[String],
+        roots: Arc<Roots>,
+    ) -> Result<Self, CertifiedError> {
+        let chain = parse_chain(identity, chain_pem)?;
+        let provider = aws_lc_rs::default_provider();
+        let verified = MeshVerifier::new(roots.clone(), &provider).accepts(&chain);
+        let certified = Self::new(identity, request, chain_pem, roots)?;
+        verified.map_err(|e| CertifiedError::Unusable {
+            identity: identity.clone(),
+            why: format!("no peer would accept it: {e}"),
+        })?;
+        Ok(certified)
+    }
+
     /// Half of the life that the certificate had when it came has passed at this moment. Not half
     /// of what it says: a CA backdates, for the sake of slow clocks.
     pub fn half_life(&self) -> SystemTime {

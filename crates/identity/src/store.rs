@@ -184,7 +184,8 @@ async fn keep_certified(
                 }
             }
             Err(why) => {
-                tracing::warn!(%identity, %why, "no new certificate");
+                // Quoted: the CA's words are one line, whatever is in them.
+                tracing::warn!(%identity, why, "no new certificate");
                 state.send_modify(|s| s.last_error = Some(why.into()));
                 let jitter = rand::rng().random_range(0.5..1.0);
                 sleep(pause.mul_f64(jitter)).await;
@@ -207,5 +208,5 @@ async fn certify(
         .await
         .map_err(|_| format!("the CA did not answer within {CA_TIMEOUT:?}"))?
         .map_err(|e| e.to_string())?;
-    Certified::new(identity, request, &chain, roots).map_err(|e: CertifiedError| e.to_string())
+    Certified::from_ca(identity, request, &chain, roots).map_err(|e: CertifiedError| e.to_string())
 }

@@ -74,6 +74,15 @@ impl MeshVerifier {
         })
     }
 
+    /// Whether either side would take this chain now.
+    pub(crate) fn accepts(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+        let (leaf, intermediates) =
+            chain.split_first().ok_or_else(|| Error::General("the chain is empty".into()))?;
+        let now = UnixTime::now();
+        self.verify(leaf, intermediates, now, KeyUsage::server_auth())?;
+        self.verify(leaf, intermediates, now, KeyUsage::client_auth())
+    }
+
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,

@@ -61,8 +61,16 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
         pb::WorkloadType::Pod => "pod",
         pb::WorkloadType::Job => "job",
     };
-    let healthy = w.status() == pb::WorkloadStatus::Healthy;
-    let host_network = w.network_mode() == pb::NetworkMode::HostNetwork;
+    // Not by the getter, for which an unknown value is the default: healthy.
+    let healthy = w.status == pb::WorkloadStatus::Healthy as i32;
+    let host_network = match pb::NetworkMode::try_from(w.network_mode) {
+        Ok(pb::NetworkMode::HostNetwork) => true,
+        Ok(pb::NetworkMode::Standard) => false,
+        // Whether its addresses are its own decides who is taken for it.
+        Err(_) => {
+            return Err(invalid("network_mode", format!("unknown value {}", w.network_mode)));
+        }
+    };
     let locality = w.locality.unwrap_or_default();
     let labels = extension(&w.extensions, xds::LABELS_EXTENSION)
         .map(|s| s.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect())
@@ -132,6 +140,11 @@ fn dns(mut s: Struct) -> Dns {
 /// The addresses that can be read of a workload, whatever else is wrong with it.
 pub(crate) fn readable_addresses(w: &pb::Workload) -> Vec<IpAddr> {
     w.addresses.iter().filter_map(|a| ip("addresses", a).ok()).collect()
+}
+
+/// The virtual addresses that can be read of a service, whatever else is wrong with it.
+pub(crate) fn readable_vips(s: &pb::Service) -> Vec<IpAddr> {
+    s.addresses.iter().filter_map(|a| ip("addresses", &a.address).ok()).collect()
 }
 
 pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {

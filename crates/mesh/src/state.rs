@@ -57,8 +57,8 @@ pub(crate) struct Tables {
     pub(crate) services: HashMap<NamespacedHostname, Arc<Service>>,
     pub(crate) hostnames: Hostnames,
     by_vip: Claims<NamespacedHostname>,
-    /// Addresses of workloads that were refused and of which there is no earlier version: nobody
-    /// knows how to reach them, so nobody is let through to them.
+    /// Addresses of workloads and services that were refused and of which there is no earlier
+    /// version: nobody knows how to reach them, so nobody is let through to them.
     refused: HashMap<String, Vec<IpAddr>>,
     pub(crate) endpoints: HashMap<NamespacedHostname, EndpointSet>,
     policies: HashMap<PolicyName, Arc<Policy>>,
@@ -178,7 +178,7 @@ impl Mesh {
         }
         self.change(|t| {
             for (name, addresses) in refused {
-                if !t.workloads.contains_key(name.as_str()) {
+                if !t.has_address(&name) {
                     t.refused.insert(name, addresses);
                 }
             }
@@ -258,27 +258,29 @@ enum Address {
     Service(Service),
 }
 
-/// The error comes with the addresses of a workload that cannot be taken.
+/// The error comes with the addresses of what cannot be taken.
 fn parse_address(name: &str, bytes: &[u8]) -> Result<Address, (Invalid, Vec<IpAddr>)> {
-    let bad = |why: String| (Invalid { field: "resource", why }, Vec::new());
-    let address = pb::Address::decode(bytes).map_err(|e| bad(format!("cannot be decoded: {e}")))?;
+    let bad = |why: String| Invalid { field: "resource", why };
+    let address = pb::Address::decode(bytes)
+        .map_err(|e| (bad(format!("cannot be decoded: {e}")), Vec::new()))?;
     match address.r#type {
         Some(pb::address::Type::Workload(w)) => {
             let addresses = convert::readable_addresses(&w);
-            let w = convert::workload_from_proto(w).map_err(|e| (e, addresses))?;
-            if *w.uid != *name {
-                return Err(bad(format!("its uid is {}", w.uid)));
+            match convert::workload_from_proto(w) {
+                Ok(w) if *w.uid == *name => Ok(Address::Workload(Box::new(w))),
+                Ok(w) => Err((bad(format!("its uid is {}", w.uid)), addresses)),
+                Err(e) => Err((e, addresses)),
             }
-            Ok(Address::Workload(Box::new(w)))
         }
         Some(pb::address::Type::Service(s)) => {
-            let s = convert::service_from_proto(s).map_err(|e| (e, Vec::new()))?;
-            if s.key.to_string() != name {
-                return Err(bad(format!("it is {}", s.key)));
+            let addresses = convert::readable_vips(&s);
+            match convert::service_from_proto(s) {
+                Ok(s) if s.key.to_string() == name => Ok(Address::Service(s)),
+                Ok(s) => Err((bad(format!("it is {}", s.key)), addresses)),
+                Err(e) => Err((e, addresses)),
             }
-            Ok(Address::Service(s))
         }
-        None => Err(bad("is neither a workload nor a service".into())),
+        None => Err((bad("is neither a workload nor a service".into()), Vec::new())),
     }
 }
 
@@ -289,12 +291,18 @@ fn parse_policy(name: &str, bytes: &[u8]) -> Result<Policy, RejectedPolicy> {
     let stand_in = |scope| split_policy_name(name).map(|name| convert::deny_instead(name, scope));
     let authorization = Authorization::decode(bytes)
         .map_err(|e| (bad(format!("cannot be decoded: {e}")), stand_in(Scope::Namespace)))?;
+    // What this version does not know is dropped by the decoder, and may have been a restriction:
+    // then the message is shorter again than it came.
+    let all_known = authorization.encoded_len() == bytes.len();
     let scope = match authorization.scope {
         0 => Scope::Global,
         2 => Scope::WorkloadSelector,
         _ => Scope::Namespace,
     };
     let policy = convert::policy_from_proto(authorization).map_err(|e| (e, stand_in(scope)))?;
+    if !all_known {
+        return Err((bad("has fields that are not known here".into()), stand_in(scope)));
+    }
     if policy.name.to_string() != name {
         return Err((bad(format!("it is {}", policy.name)), stand_in(scope)));
     }
@@ -410,7 +418,18 @@ impl Tables {
         }
     }
 
+    /// Whether a workload or a service of this name was ever taken.
+    fn has_address(&self, name: &str) -> bool {
+        let service = || {
+            let (namespace, hostname) = name.split_once('/')?;
+            let key = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
+            self.services.get(&key)
+        };
+        self.workloads.contains_key(name) || service().is_some()
+    }
+
     fn insert_service(&mut self, s: Service) {
+        self.refused.remove(&s.key.to_string());
         self.unindex_service(&s.key, &s.addresses);
         for place in &s.addresses {
             self.by_vip.claim(place.clone(), s.key.clone());

@@ -13,9 +13,13 @@ use prost_types::Any;
 use rand::Rng as _;
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt::Write as _,
     time::Duration,
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, metadata::MetadataValue, transport::Channel};
 
@@ -61,19 +65,19 @@ pub async fn follow(
     let mut state = Subscriptions::new(types);
     let mut pause = BACKOFF.0;
     loop {
+        let begun = Instant::now();
         match stream_once(connect, &node, &mut state, apply).await {
-            Ok(answered) => {
+            Ok(()) => {
                 tracing::info!("the control plane closed the discovery stream; connecting again");
-                if answered {
-                    pause = BACKOFF.0;
-                }
             }
-            Err(Broken { why, answered }) => {
-                tracing::warn!(%why, "discovery is not connected; the last good state stays");
-                if answered {
-                    pause = BACKOFF.0;
-                }
+            Err(why) => {
+                // Quoted: a status message from the other end is one line, whatever is in it.
+                tracing::warn!(why, "discovery is not connected; the last good state stays");
             }
+        }
+        // One that breaks as soon as it stands is no reason to hurry back.
+        if begun.elapsed() >= BACKOFF.1 {
+            pause = BACKOFF.0;
         }
         apply.connected(false);
         let jitter = rand::rng().random_range(0.5..1.0);
@@ -82,9 +86,30 @@ pub async fn follow(
     }
 }
 
-struct Broken {
-    why: String,
-    answered: bool,
+/// Rejected resources of one response that are named, in the log and in the answer, and how much is
+/// said of each, in bytes. A gRPC server takes 4 MiB unless told otherwise, and a longer answer would
+/// end the stream.
+const NAMED: usize = 1000;
+const SAID: usize = 512;
+
+/// Logs what was rejected; the answer's text.
+fn complain(type_url: &str, rejected: &[Rejected]) -> String {
+    let mut message = String::new();
+    for r in rejected.iter().take(NAMED) {
+        let (name, reason) = (shorten(&r.name), shorten(&r.reason));
+        tracing::error!(type_url, name, reason, "resource rejected");
+        let separator = if message.is_empty() { "" } else { "; " };
+        let _ = write!(message, "{separator}{name}: {reason}");
+    }
+    if let Some(more @ 1..) = rejected.len().checked_sub(NAMED) {
+        tracing::error!(type_url, more, "more resources rejected");
+        let _ = write!(message, "; and {more} more");
+    }
+    message
+}
+
+fn shorten(s: &str) -> &str {
+    s.get(..s.floor_char_boundary(SAID)).unwrap_or(s)
 }
 
 async fn stream_once(
@@ -92,46 +117,32 @@ async fn stream_once(
     node: &Node,
     state: &mut Subscriptions,
     apply: &dyn Apply,
-) -> Result<bool, Broken> {
-    let early = |why: String| Broken { why, answered: false };
-    let channel = connect.connect().await.map_err(early)?;
+) -> Result<(), String> {
+    let channel = connect.connect().await?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let (tx, rx) = mpsc::channel(64);
     for request in state.first_requests(node) {
-        tx.send(request).await.map_err(|_| early("the request queue closed".into()))?;
+        tx.send(request).await.map_err(|_| "the request queue closed")?;
     }
     let mut request = Request::new(ReceiverStream::new(rx));
-    if let Some(token) = connect.token().map_err(early)? {
-        let value = MetadataValue::try_from(format!("Bearer {token}")).map_err(|_| {
-            early("the token file holds characters that no header can carry".into())
-        })?;
+    if let Some(token) = connect.token()? {
+        let value = MetadataValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| "the token file holds characters that no header can carry")?;
         request.metadata_mut().insert("authorization", value);
     }
-    let mut stream = client
-        .delta_aggregated_resources(request)
-        .await
-        .map_err(|s| early(format!("{:?}: {}", s.code(), s.message())))?
-        .into_inner();
+    let status = |s: tonic::Status| format!("{:?}: {}", s.code(), s.message());
+    let mut stream = client.delta_aggregated_resources(request).await.map_err(status)?.into_inner();
     apply.connected(true);
-    let mut answered = false;
-    loop {
-        match stream.message().await {
-            Ok(Some(response)) => {
-                answered = true;
-                if let Some(reply) = state.handle(response, apply)
-                    && tx.send(reply).await.is_err()
-                {
-                    return Ok(answered);
-                }
-            }
-            Ok(None) => return Ok(answered),
-            Err(s) => {
-                return Err(Broken { why: format!("{:?}: {}", s.code(), s.message()), answered });
-            }
+    while let Some(response) = stream.message().await.map_err(status)? {
+        if let Some(reply) = state.handle(response, apply)
+            && tx.send(reply).await.is_err()
+        {
+            return Ok(());
         }
     }
+    Ok(())
 }
 
 /// What the client has, by type and name: the part that is not I/O.
@@ -144,7 +155,8 @@ impl Subscriptions {
         Self { types: types.iter().map(|t| (*t, HashMap::new())).collect() }
     }
 
-    /// The requests that open a stream: a wildcard per type, with the versions already held.
+    /// The requests that open a stream: a wildcard per type, with the versions already held; what
+    /// was rejected, and of which there is no earlier version, has an empty one.
     pub fn first_requests(&self, node: &Node) -> Vec<DeltaDiscoveryRequest> {
         self.types
             .iter()
@@ -194,17 +206,17 @@ impl Subscriptions {
         }
         rejected.extend(apply.apply(type_url, resources, response.removed_resources));
         for r in &rejected {
-            tracing::error!(type_url, name = r.name, reason = r.reason, "resource rejected");
             arrived.remove(&r.name);
         }
         versions.extend(arrived);
+        for r in &rejected {
+            // Nothing of it is held, but something may stand in for it: whoever comes back must
+            // name it, or is never told that it is gone.
+            versions.entry(r.name.clone()).or_default();
+        }
         let error_detail = (!rejected.is_empty()).then(|| Status {
             code: tonic::Code::InvalidArgument as i32,
-            message: rejected
-                .iter()
-                .map(|r| format!("{}: {}", r.name, r.reason))
-                .collect::<Vec<_>>()
-                .join("; "),
+            message: complain(type_url, &rejected),
         });
         Some(DeltaDiscoveryRequest {
             type_url: (*type_url).to_owned(),

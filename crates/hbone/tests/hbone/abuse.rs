@@ -1,51 +1,32 @@
 //! A client with a good certificate that means no good: its own connection ends, with a bounded
 //! amount of work, and the server says why.
 
-use crate::raw::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING,
-    RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, connect_frame, frame, headers,
-};
+use crate::raw::{Raw, connect_frame};
 use hbone::ServerError;
+use scripted::frames::{
+    CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING,
+    SETTINGS, WINDOW_UPDATE, block, bomb, frame, headers, long_headers, reset,
+};
 use tokio::io::AsyncWriteExt as _;
-
-const CANCEL: [u8; 4] = [0, 0, 0, 8];
-
-/// Writes until all is written or the server has hung up, while reading what it answers.
-async fn assault(raw: &mut Raw, frames: impl Iterator<Item = Vec<u8>>) -> (usize, Option<u32>) {
-    let Raw { write, read, .. } = raw;
-    let writer = async {
-        let mut written = 0;
-        for f in frames {
-            if write.write_all(&f).await.is_err() || write.flush().await.is_err() {
-                break;
-            }
-            written += 1;
-        }
-        // What the server makes of it ends here at the latest.
-        let _ = write.shutdown().await;
-        written
-    };
-    tokio::join!(writer, read.goodbye())
-}
 
 #[tokio::test]
 async fn rapid_reset_is_told_to_calm_down() {
-    let mut raw = Raw::connect().await;
+    let raw = Raw::connect().await;
     let storm = (0..10_000_u32).map(|i| {
         let stream = i * 2 + 1;
         let mut pair = connect_frame(stream);
-        pair.extend(frame(RST_STREAM, 0, stream, &CANCEL));
+        pair.extend(reset(stream, CANCEL));
         pair
     });
-    let (_, goodbye) = assault(&mut raw, storm).await;
+    let ((_, goodbye), mut server) = raw.assault(storm).await;
     assert_eq!(goodbye, Some(ENHANCE_YOUR_CALM));
-    let ended = raw.server.ended.await.unwrap();
+    let ended = server.ended.await.unwrap();
     assert!(
         matches!(&ended, Err(ServerError::H2(e)) if e.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)),
         "{ended:?}"
     );
     let mut handed_on = 0;
-    while raw.server.streams.try_recv().is_ok() {
+    while server.streams.try_recv().is_ok() {
         handed_on += 1;
     }
     assert!(handed_on < 1000, "{handed_on} of 10,000 streams reached the application");
@@ -53,14 +34,14 @@ async fn rapid_reset_is_told_to_calm_down() {
 
 #[tokio::test]
 async fn headers_without_end_are_cut_off() {
-    let mut raw = Raw::connect().await;
+    let raw = Raw::connect().await;
     let first = frame(HEADERS, 0, 1, &block(&[(":method", "CONNECT")]));
     let more = frame(CONTINUATION, 0, 1, &block(&[("x", "0123456789")]));
     let flood = std::iter::once(first).chain(std::iter::repeat_n(more, 100_000));
-    let (written, goodbye) = assault(&mut raw, flood).await;
-    assert!(raw.server.ended.await.unwrap().is_err());
+    let ((written, goodbye), mut server) = raw.assault(flood).await;
+    assert!(server.ended.await.unwrap().is_err());
     assert!(goodbye.is_some_and(|code| code != 0), "{goodbye:?} after {written}");
-    assert!(raw.server.streams.try_recv().is_err());
+    assert!(server.streams.try_recv().is_err());
 }
 
 /// A small block that stands for a megabyte: one long header in the table, named ten thousand times.
@@ -68,12 +49,8 @@ async fn headers_without_end_are_cut_off() {
 async fn a_header_bomb_is_not_unpacked() {
     let mut raw = Raw::connect().await;
     // Literal with incremental indexing, name of 1 byte, value of 3,000 (RFC 7541, section 5.1).
-    let mut bomb = block(&[(":method", "CONNECT"), (":authority", "10.0.0.2:80")]);
-    bomb.extend([0x40, 1, b'x', 0x7f, 0xb9, 0x16]);
-    bomb.extend([b'y'; 3000]);
-    // 62: the newest entry of the table.
-    bomb.extend([0x80 | 62; 10_000]);
-    raw.send(&frame(HEADERS, END_HEADERS, 1, &bomb)).await;
+    let bomb = bomb(&[(":method", "CONNECT"), (":authority", "10.0.0.2:80")]);
+    raw.send(&long_headers(1, &bomb)).await;
     let answer = raw.read.answer(1).await;
     assert!(answer.is_none_or(|f| f.status() != Some(200)), "it was let in");
     assert!(raw.server.streams.try_recv().is_err());
@@ -98,10 +75,9 @@ async fn broken_rules_end_the_connection() {
         ("an index into nothing", vec![frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff, 0x7f])]),
     ];
     for (what, frames) in cases {
-        let mut raw = Raw::connect().await;
-        let (_, goodbye) = assault(&mut raw, frames.into_iter()).await;
+        let ((_, goodbye), server) = Raw::connect().await.assault(frames.into_iter()).await;
         assert!(goodbye.is_some_and(|code| code != 0), "{what}: {goodbye:?}");
-        assert!(raw.server.ended.await.unwrap().is_err(), "{what}");
+        assert!(server.ended.await.unwrap().is_err(), "{what}");
     }
 }
 

@@ -1,13 +1,14 @@
 //! Who may speak to whom: each end refuses a peer that is not who it must be, and says why.
 
-use crate::{
-    pair::{connect, connect_to, echo, pair_of, raw_pair, serve},
-    pki::{HOUR, Pki, client_config, leaf},
-};
+use crate::pair::{connect, connect_to, echo, pair_of, raw_pair, serve};
 use hbone::{ClientError, Expected, ServerError, accept, handshake};
 use identity::Certified;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::{ClientConfig, pki_types::ServerName};
+use scripted::{
+    pki::{HOUR, Pki, leaf},
+    tls::{client_config, hello_of_tls_1_2},
+};
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -190,16 +191,7 @@ async fn a_client_with_tls_1_2_alone_is_refused() {
     let pki = Pki::new("cluster.local");
     let server = pki.certified("server");
     let (mut near, far) = raw_pair();
-    // supported_groups: P-256; signature_algorithms: ecdsa_secp256r1_sha256; no supported_versions.
-    let extensions = [0, 10, 0, 4, 0, 2, 0, 23, 0, 13, 0, 4, 0, 2, 4, 3];
-    let mut hello = vec![3, 3];
-    hello.extend([9; 32]);
-    hello.push(0);
-    // TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256; no compression.
-    hello.extend([0, 2, 0xc0, 0x2b, 1, 0, 0, extensions.len() as u8]);
-    hello.extend(extensions);
-    let mut record = vec![22, 3, 1, 0, hello.len() as u8 + 4, 1, 0, 0, hello.len() as u8];
-    record.extend(hello);
+    let record = hello_of_tls_1_2();
     let (refused, answer) = tokio::join!(accept(far, server.server.clone()), async {
         near.write_all(&record).await.unwrap();
         let mut answer = Vec::new();

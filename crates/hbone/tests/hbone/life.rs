@@ -1,13 +1,13 @@
 //! A connection's end: the certificate's, the peer's, the program's.
 
-use crate::{
-    pair::{Server, assert_ended, connect, connect_to, echo, pair, pair_of, raw_pair, serve},
-    pki::{HOUR, Pki},
+use crate::pair::{
+    Server, assert_ended, connect, connect_to, echo, pair, pair_of, raw_pair, serve,
 };
 use bytes::Bytes;
 use h2::{client, server};
 use http::Response;
 use rustls::pki_types::ServerName;
+use scripted::pki::{HOUR, Pki};
 use std::{
     net::{IpAddr, Ipv4Addr},
     time::{Duration, SystemTime},

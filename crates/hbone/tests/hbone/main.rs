@@ -6,7 +6,6 @@ mod abuse;
 mod identities;
 mod life;
 mod pair;
-mod pki;
 mod pool;
 mod raw;
 mod relay;

@@ -1,6 +1,5 @@
 //! Two ends of one connection, and what tests do with a stream.
 
-use crate::pki::Pki;
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use hbone::{
@@ -9,6 +8,7 @@ use hbone::{
 };
 use http::{Method, Request};
 use identity::Certified;
+use scripted::pki::Pki;
 use std::{future::poll_fn, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, duplex},

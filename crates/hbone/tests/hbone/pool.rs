@@ -1,15 +1,13 @@
 //! The pool, over connections that are real and a dialler that the test commands.
 
-use crate::{
-    pair::{DESTINATION, Server, connect_to, echo, raw_pair, serve},
-    pki::Pki,
-};
+use crate::pair::{DESTINATION, Server, connect_to, echo, raw_pair, serve};
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use hbone::{
     ClientStream, Dial, DialError, Dialled, Expected, InboundStream, Lease, Pool, PoolConfig,
     PoolError, WINDOWS, handshake,
 };
 use identity::Certified;
+use scripted::pki::Pki;
 use std::{
     io,
     sync::{

@@ -2,10 +2,11 @@
 
 use crate::{
     pair::{DESTINATION, connect_to, echo, pair},
-    raw::{HEADERS, RST_STREAM, Raw, connect_frame, headers},
+    raw::{Raw, connect_frame},
 };
 use hbone::ClientError;
 use http::{Method, Request, StatusCode};
+use scripted::frames::{HEADERS, RST_STREAM, headers};
 
 #[tokio::test]
 async fn other_methods_are_refused() {

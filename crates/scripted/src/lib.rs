@@ -1,0 +1,13 @@
+//! The other end of every protocol that Culvert speaks, for tests: it does what a script says, right or wrong, and
+//! keeps what it was told.
+//!
+//! [`pki`] mints certificates, sound and odd ones; [`tls`] presents them; [`frames`] and [`wire`] are HTTP/2 by hand,
+//! at either end; [`control`] is a control plane (discovery and CA) whose every message is the test's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+pub mod control;
+pub mod frames;
+pub mod messages;
+pub mod pki;
+pub mod tls;
+pub mod wire;
