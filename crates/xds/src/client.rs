@@ -196,6 +196,9 @@ impl Subscriptions {
         for r in &rejected {
             tracing::error!(type_url, name = r.name, reason = r.reason, "resource rejected");
             arrived.remove(&r.name);
+            // Something stands for it until it is removed, and only of names that are held does a
+            // server say so after a reconnect. No resource has the empty version.
+            versions.entry(r.name.clone()).or_default();
         }
         versions.extend(arrived);
         let error_detail = (!rejected.is_empty()).then(|| Status {
