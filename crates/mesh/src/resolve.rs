@@ -30,7 +30,9 @@ pub enum Unreachable {
     NoPort(String, u16),
     #[error("service {0} is visible in its own namespace only")]
     NotVisible(String),
-    #[error("the workload at {0} was refused: the log says which field of it could not be read")]
+    #[error(
+        "the workload or service at {0} was refused: the log says which field of it could not be read"
+    )]
     Refused(IpAddr),
 }
 

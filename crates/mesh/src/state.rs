@@ -55,8 +55,8 @@ pub(crate) struct Tables {
     by_address: Claims<Arc<str>>,
     services: HashMap<NamespacedHostname, Arc<Service>>,
     by_vip: Claims<NamespacedHostname>,
-    /// Addresses of workloads that were refused and of which there is no earlier version: nobody
-    /// knows how to reach them, so nobody is let through to them.
+    /// Addresses of workloads and services that were refused and of which there is no earlier
+    /// version: nobody knows how to reach them, so nobody is let through to them.
     refused: HashMap<String, Vec<IpAddr>>,
     endpoints: HashMap<NamespacedHostname, EndpointSet>,
     policies: HashMap<PolicyName, Arc<Policy>>,
@@ -176,7 +176,7 @@ impl Mesh {
         }
         self.change(|t| {
             for (name, addresses) in refused {
-                if !t.workloads.contains_key(name.as_str()) {
+                if !t.holds(&name) {
                     t.refused.insert(name, addresses);
                 }
             }
@@ -256,7 +256,7 @@ enum Address {
     Service(Service),
 }
 
-/// The error comes with the addresses of a workload that cannot be taken.
+/// The error comes with the addresses of what cannot be taken.
 fn parse_address(name: &str, bytes: &[u8]) -> Result<Address, (Invalid, Vec<IpAddr>)> {
     let bad = |why: String| (Invalid { field: "resource", why }, Vec::new());
     let address = pb::Address::decode(bytes).map_err(|e| bad(format!("cannot be decoded: {e}")))?;
@@ -270,7 +270,8 @@ fn parse_address(name: &str, bytes: &[u8]) -> Result<Address, (Invalid, Vec<IpAd
             Ok(Address::Workload(Box::new(w)))
         }
         Some(pb::address::Type::Service(s)) => {
-            let s = convert::service_from_proto(s).map_err(|e| (e, Vec::new()))?;
+            let addresses = convert::readable_vips(&s);
+            let s = convert::service_from_proto(s).map_err(|e| (e, addresses))?;
             if s.key.to_string() != name {
                 return Err(bad(format!("it is {}", s.key)));
             }
@@ -310,6 +311,11 @@ fn split_policy_name(name: &str) -> Option<PolicyName> {
     Some(PolicyName { namespace: namespace.into(), name: name.into() })
 }
 
+fn service_key(name: &str) -> Option<NamespacedHostname> {
+    let (namespace, hostname) = name.split_once('/')?;
+    Some(NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() })
+}
+
 impl Tables {
     pub(crate) fn service_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Service>> {
         self.services.get(self.by_vip.holder(network, ip)?)
@@ -321,6 +327,12 @@ impl Tables {
 
     pub(crate) fn is_refused(&self, ip: IpAddr) -> bool {
         self.refused.values().any(|addresses| addresses.contains(&ip))
+    }
+
+    /// Whether there is a version of the workload or service of this name.
+    fn holds(&self, name: &str) -> bool {
+        self.workloads.contains_key(name)
+            || service_key(name).is_some_and(|key| self.services.contains_key(&key))
     }
 
     /// An endpoint of `service` for a connection to `asked`, and its address there.
@@ -409,6 +421,9 @@ impl Tables {
     }
 
     fn insert_service(&mut self, s: Service) {
+        if !self.refused.is_empty() {
+            self.refused.remove(&s.key.to_string());
+        }
         self.unindex_service(&s.key, &s.addresses);
         for place in &s.addresses {
             self.by_vip.claim(place.clone(), s.key.clone());
@@ -437,8 +452,7 @@ impl Tables {
         if let Some(old) = &workload {
             self.unindex(old, None);
         }
-        if let Some((namespace, hostname)) = name.split_once('/') {
-            let key = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
+        if let Some(key) = service_key(name) {
             self.unindex_service(&key, &[]);
             if self.services.remove(&key).is_some()
                 && let Some(set) = self.endpoints.get_mut(&key)
