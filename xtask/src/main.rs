@@ -1,5 +1,6 @@
 //! `cargo xtask`: every chore of a developer, each with what it needs installed by itself.
 
+mod bench;
 mod demo;
 mod ebpf;
 mod host;
@@ -23,6 +24,8 @@ enum Command {
     Test(test::Args),
     /// Run the demo: Bookinfo on a two-node mesh, on this machine
     Demo(demo::Args),
+    /// Measure, and print the figures beside their goals and a peer's
+    Bench(bench::Args),
     /// Run every fuzz target for a while
     Fuzz {
         /// Seconds for each
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => ebpf::build().map(drop),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Fuzz { seconds } => test::fuzz(seconds),
     };
     match outcome {

@@ -142,9 +142,16 @@ pub(crate) fn readable_addresses(w: &pb::Workload) -> Vec<IpAddr> {
     w.addresses.iter().filter_map(|a| ip("addresses", a).ok()).collect()
 }
 
-/// The virtual addresses that can be read of a service, whatever else is wrong with it.
+/// The same of a service.
 pub(crate) fn readable_vips(s: &pb::Service) -> Vec<IpAddr> {
-    s.addresses.iter().filter_map(|a| ip("addresses", &a.address).ok()).collect()
+    s.addresses.iter().filter_map(|a| virtual_address(a).ok().flatten()).collect()
+}
+
+/// A block of addresses is not a virtual address that one can connect to as such.
+fn virtual_address(a: &pb::NetworkAddress) -> Result<Option<IpAddr>, Invalid> {
+    let ip = ip("addresses", &a.address)?;
+    let whole = if ip.is_ipv4() { 32 } else { 128 };
+    Ok(a.length.is_none_or(|l| l == whole).then_some(ip))
 }
 
 pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
@@ -159,10 +166,7 @@ pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
     let private = pb::Visibility::try_from(s.visibility) != Ok(pb::Visibility::Public);
     let mut addresses = Vec::new();
     for a in &s.addresses {
-        let ip = ip("addresses", &a.address)?;
-        let whole = if ip.is_ipv4() { 32 } else { 128 };
-        // A block of addresses is not a virtual address that one can connect to as such.
-        if a.length.is_none_or(|l| l == whole) {
+        if let Some(ip) = virtual_address(a)? {
             addresses.push((a.network.as_str().into(), ip));
         }
     }

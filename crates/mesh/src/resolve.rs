@@ -31,7 +31,7 @@ pub enum Unreachable {
     #[error("service {0} is visible in its own namespace only")]
     NotVisible(String),
     #[error(
-        "what has the address {0} was refused: the log says which field of it could not be read"
+        "the workload or service at {0} was refused: the log says which field of it could not be read"
     )]
     Refused(IpAddr),
 }

@@ -178,7 +178,7 @@ impl Mesh {
         }
         self.change(|t| {
             for (name, addresses) in refused {
-                if !t.has_address(&name) {
+                if !t.holds(&name) {
                     t.refused.insert(name, addresses);
                 }
             }
@@ -320,6 +320,11 @@ fn split_policy_name(name: &str) -> Option<PolicyName> {
     Some(PolicyName { namespace: namespace.into(), name: name.into() })
 }
 
+fn service_key(name: &str) -> Option<NamespacedHostname> {
+    let (namespace, hostname) = name.split_once('/')?;
+    Some(NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() })
+}
+
 impl Tables {
     pub(crate) fn service_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Service>> {
         self.services.get(self.by_vip.holder(network, ip)?)
@@ -331,6 +336,12 @@ impl Tables {
 
     pub(crate) fn is_refused(&self, ip: IpAddr) -> bool {
         self.refused.values().any(|addresses| addresses.contains(&ip))
+    }
+
+    /// Whether there is a version of the workload or service of this name.
+    fn holds(&self, name: &str) -> bool {
+        self.workloads.contains_key(name)
+            || service_key(name).is_some_and(|key| self.services.contains_key(&key))
     }
 
     /// An endpoint of `service` for a connection to `asked`, and its address there.
@@ -418,18 +429,10 @@ impl Tables {
         }
     }
 
-    /// Whether a workload or a service of this name was ever taken.
-    fn has_address(&self, name: &str) -> bool {
-        let service = || {
-            let (namespace, hostname) = name.split_once('/')?;
-            let key = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
-            self.services.get(&key)
-        };
-        self.workloads.contains_key(name) || service().is_some()
-    }
-
     fn insert_service(&mut self, s: Service) {
-        self.refused.remove(&s.key.to_string());
+        if !self.refused.is_empty() {
+            self.refused.remove(&s.key.to_string());
+        }
         self.unindex_service(&s.key, &s.addresses);
         for place in &s.addresses {
             self.by_vip.claim(place.clone(), s.key.clone());
@@ -459,8 +462,7 @@ impl Tables {
         if let Some(old) = &workload {
             self.unindex(old, None);
         }
-        if let Some((namespace, hostname)) = name.split_once('/') {
-            let key = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
+        if let Some(key) = service_key(name) {
             self.unindex_service(&key, &[]);
             self.remove_hostname(&key);
             if self.services.remove(&key).is_some()

@@ -207,13 +207,11 @@ impl Subscriptions {
         rejected.extend(apply.apply(type_url, resources, response.removed_resources));
         for r in &rejected {
             arrived.remove(&r.name);
-        }
-        versions.extend(arrived);
-        for r in &rejected {
-            // Nothing of it is held, but something may stand in for it: whoever comes back must
-            // name it, or is never told that it is gone.
+            // Something stands for it until it is removed, and only of names that are held does a
+            // server say so after a reconnect. No resource has the empty version.
             versions.entry(r.name.clone()).or_default();
         }
+        versions.extend(arrived);
         let error_detail = (!rejected.is_empty()).then(|| Status {
             code: tonic::Code::InvalidArgument as i32,
             message: complain(type_url, &rejected),

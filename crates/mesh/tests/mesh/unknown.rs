@@ -1,6 +1,6 @@
 //! What is malformed, or newer than this program: rejected by name, or read the careful way.
 
-use crate::feed::{Feed as _, any, bytes, mesh, port, service, workload};
+use crate::feed::{Feed as _, SERVICE, any, bytes, mesh, port, service, workload};
 use prost::Message as _;
 use xds::{ADDRESS_TYPE, client::Apply as _, proto::workload as pb};
 
@@ -42,6 +42,22 @@ fn a_workload_that_was_never_taken_is_not_outside_the_mesh() {
     assert_eq!(m.try_put(bad()).len(), 1);
     m.remove("a");
     assert_eq!(m.reach("10.0.0.1:1"), ["outside 10.0.0.1:1"]);
+}
+
+#[test]
+fn a_service_that_was_never_taken_is_not_outside_the_mesh() {
+    let m = mesh();
+    let lb = pb::LoadBalancing { mode: 42, ..Default::default() };
+    let bad = || pb::Service { load_balancing: Some(lb.clone()), ..service() };
+    m.put(workload("a", "10.0.0.1"));
+    assert_eq!(m.try_put(bad()).len(), 1);
+    assert!(m.reach("10.96.0.1:80")[0].contains("was refused"));
+    m.put(service());
+    assert_eq!(m.reach("10.96.0.1:80"), ["a 10.0.0.1:8080"]);
+    assert_eq!(m.try_put(bad()).len(), 1);
+    assert_eq!(m.reach("10.96.0.1:80"), ["a 10.0.0.1:8080"], "the version before stays");
+    m.remove(SERVICE);
+    assert_eq!(m.reach("10.96.0.1:80"), ["outside 10.96.0.1:80"]);
 }
 
 #[test]

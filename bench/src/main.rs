@@ -1,0 +1,62 @@
+//! `cargo xtask bench`: measures Culvert, and prints what came of it beside the goals and beside
+//! what a peer reaches.
+//!
+//! Whatever is measured runs in a child process (this program again, with `--role`), so that its
+//! memory is its own and no measurement inherits the heap of the one before.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod memory;
+mod peers;
+mod report;
+mod role;
+mod scale;
+
+use anyhow::bail;
+use clap::Parser;
+use std::{fs, path::PathBuf, process::ExitCode};
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", about = "Measures Culvert beside its goals and a peer")]
+struct Cli {
+    /// What to measure: scale [default: everything]
+    suites: Vec<String>,
+    /// Writes the rows to this file, too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// How often each measurement that takes a process of its own is repeated
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// A child process of a measurement, with its arguments
+    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
+    role: Option<Vec<String>>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match &cli.role {
+        Some(role) => role::play(role),
+        None => run(&cli),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    if let Some(unknown) = cli.suites.iter().find(|s| *s != scale::SUITE) {
+        bail!("there is no suite {unknown:?}, only {}", scale::SUITE);
+    }
+    let rows = scale::run(cli.runs.max(1))?;
+    println!("{}", report::table(&rows));
+    if let Some(path) = &cli.json {
+        fs::write(path, format!("{:#}\n", report::json(&rows)))?;
+    }
+    Ok(())
+}

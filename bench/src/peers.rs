@@ -1,0 +1,37 @@
+//! What is to be reached, and what a peer reaches: ztunnel, Istio main of 2026-08, a release build,
+//! measured on the same kind of machine (2 cores, Linux 6.18, network namespaces).
+
+/// A ceiling to stay under, and the peer's figure; either may be missing.
+pub type Beside = (Option<f64>, Option<f64>);
+
+const NONE: Beside = (None, None);
+
+/// The peer's memory without any workloads, in MB: what its figure per workload leaves out.
+const ZTUNNEL_IDLE: f64 = 15.0;
+const ZTUNNEL_AT_100_000: f64 = 204.0;
+
+/// By the name of a measure of the suite `scale`, in the unit of that measure.
+pub fn scale(name: &str) -> Beside {
+    match name {
+        "10,000 workloads: connect to ready" => (None, Some(0.072)),
+        "10,000 workloads: resident" => (None, Some(36.0)),
+        "100,000 workloads: connect to ready" => (Some(0.3), Some(0.65)),
+        "100,000 workloads: resident" => (None, Some(ZTUNNEL_AT_100_000)),
+        "100,000 workloads: resident, peak" => (None, Some(268.0)),
+        "100,000 workloads: resident per workload" => {
+            (Some(500.0), Some((ZTUNNEL_AT_100_000 - ZTUNNEL_IDLE) * 10.0))
+        }
+        "100,000 workloads: one change applied" => (None, Some(1.5)),
+        "100,000 workloads: 10,000 changes applied" => (None, Some(74.0)),
+        "choice among 10 endpoints" => (Some(1000.0), Some(650.0)),
+        "choice among 1,000 endpoints" => (Some(1000.0), Some(39_000.0)),
+        "choice among 10,000 endpoints" => (Some(1000.0), Some(582_000.0)),
+        n if n.starts_with("choice among ") => (Some(1000.0), None),
+        "10,000 policies: check, none matches" => (Some(10.0), Some(29_000.0)),
+        n if n.contains(" policies: check") => (Some(10.0), None),
+        "dump: time" => (None, Some(2.3)),
+        "dump: size" => (None, Some(107.0)),
+        "dump: agent's peak above its rest" => (None, Some(827.0 - ZTUNNEL_AT_100_000)),
+        _ => NONE,
+    }
+}

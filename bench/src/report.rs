@@ -1,0 +1,87 @@
+//! Rows, and how they are shown.
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value, json};
+
+/// One measure, with all its samples.
+pub struct Row {
+    pub suite: &'static str,
+    pub name: String,
+    pub unit: &'static str,
+    samples: Vec<f64>,
+    pub goal: Option<f64>,
+    pub ztunnel: Option<f64>,
+}
+
+impl Row {
+    /// # Panics
+    /// Without samples: a measure that measured nothing is a mistake in here.
+    pub fn new(suite: &'static str, name: String, unit: &'static str, samples: &[f64]) -> Self {
+        assert!(!samples.is_empty(), "{name} has not been measured");
+        let mut samples = samples.to_vec();
+        samples.sort_by(f64::total_cmp);
+        Self { suite, name, unit, samples, goal: None, ztunnel: None }
+    }
+
+    pub fn median(&self) -> f64 {
+        self.at(50)
+    }
+
+    /// The sample below which so many of a hundred are.
+    fn at(&self, percent: usize) -> f64 {
+        self.samples[(self.samples.len() - 1) * percent / 100]
+    }
+}
+
+pub fn json(rows: &[Row]) -> Value {
+    rows.iter()
+        .map(|r| {
+            json!({
+                "suite": r.suite,
+                "name": r.name,
+                "unit": r.unit,
+                "value": r.median(),
+                "goal": r.goal,
+                "ztunnel": r.ztunnel,
+            })
+        })
+        .collect()
+}
+
+pub fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["measure", "unit", "median", "5 % .. 95 %", "goal", "", "ztunnel"]);
+    for r in rows {
+        let spread = format!("{} .. {}", figure(r.at(5)), figure(r.at(95)));
+        // Every goal here is a ceiling.
+        let met = r.goal.map(|g| if r.median() <= g { "met" } else { "MISSED" });
+        let shown = |f: Option<f64>| f.map(figure).unwrap_or_default();
+        table.add_row([
+            r.name.clone(),
+            r.unit.to_owned(),
+            figure(r.median()),
+            spread,
+            shown(r.goal),
+            met.unwrap_or_default().to_owned(),
+            shown(r.ztunnel),
+        ]);
+    }
+    for column in [2, 3, 4, 6] {
+        if let Some(c) = table.column_mut(column) {
+            c.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Three digits that mean something.
+fn figure(f: f64) -> String {
+    let digits = match f.abs() {
+        a if a >= 100.0 => 0,
+        a if a >= 10.0 => 1,
+        a if a >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{f:.digits$}")
+}

@@ -1,0 +1,103 @@
+//! Child processes: started with a role and its arguments, they print samples, a line each.
+
+use crate::scale;
+use anyhow::{Context as _, bail, ensure};
+use std::{
+    env,
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+/// The samples of each measure, in the order in which they were first measured.
+#[derive(Default)]
+pub struct Samples(Vec<(String, Vec<f64>)>);
+
+impl Samples {
+    pub fn add(&mut self, name: &str, value: f64) {
+        match self.0.iter_mut().find(|(n, _)| n == name) {
+            Some((_, values)) => values.push(value),
+            None => self.0.push((name.to_owned(), vec![value])),
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[f64])> {
+        self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
+    }
+}
+
+pub fn play(role: &[String]) -> anyhow::Result<()> {
+    let words: Vec<&str> = role.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["control", args @ ..] => scale::control::play(args),
+        ["hold", args @ ..] => scale::hold::play(args),
+        ["fields"] => scale::fields::play(),
+        ["decide"] => scale::decide::play(),
+        _ => bail!("there is no role {role:?}"),
+    }
+}
+
+/// A child says that it has measured something.
+pub fn say(name: &str, value: f64) {
+    println!("{name}\t{value}");
+}
+
+pub fn command(words: &[&str]) -> anyhow::Result<Command> {
+    let mut command = Command::new(env::current_exe().context("finding this program")?);
+    command.arg("--role").args(words);
+    Ok(command)
+}
+
+/// Runs a role to its end and adds its samples.
+pub fn measure(words: &[&str], into: &mut Samples) -> anyhow::Result<()> {
+    let out = command(words)?.stderr(Stdio::inherit()).output().context("starting a role")?;
+    ensure!(out.status.success(), "the role {words:?} ended with {}", out.status);
+    for line in String::from_utf8(out.stdout)?.lines() {
+        let (name, value) =
+            line.split_once('\t').with_context(|| format!("not a sample: {line}"))?;
+        into.add(name, value.parse()?);
+    }
+    Ok(())
+}
+
+/// A role that serves until it is dropped. Its standard input is its line to its parent: the
+/// child ends when that closes, whatever became of the parent.
+pub struct Serving {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Serving {
+    pub fn start(words: &[&str]) -> anyhow::Result<Self> {
+        let mut child = command(words)?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting a role")?;
+        let stdout = BufReader::new(child.stdout.take().context("the role has no output")?);
+        Ok(Self { child, stdout })
+    }
+
+    /// What it says once it serves.
+    pub fn first_line(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        ensure!(line.ends_with('\n'), "the role ended before it served");
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Ends this process when its parent has gone.
+pub fn end_with_parent() {
+    std::thread::spawn(|| {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1)) {}
+        std::process::exit(0);
+    });
+}

@@ -1,0 +1,133 @@
+//! What a workload's memory is made of: the heap that each field takes, found by leaving it out.
+//! What an empty field takes shows apart.
+
+use super::corpus::{NODE, Shape, delivered, encoded, named_service, named_workload};
+use crate::{
+    memory::{heap_of, live, start_counting},
+    role::say,
+};
+use anyhow::Context as _;
+use mesh::{Local, Mesh, Workload, workload_from_proto};
+use prost_types::Any;
+use xds::{
+    ADDRESS_TYPE,
+    client::{Apply, Rejected, Subscriptions},
+    proto::{
+        discovery::{DeltaDiscoveryResponse, Resource},
+        workload as pb,
+    },
+    server::Encoded,
+};
+
+const COUNT: u32 = 20_000;
+const SHAPE: Shape = Shape { workloads: COUNT, labels: true };
+
+/// A field, and how to do without it.
+type Field = (&'static str, fn(&mut pb::Workload));
+
+const FIELDS: [Field; 15] = [
+    ("labels", |w| w.extensions.clear()),
+    ("services", |w| w.services.clear()),
+    ("uid", |w| w.uid = "u".to_owned()),
+    ("name", |w| w.name.clear()),
+    ("namespace", |w| w.namespace = "n".to_owned()),
+    ("addresses", |w| w.addresses.clear()),
+    ("network", |w| w.network.clear()),
+    ("trust_domain", |w| w.trust_domain = "d".to_owned()),
+    ("service_account", |w| w.service_account = "a".to_owned()),
+    ("node", |w| w.node.clear()),
+    ("canonical_name", |w| w.canonical_name.clear()),
+    ("canonical_revision", |w| w.canonical_revision.clear()),
+    ("workload_name", |w| w.workload_name.clear()),
+    ("cluster", |w| w.cluster_id.clear()),
+    ("locality", |w| w.locality = None),
+];
+
+pub fn play() -> anyhow::Result<()> {
+    start_counting();
+    say("workload: the struct itself", size_of::<Workload>() as f64);
+    let whole = heap_without(|_| ())?;
+    say("workload: heap behind it", whole);
+    say("workload: heap with all fields at their emptiest", heap_without(at_their_emptiest)?);
+    for (name, leave_out) in FIELDS {
+        say(&format!("workload: heap of {name}"), whole - heap_without(leave_out)?);
+    }
+    let local = Local { node: NODE.into(), cluster: "Kubernetes".into(), ..Local::default() };
+    let services: Vec<_> =
+        (0..SHAPE.services()).map(|j| delivered(named_service(SHAPE.service(j)))).collect();
+    let mesh = Mesh::new(local);
+    mesh.apply(ADDRESS_TYPE, services, Vec::new());
+    // In pieces, so that no table is measured just after it doubled only.
+    let ((), held) = heap_of(|| {
+        for first in (0..COUNT).step_by(1000) {
+            let some = (first..first + 1000)
+                .map(|i| delivered(named_workload(SHAPE.workload(i, 0))))
+                .collect();
+            mesh.apply(ADDRESS_TYPE, some, Vec::new());
+        }
+    });
+    let per = held / f64::from(COUNT);
+    say("workload: heap in the mesh, tables included", per);
+    say("workload: heap of the tables", per - whole - size_of::<Workload>() as f64 - 16.0);
+    versions()
+}
+
+/// What the client remembers of each resource, to say what it has when it comes back.
+fn versions() -> anyhow::Result<()> {
+    let resources: Vec<Resource> = (0..COUNT)
+        .map(|i| {
+            let (name, address) = named_workload(SHAPE.workload(i, 0));
+            let Encoded { version, .. } = encoded(&address);
+            let (_, any) = delivered((name.clone(), address));
+            Resource { name, version, resource: Some(any), ..Default::default() }
+        })
+        .collect();
+    let mut client = Subscriptions::new(&[ADDRESS_TYPE]);
+    let response = DeltaDiscoveryResponse {
+        type_url: ADDRESS_TYPE.to_owned(),
+        // Copied, as strings are that come off the wire.
+        resources: resources.clone(),
+        ..Default::default()
+    };
+    let before = live();
+    drop(resources);
+    let freed = before - live();
+    let before = live();
+    client.handle(response, &Nobody).context("no answer")?;
+    // The response went, which was as much as its copy.
+    let held = live() - before + freed;
+    say("workload: heap of the version that the client remembers", held / f64::from(COUNT));
+    Ok(())
+}
+
+/// Takes everything and keeps nothing.
+struct Nobody;
+
+impl Apply for Nobody {
+    fn apply(&self, _: &str, _: Vec<(String, Any)>, _: Vec<String>) -> Vec<Rejected> {
+        Vec::new()
+    }
+
+    fn connected(&self, _: bool) {}
+}
+
+fn at_their_emptiest(w: &mut pb::Workload) {
+    for (_, leave_out) in FIELDS {
+        leave_out(w);
+    }
+}
+
+/// Bytes per workload, beside the struct itself.
+fn heap_without(leave_out: fn(&mut pb::Workload)) -> anyhow::Result<f64> {
+    let mut kept: Vec<Workload> = Vec::with_capacity(COUNT as usize);
+    let (result, heap) = heap_of(|| {
+        for i in 0..COUNT {
+            let mut w = SHAPE.workload(i, 0);
+            leave_out(&mut w);
+            kept.push(workload_from_proto(w)?);
+        }
+        anyhow::Ok(())
+    });
+    result?;
+    Ok(heap / f64::from(COUNT))
+}
