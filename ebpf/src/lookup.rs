@@ -3,7 +3,7 @@
 //! An announced tuple goes where its announcement says; what stays on loopback is left alone; every
 //! other SYN is the agent's. Without an agent there is no listener, and the SYN is refused.
 
-use crate::maps::{FLOWS, LISTENERS};
+use crate::maps::{FLOWS, LISTENERS, count, no_room};
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
     macros::sk_lookup,
@@ -45,6 +45,11 @@ pub fn lookup(ctx: SkLookupContext) -> u32 {
     }
     // Unlike 127/8 this range is no martian: a neighbour on the link could address it.
     if in_spread(&key.remote) {
+        return sk_action::SK_DROP;
+    }
+    // What the agent accepts it could not answer without an announcement.
+    if no_room(owner) {
+        count(owner, |c| c.announce_failed += 1);
         return sk_action::SK_DROP;
     }
     let kind =

@@ -40,7 +40,7 @@ pub struct Sizes {
     pub flows: u32,
 }
 
-/// How close to full FLOWS may come before new connects are refused: what may be under way on
+/// How close to full FLOWS may come before new connections are refused: what may be under way on
 /// other CPUs between the check and the insertion.
 const MARGIN: u32 = 64;
 
@@ -53,10 +53,12 @@ pub struct Capture {
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     counts: Mutex<PerCpuHashMap<MapData, u32, Counts>>,
     in_use: Mutex<Array<MapData, u64>>,
+    own: Mutex<HashMap<MapData, u32, u64>>,
     socks: MapData,
 }
 
-const MAPS: [&str; 7] = ["PODS", "FLOWS", "EARLIER", "LISTENERS", "COUNTS", "IN_USE", "SOCKS"];
+const MAPS: [&str; 8] =
+    ["PODS", "FLOWS", "EARLIER", "LISTENERS", "COUNTS", "IN_USE", "OWN", "SOCKS"];
 
 impl Capture {
     /// Takes up what is pinned beneath `bpffs`, or begins anew, and puts the node's hooks on
@@ -86,6 +88,7 @@ impl Capture {
             listeners: Mutex::new(SockHash::try_from(take("LISTENERS")?)?),
             counts: Mutex::new(PerCpuHashMap::try_from(take("COUNTS")?)?),
             in_use: Mutex::new(Array::try_from(take("IN_USE")?)?),
+            own: Mutex::new(HashMap::try_from(take("OWN")?)?),
             socks: match take("SOCKS")? {
                 Map::SkStorage(data) => data,
                 other => return Err(anyhow!("SOCKS is not socket storage but {other:?}")),
@@ -203,10 +206,16 @@ impl Capture {
             counts.keys().filter_map(Result::ok).filter(|o| !owners.contains(o)).collect();
         for o in stale {
             let _ = counts.remove(&o);
+            let _ = lock(&self.own).remove(&o);
         }
     }
 
     pub fn start_counting(&self, owner: u32) -> anyhow::Result<()> {
+        let mut own = lock(&self.own);
+        if own.get(&owner, 0).is_err() {
+            own.insert(owner, 0, 0).context("the kernel's map of pods' shares took no entry")?;
+        }
+        drop(own);
         let mut counts = lock(&self.counts);
         if counts.get(&owner, 0).is_ok() {
             return Ok(());
@@ -218,6 +227,7 @@ impl Capture {
 
     pub fn stop_counting(&self, owner: u32) {
         let _ = lock(&self.counts).remove(&owner);
+        let _ = lock(&self.own).remove(&owner);
     }
 
     /// What the kernel has counted for the pod, over all CPUs.
