@@ -136,6 +136,8 @@ pub struct TcpSocket {
     pub remote: SocketAddr,
     /// Sends nothing more but empty segments.
     pub time_wait: bool,
+    /// Has sent a SYN, and no answer has come yet.
+    pub connecting: bool,
 }
 
 /// Every TCP connection of this thread's namespace, from SYN_SENT on (sock_diag).
@@ -143,6 +145,7 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     const TCP_LISTEN: u32 = 10;
     const TCP_CLOSE: u32 = 7;
     const TCP_TIME_WAIT: u8 = 6;
+    const TCP_SYN_SENT: u8 = 2;
     const IPPROTO_TCP: u8 = 6;
     let mut out = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -161,6 +164,7 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
             if let (Some(src), Some(dst)) = (address(8), address(24)) {
                 out.push(TcpSocket {
                     time_wait: body.get(1) == Some(&TCP_TIME_WAIT),
+                    connecting: body.get(1) == Some(&TCP_SYN_SENT),
                     local: SocketAddr::new(src.to_canonical(), sport),
                     remote: SocketAddr::new(dst.to_canonical(), dport),
                 });

@@ -327,7 +327,7 @@ fn capture(
     // What is connected now was connected before: everything after the entry is captured.
     let earlier = earlier_connections(pod)?;
     for s in earlier.iter().filter(|s| !s.time_wait) {
-        capture.allow_earlier(pod.owner, s.local, s.remote)?;
+        capture.allow_earlier(pod.owner, s)?;
     }
     lock(&pod.earlier).extend(earlier.iter().map(|s| (s.local, s.remote)));
     for end in host_ends {

@@ -12,7 +12,7 @@ mod pod_programs;
 pub use host::{ensure_bpffs, find_cgroup2};
 pub use pod_programs::PodPrograms;
 
-use crate::sys;
+use crate::{netlink::TcpSocket, sys};
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -144,14 +144,10 @@ impl Capture {
     }
 
     /// Lets connections that are older than the enrolment go on.
-    pub fn allow_earlier(
-        &self,
-        owner: u32,
-        local: SocketAddr,
-        remote: SocketAddr,
-    ) -> anyhow::Result<()> {
-        let flow = Flow { kind: flow_kind::EARLIER, ..Flow::default() };
-        lock(&self.earlier).insert(flow_key(owner, local, remote), flow, 0).map_err(|e| {
+    pub fn allow_earlier(&self, owner: u32, s: &TcpSocket) -> anyhow::Result<()> {
+        let kind = if s.connecting { flow_kind::EARLIER_SYN } else { flow_kind::EARLIER };
+        let flow = Flow { kind, ..Flow::default() };
+        lock(&self.earlier).insert(flow_key(owner, s.local, s.remote), flow, 0).map_err(|e| {
             anyhow!(
                 "the kernel's map of earlier connections took no entry ({e}); it has room for 65536"
             )
