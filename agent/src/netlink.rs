@@ -7,7 +7,7 @@ use nix::sys::socket::{
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 const NLM_F_REQUEST: u16 = 1;
@@ -26,6 +26,8 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
+const RTM_NEWNSID: u16 = 88;
+const RTM_GETNSID: u16 = 90;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
 /// Whether an object is to be there or not.
@@ -46,6 +48,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Index of the other end, in the namespace where that is.
     pub peer: Option<u32>,
+    /// This namespace's number for that one; none when it is the same.
+    pub peer_netns: Option<u32>,
 }
 
 /// Every link of this thread's namespace.
@@ -53,6 +57,7 @@ pub fn links() -> io::Result<Vec<Link>> {
     const IFLA_IFNAME: u16 = 3;
     const IFLA_LINK: u16 = 5;
     const IFLA_LINKINFO: u16 = 18;
+    const IFLA_LINK_NETNSID: u16 = 37;
     const IFLA_INFO_KIND: u16 = 1;
     const IFF_UP: u32 = 1;
     const IFF_LOOPBACK: u32 = 8;
@@ -66,11 +71,13 @@ pub fn links() -> io::Result<Vec<Link>> {
             up: flags & IFF_UP != 0,
             kind: None,
             peer: None,
+            peer_netns: None,
         };
         for (kind, value) in attributes(body.get(16..).unwrap_or_default()) {
             match kind {
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_LINK => link.peer = u32_at(value, 0),
+                IFLA_LINK_NETNSID => link.peer_netns = u32_at(value, 0),
                 IFLA_LINKINFO => {
                     link.kind =
                         attributes(value).find(|(k, _)| *k == IFLA_INFO_KIND).map(|(_, v)| text(v));
@@ -81,6 +88,26 @@ pub fn links() -> io::Result<Vec<Link>> {
         out.push(link);
     })?;
     Ok(out)
+}
+
+/// This thread's namespace's number for another one; it has none before a dump of links has named it.
+pub fn netns_number(netns: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    const NETNSA_NSID: u16 = 1;
+    const NETNSA_FD: u16 = 3;
+    let s = open(SockProtocol::NetlinkRoute)?;
+    let mut body = vec![0; 4];
+    attribute(&mut body, NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
+    send(&s, RTM_GETNSID, NLM_F_REQUEST, &body)?;
+    let mut buffer = vec![0u8; 8192];
+    let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    let answer = buffer.get(..n).unwrap_or_default();
+    if u16_at(answer, 4) != Some(RTM_NEWNSID) {
+        return Err(io::Error::from_raw_os_error(error_of(answer).unwrap_or(libc::EIO)));
+    }
+    let mut found = attributes(answer.get(20..).unwrap_or_default());
+    let number = found.find(|(k, _)| *k == NETNSA_NSID).and_then(|(_, v)| u32_at(v, 0));
+    // -1: never numbered.
+    Ok(number.filter(|n| *n != u32::MAX))
 }
 
 /// Every global address of this thread's namespace.
@@ -109,6 +136,8 @@ pub struct TcpSocket {
     pub remote: SocketAddr,
     /// Sends nothing more but empty segments.
     pub time_wait: bool,
+    /// Has sent a SYN, and no answer has come yet.
+    pub connecting: bool,
 }
 
 /// Every TCP connection of this thread's namespace, from SYN_SENT on (sock_diag).
@@ -116,6 +145,7 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     const TCP_LISTEN: u32 = 10;
     const TCP_CLOSE: u32 = 7;
     const TCP_TIME_WAIT: u8 = 6;
+    const TCP_SYN_SENT: u8 = 2;
     const IPPROTO_TCP: u8 = 6;
     let mut out = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -134,6 +164,7 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
             if let (Some(src), Some(dst)) = (address(8), address(24)) {
                 out.push(TcpSocket {
                     time_wait: body.get(1) == Some(&TCP_TIME_WAIT),
+                    connecting: body.get(1) == Some(&TCP_SYN_SENT),
                     local: SocketAddr::new(src.to_canonical(), sport),
                     remote: SocketAddr::new(dst.to_canonical(), dport),
                 });

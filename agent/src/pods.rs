@@ -381,7 +381,7 @@ fn capture(
     let earlier = earlier_connections(pod)?;
     if !saved.earlier_listed {
         for s in earlier.iter().filter(|s| !s.time_wait) {
-            capture.allow_earlier(pod.owner, s.local, s.remote)?;
+            capture.allow_earlier(pod.owner, s)?;
         }
         saved.earlier_listed = true;
         save(&file, &saved)?;

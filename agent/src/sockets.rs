@@ -18,7 +18,7 @@ use std::{
     collections::HashMap,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     time::Duration,
 };
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -358,9 +358,13 @@ async fn establish(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
 
 /// The host end of each of the pod's interfaces, as an index in the agent's namespace. An
 /// interface without one (macvlan, ipvlan, a passed-through device) leaves nothing to guard.
+///
+/// Indexes alone do not tell whose end it is: the pod's root makes interfaces of any number. That
+/// the other end is in the pod's namespace is known from the kernel, out here.
 pub fn host_ends(netns: &Netns) -> anyhow::Result<Vec<u32>> {
     let inside = netns.run(netlink::links)??;
     let outside = netlink::links()?;
+    let number = netlink::netns_number(netns.as_fd())?;
     let mut ends = Vec::new();
     for link in inside.iter().filter(|l| !l.loopback) {
         let kind = link.kind.as_deref().unwrap_or("a device of the host");
@@ -369,7 +373,10 @@ pub fn host_ends(netns: &Netns) -> anyhow::Result<Vec<u32>> {
             continue;
         }
         let end = link.peer.filter(|_| kind == "veth").and_then(|peer| {
-            outside.iter().find(|o| o.index == peer && o.peer == Some(link.index))
+            outside.iter().find(|o| {
+                let theirs = o.peer == Some(link.index) && o.peer_netns == number;
+                o.index == peer && theirs && number.is_some()
+            })
         });
         match end {
             Some(end) => ends.push(end.index),

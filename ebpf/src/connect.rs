@@ -6,7 +6,7 @@
 
 use crate::{
     dns,
-    maps::{SOCKS, count, flows_full, owner},
+    maps::{SOCKS, count, no_room, owner},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -34,7 +34,10 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
         dns::connects(&ctx, true);
         return ALLOW;
     }
-    let Some((pod, sk)) = captures(&ctx) else { return ALLOW };
+    let (pod, sk) = match captures(&ctx) {
+        Ok(captured) => captured,
+        Err(verdict) => return verdict,
+    };
     let a = ctx.sock_addr;
     // SAFETY: fields of the program's context, each read as one word.
     let (ip, port) = unsafe { (read_volatile(&raw const (*a).user_ip4), port_of(a)) };
@@ -60,7 +63,10 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
         dns::connects(&ctx, false);
         return ALLOW;
     }
-    let Some((pod, sk)) = captures(&ctx) else { return ALLOW };
+    let (pod, sk) = match captures(&ctx) {
+        Ok(captured) => captured,
+        Err(verdict) => return verdict,
+    };
     let a = ctx.sock_addr;
     // SAFETY: fields of the program's context, each read as one word.
     let (ip, port) = unsafe { (ip6_of(a), port_of(a)) };
@@ -120,27 +126,29 @@ fn is_node_dns(pod: &Pod, ip: u32, port: u16) -> bool {
         && pod.dns_port_v4 != 0
 }
 
-/// The pod and the socket, when this connect is the agent's business at all.
+/// The pod and the socket, when this connect is the agent's business at all; what else becomes of
+/// it when it is not. The agent's own take up room, too.
 #[inline(always)]
-fn captures(ctx: &SockAddrContext) -> Option<(&'static Pod, *mut bpf_sock)> {
+fn captures(ctx: &SockAddrContext) -> Result<(&'static Pod, *mut bpf_sock), i32> {
     let a = ctx.sock_addr;
     // SAFETY: fields of the program's context.
     let (protocol, sk) =
         unsafe { (read_volatile(&raw const (*a).protocol), (*a).__bindgen_anon_1.sk) };
     if protocol != IPPROTO_TCP || sk.is_null() {
-        return None;
+        return Err(ALLOW);
     }
-    let pod = owner(ctx.as_ptr())?;
-    if matches!(SOCKS.get(sk.cast()), Some(s) if s.kind == sock_kind::AGENT) {
-        return None;
+    let Some(pod) = owner(ctx.as_ptr()) else { return Err(ALLOW) };
+    match SOCKS.get(sk.cast()) {
+        Some(s) if s.kind == sock_kind::AGENT && no_room(pod.owner) => Err(refused(pod)),
+        Some(s) if s.kind == sock_kind::AGENT => Err(ALLOW),
+        _ => Ok((pod, sk)),
     }
-    Some((pod, sk))
 }
 
 /// Keeps the destination with the socket; without room for the announcement, refuses.
 #[inline(always)]
 fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u16) -> bool {
-    let kept = !flows_full()
+    let kept = !no_room(pod.owner)
         && SOCKS.set(
             sk.cast(),
             Sock { kind: sock_kind::CAPTURED, owner: pod.owner, port: port as u32, destination },
@@ -148,11 +156,17 @@ fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u16) -> bool 
     if kept {
         count(pod.owner, |c| c.captured += 1);
     } else {
-        count(pod.owner, |c| c.announce_failed += 1);
-        // SAFETY: sets what connect() returns to the application.
-        unsafe { bpf_set_retval(-ENOBUFS) };
+        refused(pod);
     }
     kept
+}
+
+#[inline(always)]
+fn refused(pod: &Pod) -> i32 {
+    count(pod.owner, |c| c.announce_failed += 1);
+    // SAFETY: sets what connect() returns.
+    unsafe { bpf_set_retval(-ENOBUFS) };
+    REFUSE
 }
 
 /// The pod's own address, so that getsockname says what it would say without a mesh. Fails,

@@ -5,7 +5,7 @@
 
 use crate::{
     dns,
-    maps::{FLOWS, LISTENERS},
+    maps::{FLOWS, LISTENERS, count, no_room},
 };
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
@@ -52,6 +52,11 @@ pub fn lookup(ctx: SkLookupContext) -> u32 {
     }
     // Unlike 127/8 this range is no martian: a neighbour on the link could address it.
     if in_spread(&key.remote) {
+        return sk_action::SK_DROP;
+    }
+    // What the agent accepts it could not answer without an announcement.
+    if no_room(owner) {
+        count(owner, |c| c.announce_failed += 1);
         return sk_action::SK_DROP;
     }
     let kind =

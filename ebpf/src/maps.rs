@@ -39,10 +39,14 @@ pub static LISTENERS: SockHash<ListenerKey, 32768> = SockHash::new();
 #[btf_map]
 pub static COUNTS: PerCpuHashMap<u32, Counts, 8192> = PerCpuHashMap::new();
 
-/// How many entries FLOWS holds: a connect that would find it full is refused where it can still
-/// be refused, in the connect hook.
+/// How many entries FLOWS holds: what would find it full is refused where it can still be refused,
+/// in the connect hook and in `lookup`.
 #[btf_map]
 pub static IN_USE: Array<u64, 1> = Array::new();
+
+/// How many of them are a pod's, by owner; the agent makes the entry at enrolment.
+#[btf_map]
+pub static OWN: HashMap<u32, u64, 8192> = HashMap::new();
 
 /// Socket storage. BPF_F_CLONE makes a connection that the agent accepts carry its listener's mark.
 #[btf_map]
@@ -137,19 +141,25 @@ pub fn owner(ctx: *mut c_void) -> Option<&'static Pod> {
     unsafe { PODS.get(netns) }
 }
 
+/// Whether `owner` must do without another flow. A pod may have as many as are free: so many greedy
+/// pods share the table equally, and as much again is left for whoever comes next.
 #[inline(always)]
-pub fn flows_full() -> bool {
+pub fn no_room(owner: u32) -> bool {
     // SAFETY: FLOW_LIMIT is a constant of the loaded program.
     let limit = unsafe { ptr::read_volatile(&raw const FLOW_LIMIT) };
+    // SAFETY: the entry is read at once.
+    let own = unsafe { OWN.get(owner) }.copied().unwrap_or(0) as i64;
     match IN_USE.get(0) {
-        Some(n) => *n >= limit,
+        // Below zero after an agent that did not count: flows of then are withdrawn now.
+        Some(n) => *n + own.max(0) as u64 >= limit,
         None => true,
     }
 }
 
 #[inline(always)]
-fn in_use_add(n: u64) {
-    if let Some(count) = IN_USE.get_ptr_mut(0) {
+fn in_use_add(owner: u32, n: u64) {
+    let counts = [IN_USE.get_ptr_mut(0), OWN.get_ptr_mut(owner)];
+    for count in counts.into_iter().flatten() {
         // `AtomicU64` has no read-modify-write on this target, whose oldest CPUs lack compare-and-
         // swap; atomic addition is in all of them.
         // SAFETY: the map's memory is aligned to eight bytes and changed only here.
@@ -161,7 +171,7 @@ fn in_use_add(n: u64) {
 #[inline(always)]
 pub fn announce(key: &FlowKey, flow: &Flow) -> bool {
     if FLOWS.insert(key, flow, BPF_NOEXIST as u64).is_ok() {
-        in_use_add(1);
+        in_use_add(key.owner, 1);
         return true;
     }
     FLOWS.insert(key, flow, aya_ebpf::bindings::BPF_EXIST as u64).is_ok()
@@ -170,7 +180,7 @@ pub fn announce(key: &FlowKey, flow: &Flow) -> bool {
 #[inline(always)]
 pub fn withdraw(key: &FlowKey) {
     if FLOWS.remove(key).is_ok() {
-        in_use_add(u64::MAX);
+        in_use_add(key.owner, u64::MAX);
     }
 }
 

@@ -5,7 +5,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
     },
     helpers::bpf_get_socket_cookie,
     macros::sock_ops,
@@ -21,6 +21,7 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(&ctx),
         _ => {}
     }
@@ -43,6 +44,15 @@ fn connecting(ctx: &SockOpsContext) {
         let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else {
         count(pod.owner, |c| c.announce_failed += 1);
+    }
+}
+
+/// A socket that was connected once, and listens now: what it accepts, to which storage is cloned,
+/// was not captured.
+#[inline(always)]
+fn listening(ctx: &SockOpsContext) {
+    if matches!(SOCKS.get(sk(ctx)), Some(sock) if sock.kind == sock_kind::CAPTURED) {
+        SOCKS.clear(sk(ctx));
     }
 }
 

@@ -242,7 +242,8 @@ fn a_full_table_of_connections_refuses_and_recovers() {
         assert!(open.len() <= ROOM, "{} connections have room in {ROOM}", open.len());
     };
     assert_eq!(refused.kind(), "ENOBUFS", "{refused}");
-    assert!(open.len() > ROOM / 2, "refused after {}", open.len());
+    // One pod may have half of it, less the margin for what is under way.
+    assert!(open.len() > ROOM / 3, "refused after {}", open.len());
     assert!(mesh.agent(1).counter(&client, "announce_failed") > 0);
     assert_eq!(mesh.agent(1).counter(&client, "dropped_syn"), 0);
     for sock in open {

@@ -12,7 +12,7 @@ mod pod_programs;
 pub use host::{ensure_bpffs, find_cgroup2};
 pub use pod_programs::PodPrograms;
 
-use crate::sys;
+use crate::{netlink::TcpSocket, sys};
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -40,7 +40,7 @@ pub struct Sizes {
     pub flows: u32,
 }
 
-/// How close to full FLOWS may come before new connects are refused: what may be under way on
+/// How close to full FLOWS may come before new connections are refused: what may be under way on
 /// other CPUs between the check and the insertion.
 const MARGIN: u32 = 64;
 
@@ -54,11 +54,12 @@ pub struct Capture {
     counts: Mutex<PerCpuHashMap<MapData, u32, Counts>>,
     servers: Mutex<HashMap<MapData, ServerKey, Addr>>,
     in_use: Mutex<Array<MapData, u64>>,
+    own: Mutex<HashMap<MapData, u32, u64>>,
     socks: MapData,
 }
 
-const MAPS: [&str; 8] =
-    ["PODS", "FLOWS", "EARLIER", "SERVERS", "LISTENERS", "COUNTS", "IN_USE", "SOCKS"];
+const MAPS: [&str; 9] =
+    ["PODS", "FLOWS", "EARLIER", "SERVERS", "LISTENERS", "COUNTS", "IN_USE", "OWN", "SOCKS"];
 
 impl Capture {
     /// Takes up what is pinned beneath `bpffs`, or begins anew, and puts the node's hooks on
@@ -89,6 +90,7 @@ impl Capture {
             counts: Mutex::new(PerCpuHashMap::try_from(take("COUNTS")?)?),
             servers: Mutex::new(HashMap::try_from(take("SERVERS")?)?),
             in_use: Mutex::new(Array::try_from(take("IN_USE")?)?),
+            own: Mutex::new(HashMap::try_from(take("OWN")?)?),
             socks: match take("SOCKS")? {
                 Map::SkStorage(data) => data,
                 other => return Err(anyhow!("SOCKS is not socket storage but {other:?}")),
@@ -144,14 +146,10 @@ impl Capture {
     }
 
     /// Lets connections that are older than the enrolment go on.
-    pub fn allow_earlier(
-        &self,
-        owner: u32,
-        local: SocketAddr,
-        remote: SocketAddr,
-    ) -> anyhow::Result<()> {
-        let flow = Flow { kind: flow_kind::EARLIER, ..Flow::default() };
-        lock(&self.earlier).insert(flow_key(owner, local, remote), flow, 0).map_err(|e| {
+    pub fn allow_earlier(&self, owner: u32, s: &TcpSocket) -> anyhow::Result<()> {
+        let kind = if s.connecting { flow_kind::EARLIER_SYN } else { flow_kind::EARLIER };
+        let flow = Flow { kind, ..Flow::default() };
+        lock(&self.earlier).insert(flow_key(owner, s.local, s.remote), flow, 0).map_err(|e| {
             anyhow!(
                 "the kernel's map of earlier connections took no entry ({e}); it has room for 65536"
             )
@@ -206,6 +204,7 @@ impl Capture {
             counts.keys().filter_map(Result::ok).filter(|o| !owners.contains(o)).collect();
         for o in stale {
             let _ = counts.remove(&o);
+            let _ = lock(&self.own).remove(&o);
         }
         drop(counts);
         let mut servers = lock(&self.servers);
@@ -229,6 +228,11 @@ impl Capture {
     }
 
     pub fn start_counting(&self, owner: u32) -> anyhow::Result<()> {
+        let mut own = lock(&self.own);
+        if own.get(&owner, 0).is_err() {
+            own.insert(owner, 0, 0).context("the kernel's map of pods' shares took no entry")?;
+        }
+        drop(own);
         let mut counts = lock(&self.counts);
         if counts.get(&owner, 0).is_ok() {
             return Ok(());
@@ -240,6 +244,7 @@ impl Capture {
 
     pub fn stop_counting(&self, owner: u32) {
         let _ = lock(&self.counts).remove(&owner);
+        let _ = lock(&self.own).remove(&owner);
     }
 
     /// What the kernel has counted for the pod, over all CPUs.

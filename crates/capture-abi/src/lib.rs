@@ -146,6 +146,8 @@ pub mod flow_kind {
     pub const ACCEPTED: u32 = 3;
     /// A connection older than the enrolment.
     pub const EARLIER: u32 = 4;
+    /// One that was being made at the enrolment: its SYN may have to be sent again.
+    pub const EARLIER_SYN: u32 = 5;
 }
 
 /// What is kept with a socket (`BPF_MAP_TYPE_SK_STORAGE`), and dies with it.

@@ -14,6 +14,7 @@ mod bed;
 mod capture;
 mod cgroup;
 mod dns;
+pub mod forge;
 pub mod leak;
 mod netns;
 mod node;
@@ -31,12 +32,14 @@ mod tools;
 pub use bed::Bed;
 pub use capture::{Capture, CaptureReport};
 pub use leak::{LeakCheck, LeakVerdict, Token};
+/// Numbers for [`RawSocket`]s.
+pub use libc;
 pub use netns::inside;
 pub use nix::sys::signal::Signal;
 pub use node::Node;
 pub use pod::Pod;
 pub use process::{Placement, Proc, eventually};
 pub use puppet::{
-    BulkReport, ConnectOpts, Listener, Names, Puppet, PuppetError, Received, Sent, Serve,
-    ShortReport, Sock,
+    BulkReport, ConnectOpts, Listener, Names, Puppet, PuppetError, RawSocket, Received, Sent,
+    Serve, ShortReport, Sock, sockaddr,
 };

@@ -158,6 +158,11 @@ impl Node {
         Ipv6Addr::new(0xfd10, 0x10, self.0.number.into(), 0, 0, 0, 0, k.into())
     }
 
+    /// The MAC address of its end of the pods' bridge.
+    pub fn mac(&self) -> crate::forge::Mac {
+        [0x02, 0xcb, 0, 0, 0, self.number()]
+    }
+
     /// The node's root cgroup, with `agent`, `host` and `pods` below: capture is attached here.
     pub fn cgroup(&self) -> PathBuf {
         self.0.shared.cgroup.join(&self.0.name)

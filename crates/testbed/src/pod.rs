@@ -145,6 +145,20 @@ impl Pod {
         Puppet::start(&self.placement(), &self.0.node.dir(), &key(&self.0.namespace, &self.0.name))
     }
 
+    /// A puppet in the pod's network and mount namespace, and in a cgroup beside those of the nodes: one that no hook of
+    /// the node's cgroup sees. It ends with its last handle.
+    pub fn stray_puppet(&self) -> Result<Puppet> {
+        let cgroup = self.0.node.cgroup().parent().context("no cgroup of the bed")?.join("stray");
+        cgroup::create(&cgroup)?;
+        let place = Placement { cgroup, ..self.placement() };
+        Puppet::start(&place, &self.0.node.dir(), &key(&self.0.namespace, &self.0.name))
+    }
+
+    /// The MAC address of its interface.
+    pub fn mac(&self) -> crate::forge::Mac {
+        [0x02, 0x10, 0x10, self.0.node.number(), 0, self.0.k]
+    }
+
     /// Runs `f` on a thread in the pod's network namespace (and outside its cgroup).
     pub fn inside<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         netns::inside(&self.netns_path(), f)

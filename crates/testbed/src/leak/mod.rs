@@ -2,7 +2,7 @@
 //!
 //! Two questions, independent of each other. Was a [`Token`] that a test sent seen in the clear, in a frame or across
 //! the segments of a stream? And is every TCP stream between two enrolled addresses HBONE, that is TLS records to or
-//! from one port? A capture that lost packets answers neither, and is not clean.
+//! from one port, from its first SYN? A capture that lost packets answers neither, and is not clean.
 
 mod flow;
 mod frame;
@@ -75,7 +75,7 @@ pub struct LeakVerdict {
     /// Frames longer than what was kept of them.
     pub truncated: u64,
     pub tokens: Vec<Sighting>,
-    /// TCP payload between enrolled addresses that is not TLS to or from the HBONE port.
+    /// TCP payload or a SYN between enrolled addresses that is not TLS to or from the HBONE port.
     pub plaintext: Vec<Finding>,
     /// The same, of connections that were older than the capture.
     pub unparsed: Vec<Finding>,
@@ -191,6 +191,9 @@ impl<'a> Judge<'a> {
         }
         if watched && !hbone && !segment.payload.is_empty() {
             flow.complain(number, "payload outside HBONE");
+        }
+        if watched && !hbone && segment.syn {
+            flow.complain(number, "a connection outside HBONE");
         }
         for token in across {
             self.sighted(token, &format_args!("across segments of {direction}"));

@@ -1,6 +1,7 @@
 //! Drives a program inside a pod: it opens the sockets that a test wants opened, and says what came of it.
 
 pub mod protocol;
+mod raw;
 mod sock;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use protocol::{Command, Hello, Listening, Opened, Outcome, Request, Resolved, Re
 pub use protocol::{
     BulkReport, ConnectOpts, Names, PuppetError, Received, Sent, Serve, ShortReport,
 };
+pub use raw::{RawSocket, sockaddr};
 pub use sock::{Listener, Sock};
 
 /// What a call waits when the caller does not say.

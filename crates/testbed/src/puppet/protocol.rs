@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change to the types below: a puppet left over from an older build is told apart.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The first line that a puppet writes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,6 +80,25 @@ pub enum Command {
     HoldOpen { addr: String, count: u32, bytes_each_way: u64, seed: u64 },
     ShortConnections { addr: String, count: u32, concurrency: u32 },
     Resolve { name: String },
+    Syscall { number: i64, args: Vec<Arg> },
+    RingConnect { fd: i32, to: SocketAddr },
+    Adopt { fd: i32 },
+}
+
+/// An argument of a system call.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arg {
+    Int(i64),
+    /// A pointer to these bytes, in hex; what the kernel leaves there comes back.
+    Bytes(String),
+}
+
+/// What a system call that did not fail has returned, and what it left in its buffers, in hex.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Returned {
+    pub value: i64,
+    pub buffers: Vec<String>,
 }
 
 /// What a listener does with each connection.

@@ -6,6 +6,7 @@ mod connect;
 mod error;
 mod obey;
 mod pause;
+mod raw;
 mod serve;
 mod sockets;
 mod stream;

@@ -13,7 +13,7 @@ use testbed::puppet::protocol::{Command, Hello, Outcome, Request, Resolved, Resp
 use tokio::sync::mpsc;
 
 use crate::sockets::Sockets;
-use crate::{bulk, connect, error};
+use crate::{bulk, connect, error, raw};
 
 pub(crate) fn run() -> Result<()> {
     raise_file_limit();
@@ -74,6 +74,9 @@ async fn perform(sockets: &Arc<Sockets>, command: Command) -> Result<Value, Pupp
         Command::ShortConnections { addr, count, concurrency } => {
             to_value(bulk::short_connections(&addr, count, concurrency).await?)
         }
+        Command::Syscall { number, args } => to_value(raw::syscall(number, args).await?),
+        Command::RingConnect { fd, to } => to_value(raw::ring_connect(fd, to).await?),
+        Command::Adopt { fd } => to_value(sockets.add(raw::adopt(fd)?)?),
         Command::Resolve { name } => {
             let found = connect::resolve(&name, 0).await?;
             to_value(Resolved { addrs: found.iter().map(std::net::SocketAddr::ip).collect() })

@@ -1,0 +1,10 @@
+//! A hostile pod: root in its own namespaces, with CAP_NET_RAW and CAP_NET_ADMIN. It may break its own connections. It
+//! may not send anything unannounced, be taken for another, reach what is the agent's, or disturb its neighbours.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod forged;
+mod interfaces;
+mod listeners;
+mod room;
+mod scene;
+mod sockets;

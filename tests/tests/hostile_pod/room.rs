@@ -1,0 +1,118 @@
+//! The kernel's table of connections is shared by a node's pods: one of them must not take all of its room.
+
+use std::time::Duration;
+
+use culvert_tests::dialogue::serve;
+use culvert_tests::{Mesh, MeshPod, SOON, at, attempt};
+use testbed::{ConnectOpts, Serve, Sock, eventually, libc};
+
+use crate::scene::{PORT, run_in};
+
+/// As many as the table has room for, and more.
+const MANY: usize = 1100;
+
+struct Node {
+    mesh: Mesh,
+    hostile: MeshPod,
+    /// Enrolled, on the same node as the hostile pod.
+    bystander: MeshPod,
+    /// Enrolled, on the other node.
+    server: MeshPod,
+    /// Not enrolled, on the other node: each connection to it is one of the agent's own.
+    outside: MeshPod,
+}
+
+fn node(name: &str) -> Node {
+    let mesh = Mesh::builder(name).agent_args(&["--max-flows", "1024"]).build();
+    let (hostile, bystander) = (mesh.pod(1, "hostile"), mesh.pod(1, "bystander"));
+    let (server, outside) = (mesh.pod(2, "server"), mesh.pod(2, "outside"));
+    for pod in [&server, &outside, &hostile, &bystander] {
+        serve(pod, PORT, Serve::Script);
+    }
+    mesh.enroll_all(&[hostile.clone(), bystander.clone(), server.clone()]);
+    Node { mesh, hostile, bystander, server, outside }
+}
+
+impl Node {
+    /// The bystander connects and is connected to, as if nothing had happened.
+    fn bystander_is_well(&self) {
+        for _ in 0..20 {
+            attempt(&self.bystander, &at(self.server.ipv4(), PORT)).unwrap();
+            attempt(&self.bystander, &at(self.outside.ipv6(), PORT)).unwrap();
+            attempt(&self.server, &at(self.bystander.ipv4(), PORT)).unwrap();
+            attempt(&self.outside, &at(self.bystander.ipv4(), PORT)).unwrap();
+        }
+        assert_eq!(self.mesh.agent(1).counter(&self.bystander, "announce_failed"), 0);
+    }
+}
+
+#[test]
+fn connections_out_of_one_pod_leave_room_for_others() {
+    let n = node("room-out");
+    let to = at(n.outside.ipv4(), PORT);
+    let puppet = n.hostile.puppet().unwrap();
+    let opened: Vec<_> = (0..MANY).map(|_| puppet.connect(&*to, ConnectOpts::default())).collect();
+    let (open, refused): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+    println!("{} connections are open, {} were refused", open.len(), refused.len());
+    for e in refused {
+        assert_eq!(e.unwrap_err().kind(), "ENOBUFS");
+    }
+    n.bystander_is_well();
+    // What is given back can be used again.
+    drop(open);
+    eventually(SOON, || Ok(attempt(&n.hostile, &to)?)).unwrap();
+}
+
+#[test]
+fn connects_that_hang_leave_room_for_others() {
+    let n = node("room-hang");
+    run_in(&n.hostile, "ip link set lo down");
+    let puppet = n.hostile.puppet().unwrap();
+    let to = at(n.server.ipv4(), PORT).parse().unwrap();
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
+    let mut hanging = Vec::new();
+    for _ in 0..MANY {
+        let socket = puppet.raw_socket(libc::AF_INET, kind, 0).unwrap();
+        let e = socket.connect(to).unwrap_err();
+        if e.kind() == "EINPROGRESS" {
+            hanging.push(socket);
+        } else {
+            assert_eq!(e.kind(), "ENOBUFS", "{e}");
+        }
+    }
+    println!("{} connects hang", hanging.len());
+    assert!(!hanging.is_empty());
+    n.bystander_is_well();
+    drop(hanging);
+    run_in(&n.hostile, "ip link set lo up");
+    eventually(SOON, || Ok(attempt(&n.hostile, &at(n.server.ipv4(), PORT))?)).unwrap();
+}
+
+#[test]
+fn connections_into_one_pod_leave_room_for_others() {
+    let n = node("room-in");
+    let to = at(n.hostile.ipv4(), PORT);
+    let puppet = n.outside.puppet().unwrap();
+    // Each is one that the agent accepts, and one that it makes to the application.
+    let opts = ConnectOpts { timeout: Duration::from_secs(1), ..ConnectOpts::default() };
+    let open: Vec<Sock> =
+        (0..MANY).filter_map(|_| puppet.connect(&*to, opts.clone()).ok()).collect();
+    println!("{} connections are open", open.len());
+    n.bystander_is_well();
+    drop(open);
+    eventually(SOON, || Ok(attempt(&n.outside, &to)?)).unwrap();
+}
+
+/// Many streams share a connection, but each has one of its own to the application.
+#[test]
+fn streams_into_one_pod_leave_room_for_others() {
+    let n = node("room-streams");
+    let to = at(n.hostile.ipv4(), PORT);
+    // A stream that is refused is a reset, which may be there before connect() has returned.
+    let puppet = n.server.puppet().unwrap();
+    let open: Vec<Sock> =
+        (0..MANY).filter_map(|_| puppet.connect(&*to, ConnectOpts::default()).ok()).collect();
+    n.bystander_is_well();
+    drop(open);
+    eventually(SOON, || Ok(attempt(&n.server, &to)?)).unwrap();
+}

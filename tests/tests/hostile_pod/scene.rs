@@ -1,0 +1,156 @@
+//! The hostile pod among others, and those that watch it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use culvert_tests::dialogue::serve;
+use culvert_tests::{Mesh, MeshPod, Traffic, at};
+use testbed::{Capture, Puppet, Serve, Token};
+
+pub(crate) const PORT: u16 = 8080;
+
+/// All of these are enrolled.
+pub(crate) struct Scene {
+    pub(crate) mesh: Mesh,
+    /// On the first node.
+    pub(crate) hostile: MeshPod,
+    /// A server on the same node.
+    pub(crate) near: MeshPod,
+    /// A server on the other node.
+    pub(crate) far: MeshPod,
+    /// On the first node: it makes no connections, so whatever is said to come from it is forged.
+    pub(crate) silent: MeshPod,
+    /// Bystanders: a client on the first node, whose server is on the other.
+    pub(crate) client: MeshPod,
+    pub(crate) server: MeshPod,
+}
+
+impl Scene {
+    pub(crate) fn new(name: &str) -> Self {
+        Self::on(Mesh::new(name))
+    }
+
+    pub(crate) fn on(mesh: Mesh) -> Self {
+        let pod = |node, name: &str| mesh.pod(node, name);
+        let (hostile, near, far) = (pod(1, "hostile"), pod(1, "near"), pod(2, "far"));
+        let (silent, client, server) = (pod(1, "silent"), pod(1, "client"), pod(2, "server"));
+        for pod in [&hostile, &near, &far, &server] {
+            serve(pod, PORT, Serve::Script);
+        }
+        let scene = Self { mesh, hostile, near, far, silent, client, server };
+        scene.mesh.enroll_all(&scene.pods().map(Clone::clone));
+        scene
+    }
+
+    pub(crate) fn pods(&self) -> [&MeshPod; 6] {
+        [&self.hostile, &self.near, &self.far, &self.silent, &self.client, &self.server]
+    }
+
+    pub(crate) fn puppet(&self) -> Puppet {
+        self.hostile.puppet().unwrap()
+    }
+
+    /// The servers that the hostile pod is after, on its own node and on the other, by both families.
+    pub(crate) fn targets(&self) -> Vec<SocketAddr> {
+        let pods = [&self.near, &self.far];
+        let ips = pods.iter().flat_map(|p| [IpAddr::from(p.ipv4()), p.ipv6().into()]);
+        ips.map(|ip| SocketAddr::new(ip, PORT)).collect()
+    }
+
+    /// The hostile pod's address of that family.
+    pub(crate) fn own(&self, like: SocketAddr) -> IpAddr {
+        address_of(&self.hostile, like)
+    }
+
+    /// Runs a command in the hostile pod, and wants it to succeed.
+    pub(crate) fn run(&self, line: &str) -> String {
+        run_in(&self.hostile, line)
+    }
+
+    /// Everyone watches from here on.
+    pub(crate) fn watch(&self) -> Watch<'_> {
+        let captures = vec![
+            self.mesh.agent(1).node.capture_link("link").unwrap(),
+            self.near.capture_host_end("near").unwrap(),
+        ];
+        let token = Token::new();
+        let bystanders = [at(self.server.ipv4(), PORT), at(self.server.ipv6(), PORT)]
+            .map(|to| Traffic::start(&self.client, &to, token));
+        Watch { scene: self, captures, bystanders, token }
+    }
+
+    /// No agent has logged a connection from or to this pod.
+    pub(crate) fn never_heard_of(&self, pod: &MeshPod) {
+        for agent in self.mesh.agents() {
+            for line in agent.access_log() {
+                assert!(!line.contains(&pod.identity()), "{pod:?} appears in {line}");
+                assert!(!line.contains(&format!("{}:", pod.ipv4())), "{pod:?} appears in {line}");
+                assert!(!line.contains(&format!("[{}]:", pod.ipv6())), "{pod:?} appears in {line}");
+            }
+        }
+    }
+
+    /// What the kernel has counted of the hostile pod, by name.
+    pub(crate) fn counted(&self, name: &str) -> u64 {
+        self.mesh.agent(1).counter(&self.hostile, name)
+    }
+}
+
+pub(crate) fn address_of(pod: &MeshPod, like: SocketAddr) -> IpAddr {
+    if like.is_ipv4() { pod.ipv4().into() } else { pod.ipv6().into() }
+}
+
+/// The number of an interface in a pod.
+pub(crate) fn index_of(pod: &MeshPod, name: &str) -> u32 {
+    let line = run_in(pod, &format!("ip -o link show dev {name}"));
+    line.split(':').next().unwrap().parse().unwrap()
+}
+
+/// Runs a shell command in a pod, and wants it to succeed.
+pub(crate) fn run_in(pod: &MeshPod, line: &str) -> String {
+    let mut cmd = std::process::Command::new("sh");
+    cmd.args(["-c", line]);
+    let proc = pod.spawn(cmd).unwrap();
+    let status = proc.wait(culvert_tests::SOON).unwrap();
+    assert!(status.success(), "{line:?} in {pod:?}: {}", proc.stderr());
+    proc.stdout()
+}
+
+/// The leak checker on the wires, a pair of bystanders under traffic, and the logs.
+pub(crate) struct Watch<'a> {
+    scene: &'a Scene,
+    captures: Vec<Capture>,
+    bystanders: [Traffic; 2],
+    token: Token,
+}
+
+impl Watch<'_> {
+    /// Nothing leaked, nobody was taken for the silent pod, and the bystanders have not noticed anything.
+    pub(crate) fn ends_quietly(self, tokens: &[Token]) {
+        let scene = self.scene;
+        for traffic in self.bystanders {
+            traffic.succeeds(20);
+            let tally = traffic.stop();
+            assert_eq!(tally.failed, 0, "the bystanders were disturbed: {tally:?}");
+        }
+        let tokens = [tokens, &[self.token]].concat();
+        for capture in self.captures {
+            let report = capture.stop().unwrap();
+            let verdict = scene.mesh.leak_check(&tokens, &scene.pods()).check(&report).unwrap();
+            assert!(verdict.is_clean(), "{verdict}");
+            assert!(verdict.packets > 0, "nothing was recorded");
+        }
+        let silent = &scene.silent;
+        let marks = [
+            format!("src.identity=\"{}\"", silent.identity()),
+            format!("{}:", silent.ipv4()),
+            format!("[{}]:", silent.ipv6()),
+        ];
+        for agent in scene.mesh.agents() {
+            for line in agent.access_log() {
+                let forged = marks.iter().any(|m| line.contains(m.as_str()));
+                assert!(!forged, "the silent pod appears in {line}");
+            }
+            assert!(!agent.log().contains("panicked"), "{}", agent.log());
+        }
+    }
+}
