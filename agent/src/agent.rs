@@ -44,8 +44,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 impl Agent {
     /// What policy says of a connection to `destination`, whose record is this workload.
     pub fn judge(&self, destination: &Workload, request: &Request) -> Verdict {
-        let policies = self.mesh.policies_for(destination);
-        let verdict = policy::evaluate(request, policies.iter());
+        let verdict = self.mesh.policies_for(destination).evaluate(request);
         for name in &verdict.dry_run {
             tracing::info!(policy = %name, source = %request.source, destination = %request.destination,
                 "a dry-run policy matches");

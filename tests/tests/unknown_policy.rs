@@ -49,7 +49,7 @@ fn judge(mesh: &Mesh) -> Verdict {
         destination: "10.10.1.2:8080".parse().unwrap(),
         trust_domains: [std::sync::Arc::from("cluster.local")].into(),
     };
-    policy::evaluate(&request, mesh.policies_for(&mesh.workload(UID).unwrap()).iter())
+    mesh.policies_for(&mesh.workload(UID).unwrap()).evaluate(&request)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::role::say;
 use anyhow::ensure;
 use identity::SpiffeId;
 use mesh::{Local, Mesh, Resolved, Workload};
-use policy::{Decision, Request, Verdict, evaluate};
+use policy::{Decision, Request, Verdict};
 use prost::Message as _;
 use prost_types::Any;
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
@@ -169,8 +169,7 @@ fn check(name: &str, count: u32, last: Last) -> anyhow::Result<()> {
 
 /// As the agent does it, for each connection.
 fn judge(mesh: &Mesh, destination: &Workload, request: &Request) -> Verdict {
-    let policies = mesh.policies_for(destination);
-    evaluate(request, policies.iter())
+    mesh.policies_for(destination).evaluate(request)
 }
 
 /// One of ten is global, one of ten is named by the workload, one of five denies.

@@ -54,7 +54,7 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
         .authorization_policies
         .iter()
         .map(|name| policy_name(name))
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<Arc<[_]>, _>>()?;
     let workload_type = match w.workload_type() {
         pb::WorkloadType::Deployment => "deployment",
         pb::WorkloadType::Cronjob => "cronjob",

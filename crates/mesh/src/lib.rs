@@ -7,6 +7,7 @@
 mod claims;
 mod convert;
 mod endpoints;
+mod judged;
 mod model;
 mod names;
 mod resolve;
@@ -19,4 +20,4 @@ pub use model::{
 };
 pub use names::Named;
 pub use resolve::{Resolved, Unreachable};
-pub use state::{Mesh, PolicySet, Synced};
+pub use state::{Mesh, Synced};

@@ -59,7 +59,8 @@ pub struct Workload {
     /// `deployment`, `cronjob`, `job` or `pod`.
     pub workload_type: &'static str,
     pub workload_name: Arc<str>,
-    pub policies: Vec<PolicyName>,
+    /// Workloads of the same mesh that name the same policies share one list.
+    pub policies: Arc<[PolicyName]>,
     pub healthy: bool,
     pub cluster: Arc<str>,
     pub services: BTreeMap<NamespacedHostname, Vec<PortMapping>>,

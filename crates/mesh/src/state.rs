@@ -4,17 +4,18 @@ use crate::{
     claims::{Claims, Place},
     convert::{self, Invalid},
     endpoints::EndpointSet,
+    judged::{Lists, PolicySets},
     model::{LoadBalancing, Local, NamespacedHostname, Service, Workload},
     names::Hostnames,
     resolve::Unreachable,
 };
-use policy::{Applicable, Policy, PolicyName, Scope};
+use policy::{Policy, PolicyName, Scope};
 use prost::Message as _;
 use rand::Rng;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
 };
 use tokio::sync::watch;
 use xds::{
@@ -44,6 +45,7 @@ impl Synced {
 
 pub struct Mesh {
     tables: RwLock<Tables>,
+    pub(crate) sets: Mutex<PolicySets>,
     synced: watch::Sender<Synced>,
     /// Goes up when policies, or the workloads that name them, have changed.
     judged: watch::Sender<u64>,
@@ -61,31 +63,17 @@ pub(crate) struct Tables {
     /// version: nobody knows how to reach them, so nobody is let through to them.
     refused: HashMap<String, Vec<IpAddr>>,
     pub(crate) endpoints: HashMap<NamespacedHostname, EndpointSet>,
-    policies: HashMap<PolicyName, Arc<Policy>>,
-    global: BTreeMap<PolicyName, Arc<Policy>>,
-    by_namespace: HashMap<Arc<str>, BTreeMap<PolicyName, Arc<Policy>>>,
-}
-
-/// The policies that apply to one workload, taken out of the tables.
-#[derive(Clone, Debug, Default)]
-pub struct PolicySet {
-    known: Vec<Arc<Policy>>,
-    missing: Vec<PolicyName>,
-}
-
-impl PolicySet {
-    pub fn iter(&self) -> impl Iterator<Item = Applicable<'_>> + Clone {
-        self.known
-            .iter()
-            .map(|p| Applicable::Known(p))
-            .chain(self.missing.iter().map(Applicable::Missing))
-    }
+    pub(crate) policies: HashMap<PolicyName, Arc<Policy>>,
+    pub(crate) global: BTreeMap<PolicyName, Arc<Policy>>,
+    lists: Lists,
+    pub(crate) by_namespace: HashMap<Arc<str>, BTreeMap<PolicyName, Arc<Policy>>>,
 }
 
 impl Mesh {
     pub fn new(local: Local) -> Arc<Self> {
         Arc::new(Self {
             tables: RwLock::new(Tables { local, ..Tables::default() }),
+            sets: Mutex::default(),
             synced: watch::Sender::default(),
             judged: watch::Sender::default(),
         })
@@ -98,25 +86,6 @@ impl Mesh {
     /// Changes when a verdict may have changed.
     pub fn judgements(&self) -> watch::Receiver<u64> {
         self.judged.subscribe()
-    }
-
-    /// The policies that bind `workload`: global, its namespace's, and those that it names.
-    pub fn policies_for(&self, workload: &Workload) -> PolicySet {
-        let t = self.tables();
-        let mut set = PolicySet::default();
-        set.known.extend(t.global.values().cloned());
-        if let Some(own) = t.by_namespace.get(&workload.namespace) {
-            set.known.extend(own.values().cloned());
-        }
-        for name in &workload.policies {
-            match t.policies.get(name) {
-                Some(p) if p.scope == Scope::WorkloadSelector => set.known.push(p.clone()),
-                // Applies by its scope already.
-                Some(_) => {}
-                None => set.missing.push(name.clone()),
-            }
-        }
-        set
     }
 
     pub fn workload(&self, uid: &str) -> Option<Arc<Workload>> {
@@ -228,6 +197,7 @@ impl Mesh {
                 }
             }
         });
+        self.sets().forget();
         self.judged.send_modify(|n| *n = n.wrapping_add(1));
         self.synced.send_modify(|s| s.policies = true);
         rejected
@@ -375,6 +345,8 @@ impl Tables {
     /// Whether the change can change a verdict.
     fn insert_workload(&mut self, w: Workload) -> bool {
         self.refused.remove(&*w.uid);
+        let mut w = w;
+        w.policies = self.lists.shared(&w.policies);
         let w = Arc::new(w);
         let old = self.workloads.insert(w.uid.clone(), w.clone());
         let judged = old.as_ref().is_none_or(|o| {

@@ -113,15 +113,15 @@ fn matching_rule(policy: &Policy, request: &Request) -> Option<usize> {
     policy.rules.iter().position(|rule| rule_matches(rule, request))
 }
 
-fn rule_matches(rule: &Rule, request: &Request) -> bool {
+pub(crate) fn rule_matches(rule: &Rule, request: &Request) -> bool {
     rule.clauses.iter().all(|clause| clause_matches(clause, request))
 }
 
-fn clause_matches(clause: &Clause, request: &Request) -> bool {
+pub(crate) fn clause_matches(clause: &Clause, request: &Request) -> bool {
     clause.matches.is_empty() || clause.matches.iter().any(|m| match_matches(m, request))
 }
 
-fn match_matches(m: &Match, r: &Request) -> bool {
+pub(crate) fn match_matches(m: &Match, r: &Request) -> bool {
     if is_empty(m) {
         return false;
     }

@@ -6,9 +6,11 @@
 
 mod evaluate;
 mod model;
+mod set;
 
 pub use evaluate::{Applicable, Decision, Verdict, evaluate};
 pub use model::{
     Action, Clause, Match, Peer, Policy, PolicyName, Request, Rule, Scope, ServiceAccountMatch,
     StringMatch,
 };
+pub use set::PolicySet;

@@ -11,12 +11,14 @@ mod generate;
 mod meaning;
 
 use meaning::{Entry, Outcome};
-use policy::{Action, Applicable, Decision, Policy, PolicyName, Request, Verdict, evaluate};
+use policy::{
+    Action, Applicable, Decision, Policy, PolicyName, PolicySet, Request, Verdict, evaluate,
+};
 use proptest::{
     prelude::*,
     test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner},
 };
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 const CASES: u32 = 100_000;
 const CASES_OF_A_CHANGE: u32 = 10_000;
@@ -26,7 +28,21 @@ fn judge(request: &Request, entries: &[Entry]) -> Verdict {
         Entry::Known(policy) => Applicable::Known(policy),
         Entry::Missing(name) => Applicable::Missing(name),
     });
-    evaluate(request, applicable)
+    let verdict = evaluate(request, applicable);
+    // The index says the same: the decision, the rule and all.
+    assert_eq!(indexed(entries).evaluate(request), verdict);
+    verdict
+}
+
+fn indexed(entries: &[Entry]) -> PolicySet {
+    let (mut known, mut missing) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match entry {
+            Entry::Known(policy) => known.push(Arc::new(policy.clone())),
+            Entry::Missing(name) => missing.push(name.clone()),
+        }
+    }
+    PolicySet::new(known, missing)
 }
 
 /// The same cases each time: a failure in CI is one that a developer can have too.

@@ -2,7 +2,7 @@
 
 use crate::feed::{Feed as _, any, mesh, workload};
 use mesh::{Mesh, Workload};
-use policy::{Decision, Request, evaluate};
+use policy::{Decision, Request};
 use prost::Message as _;
 use xds::{
     AUTHORIZATION_TYPE,
@@ -53,7 +53,7 @@ fn judge(m: &Mesh, peer: &str) -> (bool, Decision) {
         destination: ([10, 0, 0, 1], 80).into(),
         trust_domains: ["cluster.local".into()].into(),
     };
-    let verdict = evaluate(&request, m.policies_for(&held(m)).iter());
+    let verdict = m.policies_for(&held(m)).evaluate(&request);
     (verdict.allowed, verdict.decision)
 }
 

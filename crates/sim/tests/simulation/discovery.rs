@@ -11,7 +11,6 @@ use crate::{
     view::View,
 };
 use mesh::{Local, Mesh, Resolved, Unreachable, Workload};
-use policy::evaluate;
 use sim::{Run, simulate};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -162,7 +161,7 @@ impl World {
     }
 
     fn judged(&self, w: &Workload, peer: Option<&str>, port: u16) -> bool {
-        evaluate(&request(peer, port), self.mesh.policies_for(w).iter()).allowed
+        self.mesh.policies_for(w).evaluate(&request(peer, port)).allowed
     }
 
     fn check(&self) {
