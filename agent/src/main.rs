@@ -483,7 +483,7 @@ fn serve_readiness(agent: &Arc<Agent>, at: TcpListener, taken_up: watch::Receive
 
 /// Returns once the last frame of the last connection has left.
 async fn until_idle(agent: &Agent) {
-    let pods = agent.pods.all();
+    let pods = agent.pods.with_work();
     for pod in &pods {
         pod.scope.idle().await;
     }

@@ -147,6 +147,8 @@ struct Prepared {
 pub struct Pods {
     dir: PathBuf,
     all: Mutex<HashMap<u64, Arc<Pod>>>,
+    /// Un-enrolled, with connections that go on.
+    ending: Mutex<Vec<Arc<Pod>>>,
     /// Namespaces that have rules and routes of the agent's, by cookie: enrolled now, or with
     /// connections left from when they were.
     prepared: Mutex<HashMap<u64, Prepared>>,
@@ -161,6 +163,7 @@ impl Pods {
         Ok(Arc::new(Self {
             dir,
             all: Mutex::default(),
+            ending: Mutex::default(),
             prepared: Mutex::default(),
             next_owner: AtomicU32::new(1),
             enrolling: Arc::default(),
@@ -170,6 +173,13 @@ impl Pods {
     pub fn all(&self) -> Vec<Arc<Pod>> {
         let mut all: Vec<Arc<Pod>> = lock(&self.all).values().cloned().collect();
         all.sort_by(|a, b| a.uid.cmp(&b.uid));
+        all
+    }
+
+    /// Those that have work left: the enrolled ones, and those that were.
+    pub fn with_work(&self) -> Vec<Arc<Pod>> {
+        let mut all = self.all();
+        all.extend(lock(&self.ending).iter().cloned());
         all
     }
 
@@ -508,9 +518,11 @@ async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     if tokio::time::timeout(LET_GO, pod.scope.idle()).await.is_ok() {
         finish(&agent, &pod).await;
     } else {
+        lock(&agent.pods.ending).push(pod.clone());
         spawn_for_agent(async move {
             pod.scope.idle().await;
             finish(&agent, &pod).await;
+            lock(&agent.pods.ending).retain(|p| !Arc::ptr_eq(p, &pod));
         });
     }
 }

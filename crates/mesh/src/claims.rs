@@ -9,7 +9,8 @@ pub(crate) type Place = (Arc<str>, IpAddr);
 
 #[derive(Debug)]
 pub(crate) struct Claims<V> {
-    holders: HashMap<Place, V>,
+    /// By network, of which there are few, so that a look-up borrows its name.
+    holders: HashMap<Arc<str>, HashMap<IpAddr, V>>,
     /// Claims that a later one stands before, latest last; empty nearly always.
     earlier: HashMap<Place, Vec<V>>,
 }
@@ -22,26 +23,31 @@ impl<V> Default for Claims<V> {
 
 impl<V: PartialEq> Claims<V> {
     pub(crate) fn holder(&self, network: &str, ip: IpAddr) -> Option<&V> {
-        self.holders.get(&(network.into(), ip))
+        self.holders.get(network)?.get(&ip)
     }
 
     /// A claim that stands already keeps its turn: news of a pod that is ending does not take the
     /// address back.
-    pub(crate) fn claim(&mut self, place: Place, by: V) {
-        if self.earlier.get(&place).is_some_and(|e| e.contains(&by)) {
+    pub(crate) fn claim(&mut self, (network, ip): Place, by: V) {
+        let stands = |e: &Vec<V>| e.contains(&by);
+        if !self.earlier.is_empty() && self.earlier.get(&(network.clone(), ip)).is_some_and(stands)
+        {
             return;
         }
-        match self.holders.insert(place.clone(), by) {
-            Some(before) if self.holders.get(&place) != Some(&before) => {
-                self.earlier.entry(place).or_default().push(before);
+        let holders = self.holders.entry(network.clone()).or_default();
+        match holders.insert(ip, by) {
+            Some(before) if holders.get(&ip) != Some(&before) => {
+                self.earlier.entry((network, ip)).or_default().push(before);
             }
             _ => {}
         }
     }
 
     pub(crate) fn release(&mut self, place: &Place, by: &V) {
+        let (network, ip) = place;
         let mut next = None;
-        let holds = self.holders.get(place) == Some(by);
+        let Some(holders) = self.holders.get_mut(network) else { return };
+        let holds = holders.get(ip) == Some(by);
         if let Some(earlier) = self.earlier.get_mut(place) {
             earlier.retain(|v| v != by);
             if holds {
@@ -53,8 +59,11 @@ impl<V: PartialEq> Claims<V> {
         }
         if holds {
             match next {
-                Some(v) => drop(self.holders.insert(place.clone(), v)),
-                None => drop(self.holders.remove(place)),
+                Some(v) => drop(holders.insert(*ip, v)),
+                None => drop(holders.remove(ip)),
+            }
+            if holders.is_empty() {
+                self.holders.remove(network);
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     convert::{self, Invalid},
     endpoints::EndpointSet,
     judged::{Lists, PolicySets},
-    model::{LoadBalancing, Local, NamespacedHostname, Service, Workload},
+    model::{LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload},
     names::Hostnames,
     resolve::Unreachable,
 };
@@ -325,20 +325,17 @@ impl Tables {
         let Some(mapping) = service.ports.iter().find(|p| p.service_port == port) else {
             return Err(Unreachable::NoPort(service.key.to_string(), port));
         };
-        let target = |w: &Workload| {
-            let own = w.services.get(&service.key)?.iter().find(|p| p.service_port == port)?;
-            match (own.target_port, mapping.target_port) {
-                (0, 0) => Some(port),
-                (0, of_service) => Some(of_service),
-                (own, _) => Some(own),
-            }
+        let target = |own: PortMapping| match (own.target_port, mapping.target_port) {
+            (0, 0) => port,
+            (0, of_service) => of_service,
+            (own, _) => own,
         };
-        // One that is known by a host name alone has no address to go to.
-        let serves = |w: &Workload| target(w).is_some() && !w.addresses.is_empty();
         self.endpoints
             .get(&service.key)
-            .and_then(|e| e.choose(&service.load_balancing, serves, rng))
-            .and_then(|w| Some((w, SocketAddr::new(w.address_like(asked.ip())?, target(w)?))))
+            .and_then(|e| e.choose(&service.load_balancing, port, rng))
+            .and_then(|(w, own)| {
+                Some((w, SocketAddr::new(w.address_like(asked.ip())?, target(own))))
+            })
             .ok_or_else(|| Unreachable::NoEndpoint(service.key.to_string()))
     }
 
@@ -369,10 +366,10 @@ impl Tables {
         for place in places(&w) {
             self.by_address.claim(place, w.uid.clone());
         }
-        for key in w.services.keys() {
+        for (key, ports) in &w.services {
             let lb = self.services.get(key).map(|s| s.load_balancing.clone()).unwrap_or_default();
             let set = self.endpoints.entry(key.clone()).or_default();
-            set.insert(w.clone(), &lb, &self.local);
+            set.insert(w.clone(), ports, &lb, &self.local);
         }
         // Only what runs here is judged here.
         judged && self.is_local(&w)
