@@ -1,7 +1,7 @@
 //! What people and scrapers ask the agent: the admin socket (JSON lines, root only), Prometheus'
 //! `/metrics`, and `/healthz/ready`.
 
-use crate::{agent::Agent, scope::spawn_for_agent};
+use crate::{agent::Agent, scope::spawn_for_agent, why};
 use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Bytes, service::service_fn};
@@ -73,12 +73,22 @@ async fn pause() {
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
 }
 
+/// Longest question, in bytes.
+const MAX_QUESTION: u64 = 1024;
+
 async fn answer(agent: &Agent, stream: UnixStream) -> std::io::Result<()> {
     let (read, write) = stream.into_split();
     let mut word = String::new();
-    BufReader::new(read.take(256)).read_line(&mut word).await?;
+    BufReader::new(read.take(MAX_QUESTION)).read_line(&mut word).await?;
     let mut out = BufWriter::new(write);
-    let rows: Box<dyn Iterator<Item = Value> + Send> = match word.trim() {
+    let mut words = word.split_whitespace();
+    let rows: Box<dyn Iterator<Item = Value> + Send> = match words.next().unwrap_or_default() {
+        "why" => match (words.next(), words.next(), words.next()) {
+            (Some(source), Some(destination), None) => {
+                Box::new(std::iter::once(why::why(agent, source, destination)))
+            }
+            _ => Box::new(std::iter::once(json!({"error": "why SOURCE DESTINATION[:PORT]"}))),
+        },
         "status" => Box::new(std::iter::once(status(agent))),
         "workloads" => Box::new(agent.mesh.workloads().into_iter().map(|w| workload(&w))),
         "services" => {
@@ -95,7 +105,7 @@ async fn answer(agent: &Agent, stream: UnixStream) -> std::io::Result<()> {
         ),
         other => Box::new(std::iter::once(json!({
             "error": format!(
-                "{other:?} is not one of status, workloads, services, policies, certificates, connections"
+                "{other:?} is not one of status, workloads, services, policies, certificates, connections, why"
             )
         }))),
     };

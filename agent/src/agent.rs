@@ -52,6 +52,11 @@ impl Agent {
         verdict
     }
 
+    /// A verdict for the log: what met it, or what came nearest to allowing it.
+    pub fn in_words(&self, destination: &Workload, request: &Request, verdict: &Verdict) -> String {
+        policy::in_words(&self.mesh.policies_for(destination), request, verdict)
+    }
+
     pub fn trust_domains(&self, w: &Workload) -> Arc<[Arc<str>]> {
         std::iter::once(w.trust_domain.clone())
             .chain(self.trust_domain_aliases.iter().cloned())
@@ -85,6 +90,6 @@ impl Agent {
         // A workload that is gone has no policies to ask; its pod's end closes the connection.
         let destination = self.mesh.workload(&judged.destination_uid)?;
         let verdict = self.judge(&destination, &judged.request);
-        (!verdict.allowed).then(|| verdict.decision.to_string())
+        (!verdict.allowed).then(|| self.in_words(&destination, &judged.request, &verdict))
     }
 }

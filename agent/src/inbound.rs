@@ -252,7 +252,10 @@ impl Incoming {
     }
 
     fn denied(self, agent: &Agent) {
-        let why = self.verdict.decision.to_string();
+        let why = match agent.mesh.workload(&self.judged.destination_uid) {
+            Some(own) => agent.in_words(&own, &self.judged.request, &self.verdict),
+            None => self.verdict.decision.to_string(),
+        };
         self.denied_because(agent, &why);
     }
 

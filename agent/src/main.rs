@@ -21,6 +21,7 @@ mod scope;
 mod seqpacket;
 mod sockets;
 mod sys;
+mod why;
 
 use agent::Agent;
 use agent_api::handover::NodeSocket;

@@ -244,7 +244,8 @@ async fn to_itself(
     };
     let verdict = begun.agent.judge(own, &request);
     if !verdict.allowed {
-        begun.failed(Some(&route), ResponseFlags::Deny, &verdict.decision.to_string());
+        let why = begun.agent.in_words(own, &request, &verdict);
+        begun.failed(Some(&route), ResponseFlags::Deny, &why);
         return;
     }
     let from = same_family(begun.source.ip(), address.ip());
@@ -364,8 +365,26 @@ fn explain(e: &PoolError, to: SocketAddr) -> (ResponseFlags, String) {
             DialError::Client(ClientError::Handshake(_)) => {
                 (ResponseFlags::H2HandshakeFailure, format!("{to}: {e}"))
             }
-            DialError::Client(e) => (ResponseFlags::TlsFailure, format!("{to}: {e}")),
+            DialError::Client(e) => {
+                let said = format!("{to}: {e}");
+                (ResponseFlags::TlsFailure, said.clone() + likely_cause(&said))
+            }
         },
+    }
+}
+
+/// What usually is behind a handshake that fails in this way.
+fn likely_cause(said: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|w| said.contains(w));
+    if has(&["NotValidYet", "not valid yet"]) {
+        " (the other certificate begins later than now: do the two nodes' clocks agree?)"
+    } else if has(&["Expired", "expired"]) {
+        " (a certificate has run out: does the other node's agent reach the control plane, and do \
+         the two nodes' clocks agree?)"
+    } else if has(&["UnknownIssuer", "UnknownCA", "UnknownCa"]) {
+        " (the two ends do not have the same roots: was the mesh's root replaced?)"
+    } else {
+        ""
     }
 }
 

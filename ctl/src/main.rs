@@ -49,6 +49,13 @@ enum Command {
     Certificates,
     /// Connections under way
     Connections,
+    /// What would become of a connection, who decides it, and what would change the answer
+    Why {
+        /// NAMESPACE/POD, or an address
+        source: String,
+        /// A host name, NAMESPACE/NAME or an address, with :PORT where there are several
+        destination: String,
+    },
     /// Capture a pod: acknowledged once it is guarded
     Enroll(Enroll),
     /// Let a pod go
@@ -110,6 +117,15 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Policies => "policies",
         Command::Certificates => "certificates",
         Command::Connections => "connections",
+        Command::Why { source, destination } => {
+            let rows = client::ask(&cli.run_dir, &format!("why {source} {destination}"))?;
+            match cli.output {
+                Format::Table => output::why(&rows),
+                Format::Json => output::json(&rows, true)?,
+                Format::Yaml => output::yaml(&rows, true)?,
+            }
+            return Ok(());
+        }
         Command::Enroll(e) => return enroll(cli, e),
         Command::Unenroll(pod) => {
             client::enroll_socket(

@@ -180,3 +180,60 @@ fn expires(v: &Value) -> String {
         Err(_) => "expired".to_owned(),
     }
 }
+
+/// What would become of a connection, to be read from top to bottom.
+pub fn why(rows: &[Value]) {
+    let Some(told) = rows.first() else { return };
+    let end = |v: &Value| {
+        let name =
+            ["/workload", "/service", "/address"].iter().find_map(|p| v.pointer(p)?.as_str());
+        let name = name.unwrap_or("?").to_owned();
+        match v.pointer("/identity").and_then(Value::as_str) {
+            Some(id) if v["in_mesh"] == true => format!("{name}, {id}"),
+            Some(_) => format!("{name}, not in the mesh"),
+            None => name,
+        }
+    };
+    println!("from  {}", end(&told["source"]));
+    println!("to    {}", end(&told["destination"]));
+    for note in strings(&told["notes"]) {
+        println!("note  {note}");
+    }
+    for answer in told["answers"].as_array().into_iter().flatten() {
+        let verdict = if answer["allowed"] == true { "ALLOWED" } else { "REFUSED" };
+        let endpoints = strings(&answer["endpoints"]).join(", ");
+        let to = if endpoints.is_empty() { String::new() } else { format!(" at {endpoints}") };
+        let transport = answer["transport"].as_str().unwrap_or_default();
+        let by = if transport.is_empty() { String::new() } else { format!(", over {transport}") };
+        println!("\n{verdict}{to}{by}");
+        println!("  decided by: {}", answer["decided_by"].as_str().unwrap_or_default());
+        for because in strings(&answer["because"]) {
+            println!("  because:    {because}");
+        }
+        for n in answer["nearly"].as_array().into_iter().flatten() {
+            println!(
+                "  nearly:     {} policy {}, rule {}: {}",
+                n["action"].as_str().unwrap_or_default().to_lowercase(),
+                n["policy"].as_str().unwrap_or_default(),
+                n["rule"],
+                strings(&n["unmet"]).join("; ")
+            );
+        }
+        if let Some(change) = answer["change"].as_str() {
+            println!("  to change:  {change}");
+        }
+        let applied: Vec<String> = answer["policies"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|p| Some(p["policy"].as_str()?.to_owned()))
+            .collect();
+        if !applied.is_empty() {
+            println!("  applied:    {}", applied.join(", "));
+        }
+    }
+}
+
+fn strings(v: &Value) -> Vec<&str> {
+    v.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}

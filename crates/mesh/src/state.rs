@@ -88,6 +88,11 @@ impl Mesh {
         self.judged.subscribe()
     }
 
+    /// The network that this node is in.
+    pub fn local_network(&self) -> Arc<str> {
+        self.tables().local.network.clone()
+    }
+
     pub fn workload(&self, uid: &str) -> Option<Arc<Workload>> {
         self.tables().workloads.get(uid).cloned()
     }

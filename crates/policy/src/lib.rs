@@ -5,10 +5,12 @@
 //! without it. Evaluation is pure; nothing here knows where policies come from.
 
 mod evaluate;
+mod explain;
 mod model;
 mod set;
 
 pub use evaluate::{Applicable, Decision, Verdict, evaluate};
+pub use explain::{Applied, Explanation, Near, explain, in_words};
 pub use model::{
     Action, Clause, Match, Peer, Policy, PolicyName, Request, Rule, Scope, ServiceAccountMatch,
     StringMatch,

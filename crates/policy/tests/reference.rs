@@ -13,6 +13,7 @@ mod meaning;
 use meaning::{Entry, Outcome};
 use policy::{
     Action, Applicable, Decision, Policy, PolicyName, PolicySet, Request, Verdict, evaluate,
+    explain,
 };
 use proptest::{
     prelude::*,
@@ -29,8 +30,23 @@ fn judge(request: &Request, entries: &[Entry]) -> Verdict {
         Entry::Missing(name) => Applicable::Missing(name),
     });
     let verdict = evaluate(request, applicable);
-    // The index says the same: the decision, the rule and all.
-    assert_eq!(indexed(entries).evaluate(request), verdict);
+    // The index says the same: the decision, the rule and all; and so does the explanation.
+    let set = indexed(entries);
+    assert_eq!(set.evaluate(request), verdict);
+    let explanation = explain(&set, request);
+    assert_eq!(explanation.verdict, verdict);
+    let matches =
+        |action| explanation.applied.iter().any(|a| a.action == action && !a.dry_run && a.matched);
+    match &verdict.decision {
+        Decision::Matched { action, .. } => assert!(matches(*action), "{explanation:?}"),
+        Decision::NoAllowMatched { .. } => {
+            assert!(!matches(Action::Allow) && !matches(Action::Deny), "{explanation:?}");
+        }
+        Decision::NoPolicy | Decision::Unknown { .. } => {
+            assert!(!matches(Action::Deny), "{explanation:?}");
+        }
+    }
+    assert!(explanation.nearly.iter().all(|n| !n.unmet.is_empty()), "{explanation:?}");
     verdict
 }
 

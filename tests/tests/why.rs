@@ -1,0 +1,77 @@
+//! Telling: `culvertctl why` and the access log name who decided, what came near, and what to change.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use culvert_tests::{Mesh, Spec, denied, dialogue::serve};
+use serde_json::Value;
+use testbed::Serve;
+
+const PORT: u16 = 8080;
+
+fn why(mesh: &Mesh, source: &str, destination: &str) -> Value {
+    let out = mesh.agent(1).ctl(&["-o", "json", "why", source, destination]);
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"))
+}
+
+fn told(v: &Value) -> String {
+    v.as_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_deciding_rule_is_named_and_what_would_change_it() {
+    let mesh = Mesh::new("why");
+    let a = mesh.enrolled_pod(1, Spec::named("a").account("client"));
+    let b = mesh.enrolled_pod(2, Spec::named("b").account("server"));
+    serve(&b, PORT, Serve::Script);
+    let service = mesh.service("b", 80, PORT, &[&b]);
+
+    let answer = &why(&mesh, "default/a", "b:80")["answers"][0];
+    assert_eq!(answer["allowed"], true);
+    assert_eq!(answer["decided_by"], "no policy applies");
+    assert_eq!(answer["transport"], "HBONE (mutual TLS)");
+
+    mesh.policy(
+        "default",
+        "only-others",
+        "{action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/other]}}]}]}",
+    );
+    let answer = &why(&mesh, "default/a", "b")["answers"][0];
+    assert_eq!(answer["allowed"], false);
+    assert_eq!(answer["nearly"][0]["policy"], "default/only-others");
+    let unmet = told(&answer["nearly"][0]["unmet"][0]);
+    assert_eq!(
+        unmet,
+        "the source's principal is cluster.local/ns/default/sa/client, and not \
+         cluster.local/ns/default/sa/other"
+    );
+    assert!(told(&answer["change"]).contains("only-others would allow it"), "{answer}");
+    // What it says is what happens, and the log says it, too.
+    denied(&a, &service.at4());
+    mesh.agent(2).logged(&["nearest is default/only-others, rule 0", "sa/client, and not"]);
+
+    mesh.policy(
+        "default",
+        "no-clients",
+        "{action: DENY, rules: [{from: [{source: {namespaces: [default]}}], to: [{operation: {ports: [\"8080\"]}}]}]}",
+    );
+    let answer = &why(&mesh, &a.ipv4().to_string(), &service.at4())["answers"][0];
+    assert_eq!(answer["decided_by"], "deny policy default/no-clients, rule 0");
+    let because: Vec<String> = answer["because"].as_array().unwrap().iter().map(told).collect();
+    assert_eq!(
+        because,
+        ["the source's namespace is default", "the destination's port is 8080"],
+        "{answer}"
+    );
+    assert!(told(&answer["change"]).contains("no ALLOW policy overrides a DENY"), "{answer}");
+}
+
+#[test]
+fn what_cannot_be_found_is_said_with_what_to_say_instead() {
+    let mesh = Mesh::new("why-not");
+    let _a = mesh.enrolled_pod(1, "a");
+    let out = mesh.agent(1).ctl(&["why", "default/nobody", "default/a:80"]);
+    assert!(!out.status.success());
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(said.contains("default/nobody") && said.contains("NAMESPACE/POD"), "{said}");
+    let outside = &why(&mesh, "default/a", "198.51.100.7:443")["answers"][0];
+    assert_eq!((&outside["allowed"], &outside["transport"]), (&true.into(), &"plaintext".into()));
+}
