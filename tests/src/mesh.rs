@@ -142,24 +142,7 @@ impl Mesh {
 
     /// Only the node's part: others still think of it as outside the mesh.
     pub fn capture(&self, pod: &MeshPod) {
-        let netns = pod.netns_path().display().to_string();
-        let account = pod.account();
-        let out = self.agent_of(pod).ctl(&[
-            "enroll",
-            "--netns",
-            &netns,
-            "--namespace",
-            pod.namespace(),
-            "--name",
-            pod.name(),
-            "--service-account",
-            &account,
-        ]);
-        assert!(
-            out.status.success(),
-            "cannot enrol {pod:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        self.agent_of(pod).enroll(pod);
     }
 
     /// The reverse of [`Mesh::enroll`]: first nobody sends it HBONE any more, then it is let go.

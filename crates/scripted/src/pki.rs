@@ -90,6 +90,11 @@ impl Pki {
         params.signed_by(&csr.public_key, &self.issuer).unwrap().pem()
     }
 
+    /// The same for a key that the asker does not have.
+    pub fn certify_another_key(&self, params: &CertificateParams) -> String {
+        params.signed_by(&KeyPair::generate().unwrap(), &self.issuer).unwrap().pem()
+    }
+
     /// A certificate that `Certified` would not take, signed all the same.
     pub fn odd(&self, params: &CertificateParams) -> Presented {
         self.odd_key(params, KeyPair::generate().unwrap())
