@@ -123,6 +123,11 @@ impl Mesh {
     /// Enrols a running pod as a CNI plugin does: capture first, then the word to all.
     pub fn enroll(&self, pod: &MeshPod) {
         self.capture(pod);
+        self.announce(pod);
+    }
+
+    /// Only the word to all: that the pod is reached by HBONE, whoever answers there.
+    pub fn announce(&self, pod: &MeshPod) {
         pod.record.lock().unwrap().redirected = true;
         self.write_pod(pod);
         self.known_as(pod, "HBONE");

@@ -46,7 +46,11 @@ impl Pki {
 
     /// An authority below this one.
     pub fn intermediate(&self) -> Self {
-        let key = KeyPair::generate().unwrap();
+        self.intermediate_with(KeyPair::generate().unwrap())
+    }
+
+    /// The same with a key of the caller's choice.
+    pub fn intermediate_with(&self, key: KeyPair) -> Self {
         let params = authority(&format!("intermediate {}", self.chain.len()));
         let own = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         let chain = std::iter::once(own).chain(self.chain.iter().cloned()).collect();
