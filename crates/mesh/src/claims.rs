@@ -2,7 +2,12 @@
 //! the first is reported gone, and services may share a virtual address. The last to claim it has
 //! it; when that one lets go it is the other's again, and not an address outside the mesh.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// An address in its network.
 pub(crate) type Place = (Arc<str>, IpAddr);
@@ -10,8 +15,16 @@ pub(crate) type Place = (Arc<str>, IpAddr);
 #[derive(Debug)]
 pub(crate) struct Claims<V> {
     holders: HashMap<Place, V>,
-    /// Claims that a later one stands before, latest last; empty nearly always.
-    earlier: HashMap<Place, Vec<V>>,
+    /// Claims that a later one stands before; empty nearly always.
+    earlier: HashMap<Place, Queue<V>>,
+}
+
+/// In their order, and to be found without a walk: a careless control plane may let very many
+/// claim one address.
+#[derive(Debug)]
+struct Queue<V> {
+    by_turn: BTreeMap<u64, V>,
+    turns: HashMap<V, u64>,
 }
 
 impl<V> Default for Claims<V> {
@@ -20,7 +33,33 @@ impl<V> Default for Claims<V> {
     }
 }
 
-impl<V: PartialEq> Claims<V> {
+impl<V> Default for Queue<V> {
+    fn default() -> Self {
+        Self { by_turn: BTreeMap::new(), turns: HashMap::new() }
+    }
+}
+
+impl<V: Clone + Eq + Hash> Queue<V> {
+    fn push(&mut self, v: V) {
+        let turn = self.by_turn.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.turns.insert(v.clone(), turn);
+        self.by_turn.insert(turn, v);
+    }
+
+    fn remove(&mut self, v: &V) {
+        if let Some(turn) = self.turns.remove(v) {
+            self.by_turn.remove(&turn);
+        }
+    }
+
+    fn pop(&mut self) -> Option<V> {
+        let (_, v) = self.by_turn.pop_last()?;
+        self.turns.remove(&v);
+        Some(v)
+    }
+}
+
+impl<V: Clone + Eq + Hash> Claims<V> {
     pub(crate) fn holder(&self, network: &str, ip: IpAddr) -> Option<&V> {
         self.holders.get(&(network.into(), ip))
     }
@@ -28,7 +67,7 @@ impl<V: PartialEq> Claims<V> {
     /// A claim that stands already keeps its turn: news of a pod that is ending does not take the
     /// address back.
     pub(crate) fn claim(&mut self, place: Place, by: V) {
-        if self.earlier.get(&place).is_some_and(|e| e.contains(&by)) {
+        if self.earlier.get(&place).is_some_and(|e| e.turns.contains_key(&by)) {
             return;
         }
         match self.holders.insert(place.clone(), by) {
@@ -43,11 +82,11 @@ impl<V: PartialEq> Claims<V> {
         let mut next = None;
         let holds = self.holders.get(place) == Some(by);
         if let Some(earlier) = self.earlier.get_mut(place) {
-            earlier.retain(|v| v != by);
+            earlier.remove(by);
             if holds {
                 next = earlier.pop();
             }
-            if earlier.is_empty() {
+            if earlier.turns.is_empty() {
                 self.earlier.remove(place);
             }
         }
