@@ -133,3 +133,30 @@ fn ten_thousand_policies_and_one_of_ten_thousand_rules_still_judge() {
     s.denied("by the last of ten thousand rules");
     s.undisturbed();
 }
+
+/// Each claim is remembered, so that the address goes back when a later one lets go. That must not cost each of them a
+/// walk past all the others.
+#[test]
+fn a_hundred_thousand_claims_of_one_address_are_taken_and_let_go() {
+    let mut s = scene("claims");
+    let nobodys = vec![172, 64, 0, 1];
+    let one = |i: u32| {
+        let w = pb::Workload {
+            uid: format!("w-{i}"),
+            node: "n9".into(),
+            addresses: vec![nobodys.clone().into()],
+            ..record(&s.server)
+        };
+        workload("1", &w)
+    };
+    let all: Vec<_> = (0..100_000).map(one).collect();
+    let names: Vec<String> = all.iter().map(|r| r.name.clone()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let begun = std::time::Instant::now();
+    s.taken(ADDRESS_TYPE, all, &[]);
+    println!("taken in {:?}", begun.elapsed());
+    s.passes("while a hundred thousand claim an address");
+    s.taken(ADDRESS_TYPE, vec![], &names);
+    println!("and let go after {:?}", begun.elapsed());
+    s.undisturbed();
+}
