@@ -74,7 +74,7 @@ async fn hbone_stream(
     pod: Arc<Pod>,
     identity: SpiffeId,
     peer: SocketAddr,
-    stream: InboundStream,
+    mut stream: InboundStream,
 ) {
     let _counted = pod.scope.connection();
     let to = match &stream.authority {
@@ -97,7 +97,13 @@ async fn hbone_stream(
         .map(Baggage::decode)
         .unwrap_or_default();
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let Some(incoming) = judge(&agent, &pod, Some(identity), source, to, Some(&sent)).await else {
+    // A reset ends what was begun for the stream. HTTP/2's limit on streams does not count those
+    // that were reset, so a client could otherwise have any number of them under way.
+    let judged = tokio::select! {
+        judged = judge(&agent, &pod, Some(identity), source, to, Some(&sent)) => judged,
+        () = stream.abandoned() => return,
+    };
+    let Some(incoming) = judged else {
         stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
         return;
     };
@@ -106,7 +112,14 @@ async fn hbone_stream(
         stream.refuse(StatusCode::UNAUTHORIZED);
         return;
     }
-    match incoming.last_hop(&agent, &pod).await {
+    let connected = tokio::select! {
+        connected = incoming.last_hop(&agent, &pod) => connected,
+        () = stream.abandoned() => {
+            incoming.failed(&agent, "not connected yet when the client reset the stream");
+            return;
+        }
+    };
+    match connected {
         Err(why) => {
             stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
             incoming.failed(&agent, &why.to_string());

@@ -47,8 +47,8 @@ impl Agent {
         agent
     }
 
-    /// Starts it without waiting.
-    fn begin(&self) {
+    /// Starts it, or starts it again after [`Agent::kill`], without waiting.
+    pub fn begin(&self) {
         let mut cmd = Command::new(binary("culvert-agent"));
         cmd.args(&self.args);
         let proc = self.node.spawn(cmd).unwrap();
@@ -185,6 +185,28 @@ impl Agent {
         let mut cmd = Command::new(binary("culvertctl"));
         cmd.arg("--run-dir").arg(&self.run_dir).args(args);
         cmd.output().unwrap()
+    }
+
+    /// Enrols a pod of this node: the node's part, as a CNI plugin does it.
+    pub fn enroll(&self, pod: &MeshPod) {
+        let netns = pod.netns_path().display().to_string();
+        let account = pod.account();
+        let out = self.ctl(&[
+            "enroll",
+            "--netns",
+            &netns,
+            "--namespace",
+            pod.namespace(),
+            "--name",
+            pod.name(),
+            "--service-account",
+            &account,
+        ]);
+        assert!(
+            out.status.success(),
+            "cannot enrol {pod:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
 
     /// `culvertctl <what> -o json`.

@@ -56,6 +56,12 @@ impl Control {
         self.state.join("root-cert.pem")
     }
 
+    /// Its authority, certificate and key in PEM: for certificates that it would never give.
+    pub fn authority(&self) -> (String, String) {
+        let read = |name: &str| std::fs::read_to_string(self.state.join(name)).unwrap();
+        (read("ca-cert.pem"), read("ca-key.pem"))
+    }
+
     /// SIGKILL: what it has kept is what it wrote.
     pub fn kill(&self) {
         let proc = self.running.lock().unwrap().take().expect("culvertd is not running");

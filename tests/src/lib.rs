@@ -17,6 +17,7 @@ mod manifest;
 mod mesh;
 mod pod;
 mod service;
+pub mod stage;
 mod traffic;
 
 pub use agent::Agent;
@@ -26,6 +27,7 @@ pub use dialogue::{any, at, attempt, denied, echo, fetch, whoami};
 pub use mesh::{Builder, Mesh};
 pub use pod::{MeshPod, Spec};
 pub use service::Service;
+pub use stage::Stage;
 pub use traffic::{Tally, Traffic, exchange};
 
 use std::time::Duration;

@@ -123,6 +123,11 @@ impl Mesh {
     /// Enrols a running pod as a CNI plugin does: capture first, then the word to all.
     pub fn enroll(&self, pod: &MeshPod) {
         self.capture(pod);
+        self.announce(pod);
+    }
+
+    /// Only the word to all: that the pod is reached by HBONE, whoever answers there.
+    pub fn announce(&self, pod: &MeshPod) {
         pod.record.lock().unwrap().redirected = true;
         self.write_pod(pod);
         self.known_as(pod, "HBONE");
@@ -142,24 +147,7 @@ impl Mesh {
 
     /// Only the node's part: others still think of it as outside the mesh.
     pub fn capture(&self, pod: &MeshPod) {
-        let netns = pod.netns_path().display().to_string();
-        let account = pod.account();
-        let out = self.agent_of(pod).ctl(&[
-            "enroll",
-            "--netns",
-            &netns,
-            "--namespace",
-            pod.namespace(),
-            "--name",
-            pod.name(),
-            "--service-account",
-            &account,
-        ]);
-        assert!(
-            out.status.success(),
-            "cannot enrol {pod:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        self.agent_of(pod).enroll(pod);
     }
 
     /// The reverse of [`Mesh::enroll`]: first nobody sends it HBONE any more, then it is let go.

@@ -6,6 +6,10 @@ use std::{fmt::Write as _, net::SocketAddr};
 /// Longest `baggage` that is looked at, in bytes (W3C Baggage, section 3.3.2).
 const MAX_BAGGAGE: usize = 8192;
 
+/// Longest name that is taken from it, in bytes: the longest that Kubernetes gives anything. Names
+/// become labels of metrics, several times each, and are kept for as long as those are.
+const MAX_NAME: usize = 253;
+
 /// Telemetry about the calling workload (W3C Baggage).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Baggage {
@@ -67,7 +71,8 @@ impl Baggage {
         for member in header.split(',') {
             let pair = member.split(';').next().unwrap_or_default();
             let Some((key, value)) = pair.split_once('=') else { continue };
-            let Some(value) = percent_decode(value.trim()) else { continue };
+            let name = percent_decode(value.trim()).filter(|name| name.len() <= MAX_NAME);
+            let Some(value) = name else { continue };
             let key = key.trim();
             if let Some((_, kind)) = WORKLOAD_KEYS.iter().find(|(k, _)| *k == key) {
                 if b.workload.is_none() {

@@ -169,6 +169,12 @@ impl InboundStream {
         refuse_with(&mut self.respond, status);
     }
 
+    /// Ends when the client has reset the stream: then nobody waits for an answer.
+    pub async fn abandoned(&mut self) {
+        // An error is the end of the connection, and so of the stream.
+        let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+
     /// Answers 200 and opens the stream.
     pub fn accept(
         mut self,

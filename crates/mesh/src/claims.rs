@@ -2,7 +2,12 @@
 //! the first is reported gone, and services may share a virtual address. The last to claim it has
 //! it; when that one lets go it is the other's again, and not an address outside the mesh.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// An address in its network.
 pub(crate) type Place = (Arc<str>, IpAddr);
@@ -11,8 +16,16 @@ pub(crate) type Place = (Arc<str>, IpAddr);
 pub(crate) struct Claims<V> {
     /// By network, of which there are few, so that a look-up borrows its name.
     holders: HashMap<Arc<str>, HashMap<IpAddr, V>>,
-    /// Claims that a later one stands before, latest last; empty nearly always.
-    earlier: HashMap<Place, Vec<V>>,
+    /// Claims that a later one stands before; empty nearly always.
+    earlier: HashMap<Place, Queue<V>>,
+}
+
+/// In their order, and to be found without a walk: a careless control plane may let very many
+/// claim one address.
+#[derive(Debug)]
+struct Queue<V> {
+    by_turn: BTreeMap<u64, V>,
+    turns: HashMap<V, u64>,
 }
 
 impl<V> Default for Claims<V> {
@@ -21,7 +34,33 @@ impl<V> Default for Claims<V> {
     }
 }
 
-impl<V: PartialEq> Claims<V> {
+impl<V> Default for Queue<V> {
+    fn default() -> Self {
+        Self { by_turn: BTreeMap::new(), turns: HashMap::new() }
+    }
+}
+
+impl<V: Clone + Eq + Hash> Queue<V> {
+    fn push(&mut self, v: V) {
+        let turn = self.by_turn.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.turns.insert(v.clone(), turn);
+        self.by_turn.insert(turn, v);
+    }
+
+    fn remove(&mut self, v: &V) {
+        if let Some(turn) = self.turns.remove(v) {
+            self.by_turn.remove(&turn);
+        }
+    }
+
+    fn pop(&mut self) -> Option<V> {
+        let (_, v) = self.by_turn.pop_last()?;
+        self.turns.remove(&v);
+        Some(v)
+    }
+}
+
+impl<V: Clone + Eq + Hash> Claims<V> {
     pub(crate) fn holder(&self, network: &str, ip: IpAddr) -> Option<&V> {
         self.holders.get(network)?.get(&ip)
     }
@@ -29,7 +68,7 @@ impl<V: PartialEq> Claims<V> {
     /// A claim that stands already keeps its turn: news of a pod that is ending does not take the
     /// address back.
     pub(crate) fn claim(&mut self, (network, ip): Place, by: V) {
-        let stands = |e: &Vec<V>| e.contains(&by);
+        let stands = |e: &Queue<V>| e.turns.contains_key(&by);
         if !self.earlier.is_empty() && self.earlier.get(&(network.clone(), ip)).is_some_and(stands)
         {
             return;
@@ -49,11 +88,11 @@ impl<V: PartialEq> Claims<V> {
         let Some(holders) = self.holders.get_mut(network) else { return };
         let holds = holders.get(ip) == Some(by);
         if let Some(earlier) = self.earlier.get_mut(place) {
-            earlier.retain(|v| v != by);
+            earlier.remove(by);
             if holds {
                 next = earlier.pop();
             }
-            if earlier.is_empty() {
+            if earlier.turns.is_empty() {
                 self.earlier.remove(place);
             }
         }

@@ -124,7 +124,8 @@ impl ControlPlane {
 impl Drop for ControlPlane {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // Its port is free when this returns.
+            runtime.shutdown_timeout(Duration::from_secs(10));
         }
     }
 }
@@ -152,7 +153,7 @@ impl AdsStream {
     }
 
     /// Ends the stream with this status.
-    pub fn fail(self, code: Code, why: &str) {
+    pub fn fail(&mut self, code: Code, why: &str) {
         let _ = self.responses.send(Err(Status::new(code, why)));
     }
 

@@ -46,7 +46,11 @@ impl Pki {
 
     /// An authority below this one.
     pub fn intermediate(&self) -> Self {
-        let key = KeyPair::generate().unwrap();
+        self.intermediate_with(KeyPair::generate().unwrap())
+    }
+
+    /// The same with a key of the caller's choice.
+    pub fn intermediate_with(&self, key: KeyPair) -> Self {
         let params = authority(&format!("intermediate {}", self.chain.len()));
         let own = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         let chain = std::iter::once(own).chain(self.chain.iter().cloned()).collect();
@@ -88,6 +92,11 @@ impl Pki {
     pub fn certify(&self, csr_pem: &str, params: &CertificateParams) -> String {
         let csr = CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
         params.signed_by(&csr.public_key, &self.issuer).unwrap().pem()
+    }
+
+    /// The same for a key that the asker does not have.
+    pub fn certify_another_key(&self, params: &CertificateParams) -> String {
+        params.signed_by(&KeyPair::generate().unwrap(), &self.issuer).unwrap().pem()
     }
 
     /// A certificate that `Certified` would not take, signed all the same.

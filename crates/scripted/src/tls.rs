@@ -2,7 +2,8 @@
 
 use crate::pki::Presented;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme, WantsVerifier,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
@@ -43,16 +44,31 @@ pub fn client_config_by(
     Arc::new(config)
 }
 
+/// A server that asks for no certificate, with its own as [`crate::pki::Pki::dns`] gives it.
+pub fn plain_server_config(certificate: &str, key: &str) -> Arc<ServerConfig> {
+    use rustls::pki_types::pem::PemObject as _;
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let mut config = tls13_server().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+/// A server that takes any certificate, and wants one.
 pub fn server_config(presented: Presented, alpn: &[&[u8]]) -> Arc<ServerConfig> {
     let (chain, key) = presented;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
+    let mut config = tls13_server()
         .with_client_cert_verifier(Arc::new(Anybody))
         .with_single_cert(chain, pkcs8(&key))
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
     Arc::new(config)
+}
+
+fn tls13_server() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
 }
 
 fn pkcs8(key: &rcgen::KeyPair) -> PrivateKeyDer<'static> {
