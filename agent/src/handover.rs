@@ -169,11 +169,8 @@ pub async fn offer(agent: Arc<Agent>, listener: Listener, estate: Estate) {
             continue;
         }
         match hand_over(&agent, &connection, &estate).await {
-            Ok(()) => {
-                agent.superseded.send_replace(true);
-                // For as long as it lives: its end tells the new agent nothing that it needs.
-                return;
-            }
+            // For as long as it lives: its end tells the new agent nothing that it needs.
+            Ok(()) => return,
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
                 "a hand-over has come to nothing; this agent goes on"
@@ -215,6 +212,8 @@ async fn hand_over(agent: &Arc<Agent>, line: &Seqpacket, estate: &Estate) -> any
                 // A new agent that is gone is news for the next turn.
                 Action::Send(message) => drop(say(line, &message, &[]).await),
                 Action::Drain => {
+                    // Before requests that have waited are looked at: they are the new agent's.
+                    agent.superseded.send_replace(true);
                     drop(unchanged);
                     return Ok(());
                 }

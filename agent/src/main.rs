@@ -412,6 +412,7 @@ fn build(
         draining,
         serving: watch::Sender::new(serving),
         superseded: watch::Sender::new(false),
+        enrol_clients: watch::Sender::new(0),
         node: run.node.clone(),
         cluster_domain: run.cluster_domain.to_lowercase(),
         dns: dns::Counters::default(),
@@ -491,4 +492,6 @@ async fn until_idle(agent: &Agent) {
     for pod in &pods {
         pod.scope.settle(pods::LAST_FRAMES).await;
     }
+    agent.pods.let_go().await;
+    let _ = agent.enrol_clients.subscribe().wait_for(|clients| *clients == 0).await;
 }
