@@ -31,6 +31,8 @@ pub struct Agent {
     pub serving: watch::Sender<bool>,
     /// True once another agent has taken this one's place.
     pub superseded: watch::Sender<bool>,
+    /// Enrol clients that are owed an answer.
+    pub enrol_clients: watch::Sender<usize>,
     pub node: String,
     /// What the names of the cluster's services end in.
     pub cluster_domain: String,

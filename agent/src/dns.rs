@@ -152,8 +152,9 @@ impl Resolver {
                 place.insert(Waiting { server, questions: 0 })
             }
         };
-        // A full socket buffer loses a datagram, as the network does.
-        if there.server.try_send(question).is_ok() {
+        // A full socket buffer loses a datagram, as the network does. Not `try_send`: a new socket
+        // has not heard from the reactor yet that there is room, and would lose its first question.
+        if socket2::SockRef::from(&*there.server).send(question).is_ok() {
             there.questions += 1;
             one_more(&self.agent.dns.forwarded);
         }

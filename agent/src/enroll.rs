@@ -10,7 +10,10 @@ use crate::{
 };
 use agent_api::enroll::{Request, Response, parse};
 use anyhow::{Context as _, bail};
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+/// Between a connection and its request.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Answers whenever this agent serves.
 pub async fn serve(agent: Arc<Agent>, listener: Listener) {
@@ -26,6 +29,7 @@ pub async fn serve(agent: Arc<Agent>, listener: Listener) {
         match accepted {
             Ok(connection) => {
                 let agent = agent.clone();
+                agent.enrol_clients.send_modify(|clients| *clients += 1);
                 spawn_for_agent(async move {
                     if let Err(error) = client(&agent, &connection).await {
                         tracing::warn!(
@@ -33,11 +37,12 @@ pub async fn serve(agent: Arc<Agent>, listener: Listener) {
                             "an enrol client was turned away"
                         );
                     }
+                    agent.enrol_clients.send_modify(|clients| *clients -= 1);
                 });
             }
             Err(error) => {
                 tracing::warn!(%error, "accept on the enrol socket failed");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
@@ -45,7 +50,13 @@ pub async fn serve(agent: Arc<Agent>, listener: Listener) {
 
 async fn client(agent: &Arc<Agent>, connection: &Seqpacket) -> anyhow::Result<()> {
     connection.only_root()?;
-    while let Some((bytes, fds)) = connection.receive().await? {
+    loop {
+        let received = tokio::select! {
+            biased;
+            received = connection.receive() => received?,
+            () = last_words(agent) => return Ok(()),
+        };
+        let Some((bytes, fds)) = received else { return Ok(()) };
         let outcome = match parse(&bytes) {
             Ok(request) => carry_out(agent, request, fds).await,
             Err(why) => Err(anyhow::anyhow!(why)),
@@ -57,7 +68,12 @@ async fn client(agent: &Arc<Agent>, connection: &Seqpacket) -> anyhow::Result<()
         }
         connection.send(&serde_json::to_vec(&response)?, &[]).await?;
     }
-    Ok(())
+}
+
+/// Returns when a client of an agent that drains has had the time to say what he came for.
+async fn last_words(agent: &Agent) {
+    let _ = agent.draining.clone().wait_for(|d| *d).await;
+    tokio::time::sleep(LAST_WORDS).await;
 }
 
 async fn carry_out(agent: &Arc<Agent>, request: Request, fds: Vec<OwnedFd>) -> anyhow::Result<()> {

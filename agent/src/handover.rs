@@ -211,7 +211,7 @@ async fn hand_over(agent: &Arc<Agent>, line: &Seqpacket, estate: &Estate) -> any
                 // A new agent that is gone is news for the next turn.
                 Action::Send(message) => drop(say(line, &message, &[]).await),
                 Action::Drain => {
-                    // Before pods may come and go again: none of them are this agent's any more.
+                    // Before requests that have waited are looked at: they are the new agent's.
                     agent.superseded.send_replace(true);
                     drop(unchanged);
                     return Ok(());

@@ -413,6 +413,7 @@ fn build(
         draining,
         serving: watch::Sender::new(serving),
         superseded: watch::Sender::new(false),
+        enrol_clients: watch::Sender::new(0),
         node: run.node.clone(),
         cluster_domain: run.cluster_domain.to_lowercase(),
         dns: dns::Counters::default(),
@@ -484,7 +485,7 @@ fn serve_readiness(agent: &Arc<Agent>, at: TcpListener, taken_up: watch::Receive
 
 /// Returns once the last frame of the last connection has left.
 async fn until_idle(agent: &Agent) {
-    let pods = agent.pods.with_work();
+    let pods = agent.pods.all();
     for pod in &pods {
         pod.scope.idle().await;
     }
@@ -492,4 +493,6 @@ async fn until_idle(agent: &Agent) {
     for pod in &pods {
         pod.scope.settle(pods::LAST_FRAMES).await;
     }
+    agent.pods.let_go().await;
+    let _ = agent.enrol_clients.subscribe().wait_for(|clients| *clients == 0).await;
 }

@@ -147,14 +147,14 @@ struct Prepared {
 pub struct Pods {
     dir: PathBuf,
     all: Mutex<HashMap<u64, Arc<Pod>>>,
-    /// Un-enrolled, with connections that go on.
-    ending: Mutex<Vec<Arc<Pod>>>,
     /// Namespaces that have rules and routes of the agent's, by cookie: enrolled now, or with
     /// connections left from when they were.
     prepared: Mutex<HashMap<u64, Prepared>>,
     next_owner: AtomicU32,
     /// One enrolment at a time: their steps must not interleave for one namespace.
     enrolling: Arc<tokio::sync::Mutex<()>>,
+    /// Un-enrolled pods whose last connections have not ended.
+    letting_go: watch::Sender<usize>,
 }
 
 impl Pods {
@@ -163,10 +163,10 @@ impl Pods {
         Ok(Arc::new(Self {
             dir,
             all: Mutex::default(),
-            ending: Mutex::default(),
             prepared: Mutex::default(),
             next_owner: AtomicU32::new(1),
             enrolling: Arc::default(),
+            letting_go: watch::Sender::new(0),
         }))
     }
 
@@ -176,16 +176,14 @@ impl Pods {
         all
     }
 
-    /// Those that have work left: the enrolled ones, and those that were.
-    pub fn with_work(&self) -> Vec<Arc<Pod>> {
-        let mut all = self.all();
-        all.extend(lock(&self.ending).iter().cloned());
-        all
-    }
-
     /// No pod comes or goes for as long as the answer lives.
     pub async fn hold_still(&self) -> tokio::sync::OwnedMutexGuard<()> {
         self.enrolling.clone().lock_owned().await
+    }
+
+    /// Returns once every un-enrolled pod's last connection has ended.
+    pub async fn let_go(&self) {
+        let _ = self.letting_go.subscribe().wait_for(|pods| *pods == 0).await;
     }
 
     fn by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -252,10 +250,6 @@ pub async fn enroll(agent: &Arc<Agent>, netns: Netns, request: &Enroll) -> anyho
             request.uid
         );
     }
-    if let Some(other) = agent.pods.by_uid(&request.uid) {
-        // A pod that came back in a new sandbox: the old one is history.
-        release(agent, &other).await;
-    }
     let flags = if request.allow_other_protocols { pod_flags::ALLOW_OTHER_PROTOCOLS } else { 0 };
     // A pod that could not be taken up yet has programs of its own already: they are replaced.
     let earlier = agent.capture.enrolled().into_iter().find(|(c, _)| *c == cookie);
@@ -304,6 +298,12 @@ async fn enroll_as(
     }
     let addresses = checked_addresses(&workload, &netns)?;
     let host_ends = sockets::host_ends(&netns)?;
+    if request.is_some()
+        && let Some(other) = agent.pods.by_uid(uid)
+    {
+        // A pod that came back in a new sandbox, which is known to be it: the old one is history.
+        release(agent, &other).await;
+    }
     let own_dns = workload.dns.as_ref().is_some_and(|d| d.not_captured);
     let flags = match own_dns {
         true => flags | pod_flags::OWN_DNS,
@@ -514,15 +514,16 @@ async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     pod.leave();
     lock(&agent.pods.all).remove(&pod.netns.cookie());
     tracing::info!(uid = %pod.uid, "pod un-enrolled");
+    agent.pods.letting_go.send_modify(|pods| *pods += 1);
     let (agent, pod) = (agent.clone(), pod.clone());
     if tokio::time::timeout(LET_GO, pod.scope.idle()).await.is_ok() {
         finish(&agent, &pod).await;
+        agent.pods.letting_go.send_modify(|pods| *pods -= 1);
     } else {
-        lock(&agent.pods.ending).push(pod.clone());
         spawn_for_agent(async move {
             pod.scope.idle().await;
             finish(&agent, &pod).await;
-            lock(&agent.pods.ending).retain(|p| !Arc::ptr_eq(p, &pod));
+            agent.pods.letting_go.send_modify(|pods| *pods -= 1);
         });
     }
 }
@@ -548,7 +549,11 @@ async fn finish(agent: &Agent, pod: &Arc<Pod>) {
     pod.scope.settle(LAST_FRAMES).await;
     pod.scope.end().await;
     agent.certs.release(&pod.identity);
-    agent.pods.done(pod, false);
+    // The agent that took this one's place may have enrolled it again, and needs what is there.
+    let cookie = pod.netns.cookie();
+    let is_anothers =
+        agent.is_superseded() && agent.capture.enrolled().iter().any(|(c, _)| *c == cookie);
+    agent.pods.done(pod, is_anothers);
 }
 
 /// Takes up the pods that an earlier agent enrolled. Until that is done they are closed: captured

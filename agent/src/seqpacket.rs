@@ -115,9 +115,13 @@ impl Seqpacket {
     }
 }
 
+/// As many as the kernel lets through. With room for fewer, those that fit would stay open, unknown
+/// to anybody.
+const SCM_MAX_FD: usize = 253;
+
 fn receive(s: RawFd) -> nix::Result<Option<Received>> {
     let mut buffer = vec![0u8; MAX_MESSAGE];
-    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut space = cmsg_space!([RawFd; SCM_MAX_FD]);
     let (len, truncated, fds) = {
         let mut iov = [io::IoSliceMut::new(&mut buffer)];
         let message =
@@ -132,7 +136,7 @@ fn receive(s: RawFd) -> nix::Result<Option<Received>> {
         let short = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
         (message.bytes, message.flags.intersects(short), fds)
     };
-    if truncated {
+    if truncated || fds.len() > MAX_DESCRIPTORS {
         return Err(Errno::EMSGSIZE);
     }
     if len == 0 {
