@@ -105,6 +105,11 @@ impl Agent {
         self.running.lock().unwrap().as_ref().expect("the agent is not running").pid()
     }
 
+    /// Its process, unless it has been ended.
+    pub fn running_pid(&self) -> Option<i32> {
+        self.running.lock().unwrap().as_ref().map(Proc::pid)
+    }
+
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();

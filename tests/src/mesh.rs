@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::{Bed, LeakCheck, Token, eventually};
 
@@ -142,6 +142,11 @@ impl Mesh {
 
     /// Only the node's part: others still think of it as outside the mesh.
     pub fn capture(&self, pod: &MeshPod) {
+        self.try_capture(pod).unwrap();
+    }
+
+    /// As [`Mesh::capture`], which fails while the pod's agent is away.
+    pub fn try_capture(&self, pod: &MeshPod) -> Result<()> {
         let netns = pod.netns_path().display().to_string();
         let account = pod.account();
         let out = self.agent_of(pod).ctl(&[
@@ -155,11 +160,27 @@ impl Mesh {
             "--service-account",
             &account,
         ]);
-        assert!(
-            out.status.success(),
-            "cannot enrol {pod:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.success(), "cannot enrol {pod:?}: {said}");
+        Ok(())
+    }
+
+    /// As [`Mesh::enroll`], by someone who tries again until the agent is there, as a CNI plugin's
+    /// caller does.
+    pub fn enroll_patiently(&self, pod: &MeshPod) {
+        eventually(SOON, || self.try_capture(pod)).unwrap();
+        pod.record.lock().unwrap().redirected = true;
+        self.write_pod(pod);
+        self.known_as(pod, "HBONE");
+    }
+
+    /// As [`Mesh::unenroll`], by someone who tries again until the agent is there.
+    pub fn unenroll_patiently(&self, pod: &MeshPod) {
+        pod.record.lock().unwrap().redirected = false;
+        self.write_pod(pod);
+        self.known_as(pod, "TCP");
+        eventually(SOON, || self.try_release(self.agent_of(pod), pod.namespace(), pod.name()))
+            .unwrap();
     }
 
     /// The reverse of [`Mesh::enroll`]: first nobody sends it HBONE any more, then it is let go.
@@ -172,24 +193,31 @@ impl Mesh {
 
     /// Only the node's part.
     pub fn release(&self, pod: &MeshPod) {
-        let out = self.agent_of(pod).ctl(&[
-            "unenroll",
-            "--namespace",
-            pod.namespace(),
-            "--name",
-            pod.name(),
-        ]);
-        assert!(
-            out.status.success(),
-            "cannot release {pod:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        self.try_release(self.agent_of(pod), pod.namespace(), pod.name()).unwrap();
+    }
+
+    /// Only the node's part, of a pod that may be gone; fails while the agent is away.
+    pub fn try_release(&self, agent: &Agent, namespace: &str, name: &str) -> Result<()> {
+        let out = agent.ctl(&["unenroll", "--namespace", namespace, "--name", name]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.success(), "cannot release {namespace}/{name}: {said}");
+        Ok(())
     }
 
     /// Removes the pod and its manifest. Its enrolment, if any, is the caller's to end.
     pub fn delete_pod(&self, pod: MeshPod) {
+        self.forget_pod(&pod);
+        self.kill_pod(&pod);
+    }
+
+    /// Ends the pod; the control plane still thinks that it is there.
+    pub fn kill_pod(&self, pod: &MeshPod) {
+        pod.pod.clone().delete().unwrap();
+    }
+
+    /// Tells the control plane that the pod is gone.
+    pub fn forget_pod(&self, pod: &MeshPod) {
         self.manifests.remove(&manifest::file_name("pod", pod.namespace(), pod.name()));
-        pod.pod.delete().unwrap();
     }
 
     /// Sets a label of a running pod.
