@@ -391,8 +391,6 @@ fn encoded(message: &impl prost::Message, aliases: Vec<String>) -> Encoded {
     Encoded { version, body, aliases }
 }
 
-/// Both deltas with their types, in the order in which they are served: policies before the
-/// workloads that name them.
 impl Output {
     fn delta(&mut self, is_policy: bool) -> &mut Delta {
         if is_policy { &mut self.authorizations } else { &mut self.addresses }
@@ -406,8 +404,14 @@ impl Output {
         }
     }
 
-    pub fn into_deltas(self) -> [(&'static str, Delta); 2] {
-        [(AUTHORIZATION_TYPE, self.authorizations), (ADDRESS_TYPE, self.addresses)]
+    /// The deltas with their types, in the order in which they are served: policies come before
+    /// the workloads that name them, and go after nobody does. A policy that is named and not
+    /// known denies, and ends live connections.
+    pub fn into_deltas(self) -> [(&'static str, Delta); 3] {
+        let Delta { updated, removed } = self.authorizations;
+        let come = Delta { updated, ..Delta::default() };
+        let go = Delta { removed, ..Delta::default() };
+        [(AUTHORIZATION_TYPE, come), (ADDRESS_TYPE, self.addresses), (AUTHORIZATION_TYPE, go)]
     }
 }
 

@@ -105,6 +105,11 @@ impl Agent {
         self.running.lock().unwrap().as_ref().expect("the agent is not running").pid()
     }
 
+    /// Its process, unless it has been ended.
+    pub fn running_pid(&self) -> Option<i32> {
+        self.running.lock().unwrap().as_ref().map(Proc::pid)
+    }
+
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
@@ -189,6 +194,11 @@ impl Agent {
 
     /// Enrols a pod of this node: the node's part, as a CNI plugin does it.
     pub fn enroll(&self, pod: &MeshPod) {
+        self.try_enroll(pod).unwrap();
+    }
+
+    /// As [`Agent::enroll`], which fails while the agent is away.
+    pub fn try_enroll(&self, pod: &MeshPod) -> Result<()> {
         let netns = pod.netns_path().display().to_string();
         let account = pod.account();
         let out = self.ctl(&[
@@ -202,11 +212,9 @@ impl Agent {
             "--service-account",
             &account,
         ]);
-        assert!(
-            out.status.success(),
-            "cannot enrol {pod:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.success(), "cannot enrol {pod:?}: {said}");
+        Ok(())
     }
 
     /// `culvertctl <what> -o json`.

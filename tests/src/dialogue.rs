@@ -48,11 +48,17 @@ pub fn whoami(from: &Pod, to: &str) -> Result<Seen, PuppetError> {
 
 pub fn whoami_with(from: &Puppet, to: &str, opts: ConnectOpts) -> Result<Seen, PuppetError> {
     let sock = from.connect(to, opts)?;
-    sock.write(b"whoami\n")?;
-    let line = read_line(&sock)?;
-    let client = sock.names()?;
+    let seen = ask_whoami(&sock)?;
     sock.shutdown_write()?;
     sock.read_to_end()?;
+    Ok(seen)
+}
+
+/// Over a new connection, which echoes from then on.
+pub fn ask_whoami(sock: &Sock) -> Result<Seen, PuppetError> {
+    sock.write(b"whoami\n")?;
+    let line = read_line(sock)?;
+    let client = sock.names()?;
     let line: Value = serde_json::from_str(&line).unwrap();
     let address = |name: &str| line[name].as_str().unwrap().parse().unwrap();
     Ok(Seen { client, peer: address("peer"), local: address("local") })

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::{Bed, LeakCheck, Token, eventually};
 
@@ -147,7 +147,30 @@ impl Mesh {
 
     /// Only the node's part: others still think of it as outside the mesh.
     pub fn capture(&self, pod: &MeshPod) {
-        self.agent_of(pod).enroll(pod);
+        self.try_capture(pod).unwrap();
+    }
+
+    /// As [`Mesh::capture`], which fails while the pod's agent is away.
+    pub fn try_capture(&self, pod: &MeshPod) -> Result<()> {
+        self.agent_of(pod).try_enroll(pod)
+    }
+
+    /// As [`Mesh::enroll`], by someone who tries again until the agent is there, as a CNI plugin's
+    /// caller does.
+    pub fn enroll_patiently(&self, pod: &MeshPod) {
+        eventually(SOON, || self.try_capture(pod)).unwrap();
+        pod.record.lock().unwrap().redirected = true;
+        self.write_pod(pod);
+        self.known_as(pod, "HBONE");
+    }
+
+    /// As [`Mesh::unenroll`], by someone who tries again until the agent is there.
+    pub fn unenroll_patiently(&self, pod: &MeshPod) {
+        pod.record.lock().unwrap().redirected = false;
+        self.write_pod(pod);
+        self.known_as(pod, "TCP");
+        eventually(SOON, || self.try_release(self.agent_of(pod), pod.namespace(), pod.name()))
+            .unwrap();
     }
 
     /// The reverse of [`Mesh::enroll`]: first nobody sends it HBONE any more, then it is let go.
@@ -160,24 +183,36 @@ impl Mesh {
 
     /// Only the node's part.
     pub fn release(&self, pod: &MeshPod) {
-        let out = self.agent_of(pod).ctl(&[
-            "unenroll",
-            "--namespace",
-            pod.namespace(),
-            "--name",
-            pod.name(),
-        ]);
-        assert!(
-            out.status.success(),
-            "cannot release {pod:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        let (namespace, name) = (pod.namespace(), pod.name());
+        let out = self.agent_of(pod).ctl(&["unenroll", "--namespace", namespace, "--name", name]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "cannot release {pod:?}: {said}");
+    }
+
+    /// Only the node's part, of a pod that may be gone; fails while the agent is away. One whose
+    /// answer was lost has done it all the same.
+    pub fn try_release(&self, agent: &Agent, namespace: &str, name: &str) -> Result<()> {
+        let out = agent.ctl(&["unenroll", "--namespace", namespace, "--name", name]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        let done = out.status.success() || said.contains("is enrolled on this node");
+        ensure!(done, "cannot release {namespace}/{name}: {said}");
+        Ok(())
     }
 
     /// Removes the pod and its manifest. Its enrolment, if any, is the caller's to end.
     pub fn delete_pod(&self, pod: MeshPod) {
+        self.forget_pod(&pod);
+        self.kill_pod(&pod);
+    }
+
+    /// Ends the pod; the control plane still thinks that it is there.
+    pub fn kill_pod(&self, pod: &MeshPod) {
+        pod.pod.clone().delete().unwrap();
+    }
+
+    /// Tells the control plane that the pod is gone.
+    pub fn forget_pod(&self, pod: &MeshPod) {
         self.manifests.remove(&manifest::file_name("pod", pod.namespace(), pod.name()));
-        pod.pod.delete().unwrap();
     }
 
     /// Sets a label of a running pod.

@@ -313,6 +313,22 @@ fn a_selector_policy_that_is_attached_later_closes_a_live_connection() {
 }
 
 #[test]
+fn selector_policies_that_admit_come_and_go_without_closing_a_live_connection() {
+    let c = court("passing");
+    let live = echo_to(&c.alice, &at(c.server.ipv4(), PORT)).unwrap();
+    let admitting = "{ action: ALLOW, selector: { matchLabels: { app: server } }, rules: [{}] }";
+    for n in 0..20 {
+        c.mesh.policy("default", "passing", admitting);
+        c.mesh.policy_bound("default/passing", &c.server);
+        echo(&live, 1000, n).unwrap();
+        c.mesh.remove_policy("default", "passing");
+        echo(&live, 1000, n).unwrap();
+    }
+    let closed = c.mesh.agent_of(&c.server).access_log();
+    assert!(closed.is_empty(), "{closed:?}");
+}
+
+#[test]
 fn an_allow_policy_that_is_removed_or_narrowed_closes_what_it_let_in() {
     let c = court("narrowed");
     let allow = |p: &MeshPod| {

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod host;
+mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure, and print the figures beside their goals and a peer's
     Bench(bench::Args),
+    /// Run a mesh under churn and failures for a while, watched throughout
+    Soak(soak::Args),
     /// Run every fuzz target for a while
     Fuzz {
         /// Seconds for each
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Fuzz { seconds } => test::fuzz(seconds),
     };
     match outcome {

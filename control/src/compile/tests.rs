@@ -118,6 +118,27 @@ fn what_goes_is_removed() {
     assert!(out.addresses.updated.is_empty());
 }
 
+/// A policy that is named and not known denies, so it must be there before it is named, and go after.
+#[test]
+fn a_policy_is_served_for_as_long_as_a_workload_names_it() {
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        metadata: {name: p, namespace: ns}\nspec: {selector: {matchLabels: {app: web}}, \
+        rules: [{}]}\n";
+    let mut compiler = Compiler::new(cluster());
+    compiler.apply(changes(&many(1)));
+    let brief = |out: Output| -> Vec<(&str, usize, usize)> {
+        let deltas = out.into_deltas().into_iter();
+        let brief = deltas.map(|(url, d)| (url, d.updated.len(), d.removed.len()));
+        brief.filter(|(_, updated, removed)| updated + removed > 0).collect()
+    };
+    let comes = brief(compiler.apply(changes(policy)));
+    assert_eq!(comes, [(AUTHORIZATION_TYPE, 1, 0), (ADDRESS_TYPE, 1, 0)]);
+    let key =
+        ObjectKey { kind: Kind::AuthorizationPolicy, namespace: "ns".into(), name: "p".into() };
+    let goes = brief(compiler.apply(vec![Change { key, object: None }]));
+    assert_eq!(goes, [(ADDRESS_TYPE, 1, 0), (AUTHORIZATION_TYPE, 0, 1)]);
+}
+
 /// STRICT is sent only where a PeerAuthentication exists, and goes with the last one.
 #[test]
 fn strict_comes_and_goes_with_peer_authentication() {

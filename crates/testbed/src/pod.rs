@@ -200,7 +200,9 @@ impl Pod {
         cgroup::destroy(&self.cgroup())?;
         self.collect();
         tools::ip(&self.0.node.netns_name(), &format!("link del {}", self.host_ifname()))?;
+        let netns = netns::id(&self.netns_path())?;
         netns::remove(&self.netns_name())?;
+        self.0.node.shared().forget(&netns);
         registry.remove(&self.0.k);
         drop(registry);
         let key = key(&self.0.namespace, &self.0.name);

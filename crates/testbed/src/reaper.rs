@@ -6,7 +6,7 @@
 //! Set `CULVERT_BED_KEEP_LOGS=<folder>` to have the work dir (the output of every process) copied there first.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -54,6 +54,8 @@ impl Reaper {
 
     /// Lets the reaper do its work, then looks for what it may have missed.
     pub fn finish(mut self, netns_ids: &BTreeSet<NetnsId>) -> Result<()> {
+        // A namespace that is held keeps its number: another bed's would be taken for it.
+        let _held = self.namespaces();
         drop(self.child.stdin.take());
         wait_deadline(&mut self.child, PATIENCE).context("the reaper did not end")?;
         let left = self.leftovers(netns_ids)?;
@@ -61,6 +63,17 @@ impl Reaper {
             bail!("left behind: {}", left.join(", "));
         }
         Ok(())
+    }
+
+    fn namespaces(&self) -> Vec<File> {
+        let prefix = format!("{}-", self.id);
+        fs::read_dir(netns::DIR)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with(&prefix))
+            .filter_map(|e| File::open(e.path()).ok())
+            .collect()
     }
 
     fn leftovers(&self, netns_ids: &BTreeSet<NetnsId>) -> Result<Vec<String>> {

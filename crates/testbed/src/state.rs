@@ -60,6 +60,11 @@ impl Shared {
         self.netns.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(netns);
     }
 
+    /// A namespace that is gone: its number may soon be another's, of another bed.
+    pub fn forget(&self, netns: &NetnsId) {
+        self.netns.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(netns);
+    }
+
     pub fn netns_ids(&self) -> BTreeSet<NetnsId> {
         self.netns.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
