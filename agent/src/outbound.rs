@@ -40,6 +40,12 @@ pub async fn accept_each(
         };
         match accepted {
             Ok((stream, peer)) => each(stream, peer),
+            // The pod's own CAP_NET_ADMIN is enough to destroy any socket of its namespace.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::warn!(pod = %pod.uid, "a listener of the agent's was destroyed from within the \
+                    pod, which takes no such connections until it is enrolled anew");
+                return;
+            }
             Err(error) => {
                 // Out of descriptors, most likely: connections wait in the backlog meanwhile.
                 tracing::warn!(%error, "accept failed");
