@@ -11,6 +11,7 @@ use hbone::{Authority, ClientError, DialError, End, Forwarded, PoolError};
 use http::{Method, Request, Uri};
 use mesh::{Resolved, Service, Workload};
 use policy::Request as PolicyRequest;
+use socket2::SockRef;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -59,6 +60,7 @@ pub async fn accept_each(
 pub fn reset_on_close(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let _ = stream.set_zero_linger();
+    sockets::probe_when_idle(&SockRef::from(stream));
 }
 
 async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {
