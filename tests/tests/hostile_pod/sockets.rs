@@ -30,7 +30,7 @@ fn arrives_as_itself(scene: &Scene, socket: RawSocket, to: SocketAddr, token: &T
 }
 
 /// Either it works like any other connection, or it fails; the token is in the clear in neither case.
-fn works_or_fails(
+pub(crate) fn works_or_fails(
     scene: &Scene,
     socket: RawSocket,
     connected: Result<(), PuppetError>,
