@@ -8,6 +8,7 @@ mod forged;
 mod interfaces;
 mod listeners;
 mod network;
+mod reach;
 mod room;
 mod scene;
 mod sockets;
