@@ -154,7 +154,7 @@ fn mptcp_sockets_from_elsewhere_do_not_get_out() {
         .collect();
     scene.mesh.enroll(&late);
     let token = Token::new();
-    let watch = scene.watch();
+    let watch = scene.watch().and(&late);
     let stray = late.stray_puppet().unwrap();
     for (to, before) in made {
         let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
@@ -269,7 +269,7 @@ fn an_earlier_connection_is_not_a_licence_for_another() {
     scene.mesh.enroll(&late);
     assert_eq!(scene.mesh.agent(1).counter(&late, "earlier_connections"), held.len() as u64);
     let before = scene.mesh.agent(1).counter(&late, "dropped_syn");
-    let watch = scene.watch();
+    let watch = scene.watch().and(&late);
     for (_, from, to) in &held {
         let segment = forge::tcp(*from, *to, forge::SYN, 1, b"");
         let packet = forge::ip(from.ip(), to.ip(), forge::TCP, &segment);
@@ -277,14 +277,13 @@ fn an_earlier_connection_is_not_a_licence_for_another() {
         let raw = puppet.raw_socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW).unwrap();
         raw.send_to(&packet, 0, &testbed::sockaddr(SocketAddr::new(to.ip(), 0))).unwrap();
     }
-    let captures = watch;
     eventually(SOON, || {
         let dropped = scene.mesh.agent(1).counter(&late, "dropped_syn") - before;
         anyhow::ensure!(dropped == held.len() as u64, "{dropped} SYNs were dropped");
         Ok(())
     })
     .unwrap();
-    captures.ends_quietly(&[]);
+    watch.ends_quietly(&[]);
     scene.never_heard_of(&late);
 }
 
