@@ -30,6 +30,12 @@ async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, p
     // Counted beside its streams: the last of them has ended before its last frame has left.
     let _counted = pod.scope.connection();
     let _ = stream.set_nodelay(true);
+    // From within the pod the listener itself can be reached, on loopback: no peer comes that way.
+    if !stream.local_addr().is_ok_and(|to| pod.has_address(to.ip())) {
+        tracing::debug!(pod = %pod.uid, %peer, "refused: HBONE not to an address of this pod");
+        let _ = stream.set_zero_linger();
+        return;
+    }
     pod.scope.count_handshake();
     let certified = match agent.certs.fetch(&pod.identity, PATIENCE).await {
         Ok(c) => c,

@@ -12,6 +12,7 @@ use hbone::{Authority, ClientError, DialError, End, Forwarded, PoolError};
 use http::{Method, Request, Uri};
 use mesh::{Resolved, Service, Workload};
 use policy::Request as PolicyRequest;
+use socket2::SockRef;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -43,6 +44,12 @@ pub async fn accept_each(
         };
         match accepted {
             Ok((stream, peer)) => each(stream, peer),
+            // The pod's own CAP_NET_ADMIN is enough to destroy any socket of its namespace.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::warn!(pod = %pod.uid, "a listener of the agent's was destroyed from within the \
+                    pod, which takes no such connections until it is enrolled anew");
+                return;
+            }
             Err(error) => {
                 // Out of descriptors, most likely: connections wait in the backlog meanwhile.
                 tracing::warn!(%error, "accept failed");
@@ -56,6 +63,7 @@ pub async fn accept_each(
 pub fn reset_on_close(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let _ = stream.set_zero_linger();
+    sockets::probe_when_idle(&SockRef::from(stream));
 }
 
 async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {

@@ -13,7 +13,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
     SockaddrStorage, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
 };
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::{
     collections::HashMap,
     fs, io,
@@ -344,8 +344,20 @@ pub async fn connect_as(
     Err(last)
 }
 
+/// An end that is gone without a word, such as one that closed and whose kernel has given up waiting
+/// for the other, is noticed within two minutes, and what is kept for it is given back.
+pub fn probe_when_idle(socket: &Socket) {
+    let often = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    // Without it the connection works as well.
+    let _ = socket.set_tcp_keepalive(&often);
+}
+
 async fn establish(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
     socket.set_tcp_nodelay(true)?;
+    probe_when_idle(&socket);
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(result) => result,

@@ -84,6 +84,15 @@ impl Agent {
         self.wait_until_ready();
     }
 
+    /// Starts it after [`Agent::kill`], and wants it to end by itself with a failure; gives all that it said.
+    pub fn refuses_to_start(&self) -> String {
+        self.begin();
+        let proc = self.running.lock().unwrap().take().unwrap();
+        let status = proc.wait(SOON).unwrap();
+        assert!(!status.success(), "the agent of {} ended with {status}", self.node.name());
+        proc.stdout() + &proc.stderr()
+    }
+
     /// SIGTERM, without waiting.
     pub fn drain(&self) {
         self.running.lock().unwrap().as_ref().unwrap().signal(Signal::SIGTERM).unwrap();

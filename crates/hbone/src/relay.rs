@@ -148,7 +148,15 @@ async fn pump(
                 chunk = read_tcp(s, &mut buffer) => chunk.map_err(read_failed)?,
                 reset = peer_reset(w) => return Err(write_failed(reset)),
             },
-            (Reader::Tcp(s), _) => read_tcp(s, &mut buffer).await.map_err(read_failed)?,
+            // One that has sent its end is read no more, and may be reset all the same.
+            (Reader::Tcp(s), Writer::Tcp(w)) => tokio::select! {
+                biased;
+                chunk = read_tcp(s, &mut buffer) => chunk.map_err(read_failed)?,
+                broken = tcp_reset(w) => return Err(write_failed(broken)),
+            },
+            (Reader::Tcp(s), Writer::Gone) => {
+                read_tcp(s, &mut buffer).await.map_err(read_failed)?
+            }
             (Reader::H2(r), _) => read_h2(r).await.map_err(read_failed)?,
         };
         let Some(chunk) = chunk else {
@@ -190,7 +198,13 @@ async fn h2_to_tcp(
             if ended {
                 return Writer::Tcp(s).finish().map_err(&write_failed);
             }
-            let Some(chunk) = read_h2(r).await.map_err(&read_failed)? else {
+            let chunk = tokio::select! {
+                biased;
+                chunk = read_h2(r) => chunk.map_err(&read_failed)?,
+                // One that has sent its end is read no more, and may be reset all the same.
+                broken = tcp_reset(s) => return Err(write_failed(broken)),
+            };
+            let Some(chunk) = chunk else {
                 ended = true;
                 continue;
             };

@@ -84,7 +84,7 @@ impl Reaper {
         if self.dir.exists() {
             left.push(format!("work dir {}", self.dir.display()));
         }
-        left.extend(processes_in(netns_ids)?);
+        left.extend(processes_in(netns_ids, &self.id)?);
         Ok(left)
     }
 }
@@ -123,15 +123,18 @@ pub fn leftovers_of(id: &str) -> Result<Vec<String>> {
     Ok(left)
 }
 
-fn processes_in(netns_ids: &BTreeSet<NetnsId>) -> Result<Vec<String>> {
+/// The namespaces are gone by now, and another bed may have been given their inodes: what runs there is not ours.
+fn processes_in(netns_ids: &BTreeSet<NetnsId>, id: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         // Not a process, gone meanwhile, or a zombie: none of them is in a namespace.
-        let Ok(id) = netns::id(&path.join("ns/net")) else { continue };
+        let Ok(netns) = netns::id(&path.join("ns/net")) else { continue };
         let is_process =
             path.file_name().is_some_and(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit));
-        if is_process && netns_ids.contains(&id) {
+        let cgroup = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+        let of_another_bed = cgroup.contains("/culvert-bed-") && !cgroup.contains(id);
+        if is_process && netns_ids.contains(&netns) && !of_another_bed {
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
             found.push(format!("process {} ({})", path.display(), name.trim()));
         }

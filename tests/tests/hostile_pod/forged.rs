@@ -111,6 +111,34 @@ fn forged_segments_do_not_leave_the_pod() {
     assert_eq!(dropped, sent);
 }
 
+/// What guards the pod does not need the agent.
+#[test]
+fn forged_segments_do_not_leave_while_the_agent_is_dead() {
+    let scene = Scene::new("forged-dead");
+    let token = Token::new();
+    let capture = scene.mesh.agent(1).node.capture_link("link").unwrap();
+    let near = scene.near.capture_host_end("near").unwrap();
+    scene.mesh.agent(1).kill();
+    every_way(&scene, |way, to, port| {
+        let from = SocketAddr::new(scene.own(to), port);
+        for (flags, payload) in
+            [(SYN, b"".as_slice()), (SYN, token.bytes()), (PSH | ACK, token.bytes())]
+        {
+            let segment = forge::tcp(from, to, flags, 1000, payload);
+            let packet = forge::ip(from.ip(), to.ip(), forge::TCP, &segment);
+            way.send(&packet, to.ip(), next_hop(&scene, to.ip()));
+        }
+    });
+    for capture in [capture, near] {
+        let report = capture.stop().unwrap();
+        let verdict = scene.mesh.leak_check(&[token], &scene.pods()).check(&report).unwrap();
+        assert!(verdict.is_clean(), "{verdict}");
+    }
+    scene.mesh.agent(1).restart();
+    scene.never_heard_of(&scene.hostile);
+    assert!(scene.counted("dropped_syn") > 0 && scene.counted("dropped_segment") > 0);
+}
+
 /// Without payload and SYN a segment may leave: it carries nothing and opens nothing. It must not close anything either.
 #[test]
 fn forged_ends_close_no_connection_of_others() {

@@ -2,9 +2,13 @@
 //! may not send anything unannounced, be taken for another, reach what is the agent's, or disturb its neighbours.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod addresses;
+mod flood;
 mod forged;
 mod interfaces;
 mod listeners;
+mod network;
+mod reach;
 mod room;
 mod scene;
 mod sockets;

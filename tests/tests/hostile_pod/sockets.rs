@@ -1,12 +1,13 @@
 //! Sockets of the pod's own kernel, used in ways that applications do not use them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::time::Duration;
 
 use culvert_tests::dialogue::{connect, serve};
 use culvert_tests::{SOON, attempt};
 use testbed::{PuppetError, RawSocket, Serve, Token, eventually, forge, libc};
 
-use crate::scene::{PORT, Scene, address_of};
+use crate::scene::{PORT, Scene, address_of, index_of, run_in};
 
 const TCP: i32 = libc::IPPROTO_TCP;
 const TCP_REPAIR: i32 = 19;
@@ -30,7 +31,7 @@ fn arrives_as_itself(scene: &Scene, socket: RawSocket, to: SocketAddr, token: &T
 }
 
 /// Either it works like any other connection, or it fails; the token is in the clear in neither case.
-fn works_or_fails(
+pub(crate) fn works_or_fails(
     scene: &Scene,
     socket: RawSocket,
     connected: Result<(), PuppetError>,
@@ -154,14 +155,14 @@ fn mptcp_sockets_from_elsewhere_do_not_get_out() {
         .collect();
     scene.mesh.enroll(&late);
     let token = Token::new();
-    let watch = scene.watch();
+    let watch = scene.watch().and(&late);
     let stray = late.stray_puppet().unwrap();
     for (to, before) in made {
         let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let beyond = stray.raw_socket(domain, libc::SOCK_STREAM, libc::IPPROTO_MPTCP);
         for socket in [before, beyond] {
             let Ok(socket) = socket else { continue };
-            socket.patience(std::time::Duration::from_secs(2)).unwrap();
+            socket.patience(Duration::from_secs(2)).unwrap();
             let outcome = socket.connect(to).and_then(|()| socket.send(token.bytes()));
             println!("MPTCP to {to}: {outcome:?}");
         }
@@ -269,7 +270,7 @@ fn an_earlier_connection_is_not_a_licence_for_another() {
     scene.mesh.enroll(&late);
     assert_eq!(scene.mesh.agent(1).counter(&late, "earlier_connections"), held.len() as u64);
     let before = scene.mesh.agent(1).counter(&late, "dropped_syn");
-    let watch = scene.watch();
+    let watch = scene.watch().and(&late);
     for (_, from, to) in &held {
         let segment = forge::tcp(*from, *to, forge::SYN, 1, b"");
         let packet = forge::ip(from.ip(), to.ip(), forge::TCP, &segment);
@@ -277,15 +278,39 @@ fn an_earlier_connection_is_not_a_licence_for_another() {
         let raw = puppet.raw_socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW).unwrap();
         raw.send_to(&packet, 0, &testbed::sockaddr(SocketAddr::new(to.ip(), 0))).unwrap();
     }
-    let captures = watch;
     eventually(SOON, || {
         let dropped = scene.mesh.agent(1).counter(&late, "dropped_syn") - before;
         anyhow::ensure!(dropped == held.len() as u64, "{dropped} SYNs were dropped");
         Ok(())
     })
     .unwrap();
-    captures.ends_quietly(&[]);
+    watch.ends_quietly(&[]);
     scene.never_heard_of(&late);
+}
+
+/// It has no identity there is to speak of: TCP to link-local IPv6 addresses does not leave.
+#[test]
+fn tcp_to_a_neighbours_link_local_address_does_not_leave() {
+    let scene = Scene::new("link-local");
+    let token = Token::new();
+    let line = run_in(&scene.near, "ip -6 -o addr show dev eth0 scope link");
+    let ip = line.split_whitespace().find_map(|w| w.strip_suffix("/64")).unwrap().parse().unwrap();
+    let scope = index_of(&scene.hostile, "eth0");
+    let before = scene.counted("dropped_syn");
+    let watch = scene.watch();
+    let puppets = [scene.puppet(), scene.hostile.stray_puppet().unwrap()];
+    for puppet in &puppets {
+        for port in [PORT, 15008] {
+            let to = SocketAddrV6::new(ip, port, 0, scope).into();
+            let socket = puppet.tcp_socket(to).unwrap();
+            socket.patience(Duration::from_secs(1)).unwrap();
+            let outcome = socket.connect(to).and_then(|()| socket.send(token.bytes()));
+            assert!(outcome.is_err(), "{to} took it");
+        }
+    }
+    assert!(scene.counted("dropped_syn") >= before + 4);
+    watch.ends_quietly(&[token]);
+    scene.never_heard_of(&scene.hostile);
 }
 
 /// The hostile pod is a pod like any other when it behaves.

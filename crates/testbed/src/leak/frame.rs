@@ -25,6 +25,8 @@ pub(super) struct Segment<'a> {
     pub direction: Direction,
     pub seq: u32,
     pub syn: bool,
+    /// A SYN that is no answer.
+    pub opens: bool,
     pub payload: &'a [u8],
 }
 
@@ -53,6 +55,7 @@ pub(super) fn parse(frame: &[u8]) -> Content<'_> {
             },
             seq: tcp.sequence_number(),
             syn: tcp.syn(),
+            opens: tcp.syn() && !tcp.ack(),
             payload: tcp.payload(),
         }),
         // A header too short to parse hides its ports as well as a fragment does.

@@ -192,7 +192,7 @@ impl<'a> Judge<'a> {
         if watched && !hbone && !segment.payload.is_empty() {
             flow.complain(number, "payload outside HBONE");
         }
-        if watched && !hbone && segment.syn {
+        if watched && !hbone && segment.opens {
             flow.complain(number, "a connection outside HBONE");
         }
         for token in across {
