@@ -142,6 +142,8 @@ fn status(agent: &Agent) -> Value {
                 "passed_udp": c.passed_udp,
                 "passed_icmp": c.passed_icmp,
                 "passed_other": c.passed_other,
+                "dropped_impostor": c.dropped_impostor,
+                "refused_plaintext": c.refused_plaintext,
             })
         })
         .collect();
@@ -285,6 +287,8 @@ pub fn metrics(agent: &Agent) -> String {
         totals.passed_udp += c.passed_udp;
         totals.passed_icmp += c.passed_icmp;
         totals.passed_other += c.passed_other;
+        totals.dropped_impostor += c.dropped_impostor;
+        totals.refused_plaintext += c.refused_plaintext;
     }
     let name = "culvert_guard_packets";
     let _ =
@@ -296,6 +300,8 @@ pub fn metrics(agent: &Agent) -> String {
         ("dropped", "fragment", totals.dropped_fragment),
         ("dropped", "protocol", totals.dropped_protocol),
         ("dropped", "malformed", totals.dropped_malformed),
+        ("dropped", "impostor", totals.dropped_impostor),
+        ("dropped", "plaintext_from_mesh", totals.refused_plaintext),
         ("passed", "udp", totals.passed_udp),
         ("passed", "icmp", totals.passed_icmp),
         ("passed", "other", totals.passed_other),

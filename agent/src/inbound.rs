@@ -36,6 +36,11 @@ async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, p
         let _ = stream.set_zero_linger();
         return;
     }
+    let Some(room) = pod.scope.room_for_handshake() else {
+        tracing::debug!(pod = %pod.uid, %peer, "too many handshakes are under way");
+        let _ = stream.set_zero_linger();
+        return;
+    };
     pod.scope.count_handshake();
     let certified = match agent.certs.fetch(&pod.identity, PATIENCE).await {
         Ok(c) => c,
@@ -53,6 +58,7 @@ async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, p
             return;
         }
     };
+    drop(room);
     let identity = connection.peer.clone();
     // It ends with its certificates, the client's (in `run`) and the pod's own.
     let own_end = hbone_expiry(certified.not_after);

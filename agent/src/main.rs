@@ -291,6 +291,9 @@ async fn begin(
     let prepare = async {
         // Their records come with discovery's first answer.
         let synced = agent.synced().await;
+        if synced {
+            agent.capture.retain_meshed(|ip| agent.mesh.is_meshed(ip));
+        }
         let outcome = Box::pin(pods::take_up(agent, true, inherited)).await;
         (synced, outcome)
     };
@@ -419,6 +422,12 @@ fn build(
         dns: dns::Counters::default(),
     });
     let _ = late.set(Arc::downgrade(&agent));
+    let told = Arc::downgrade(&agent);
+    agent.mesh.tell_meshed(move |changes| {
+        if let Some(agent) = told.upgrade() {
+            agent.capture.set_meshed(changes);
+        }
+    });
     Ok(agent)
 }
 

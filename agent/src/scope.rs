@@ -8,16 +8,22 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Handshakes under way towards one pod. One that is never finished holds 24 KiB and a descriptor
+/// for ten seconds: so many cost 12 MiB at most. A peer that is turned away dials again.
+const MOST_HANDSHAKES: usize = 512;
 
 #[derive(Clone, Debug)]
 pub struct PodScope {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    /// Room for handshakes that others have begun with the pod.
+    room: Arc<Semaphore>,
     tasks: TaskTracker,
     ended: CancellationToken,
     handshakes: AtomicU64,
@@ -27,7 +33,16 @@ struct Inner {
 
 impl PodScope {
     pub fn new() -> Self {
-        Self { inner: Arc::default() }
+        Self {
+            inner: Arc::new(Inner {
+                room: Arc::new(Semaphore::new(MOST_HANDSHAKES)),
+                tasks: TaskTracker::new(),
+                ended: CancellationToken::new(),
+                handshakes: AtomicU64::new(0),
+                connections: AtomicUsize::new(0),
+                fewer: Notify::new(),
+            }),
+        }
     }
 
     /// Runs `work` until it ends or the pod does.
@@ -41,6 +56,12 @@ impl PodScope {
             }
         };
         tokio::spawn(self.inner.tasks.track_future(work));
+    }
+
+    /// Room for one more handshake that a peer has begun, until the answer is dropped; none when so
+    /// many of them are under way that the peers can only be asked to come again.
+    pub fn room_for_handshake(&self) -> Option<OwnedSemaphorePermit> {
+        self.inner.room.clone().try_acquire_owned().ok()
     }
 
     pub fn count_handshake(&self) {

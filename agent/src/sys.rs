@@ -27,6 +27,7 @@ pub enum AttachType {
     Getsockname6 = 32,
     SkLookup = 36,
     TcxIngress = 46,
+    TcxEgress = 47,
 }
 
 /// What a link is attached to.
@@ -42,6 +43,7 @@ const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 #[repr(C)]
 struct MapElem {
@@ -132,6 +134,13 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// `BPF_LINK_DETACH`: the program runs no more once this returns, where the last descriptor's end
+/// would leave that for later.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = fd_u32(link);
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 fn path(path: &Path) -> io::Result<std::ffi::CString> {

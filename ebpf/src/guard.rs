@@ -16,24 +16,24 @@ use aya_ebpf::{
 use capture_abi::{Addr, FlowKey, IPPROTO_TCP, flow_kind};
 use core::{mem::MaybeUninit, ptr::read_volatile};
 
-const TCX_NEXT: i32 = -1;
-const TCX_DROP: i32 = 2;
+pub const TCX_NEXT: i32 = -1;
+pub const TCX_DROP: i32 = 2;
 
-const ETH_LEN: u32 = 14;
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub const ETH_LEN: u32 = 14;
+pub const ETH_P_IP: u16 = 0x0800;
+pub const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
 
 const ICMP: u8 = 1;
 const IGMP: u8 = 2;
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
+pub const HOP_BY_HOP: u8 = 0;
+pub const ROUTING: u8 = 43;
+pub const FRAGMENT: u8 = 44;
+pub const DESTINATION: u8 = 60;
 
 const FIN_ACK_RST_SYN: u8 = 0x17;
 const SYN: u8 = 0x02;
@@ -250,7 +250,7 @@ fn other_protocol() -> Verdict {
 
 /// `size_of::<T>()` bytes of the packet at `offset`, wherever they lie.
 #[inline(always)]
-fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
+pub fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
     let mut out = MaybeUninit::<T>::uninit();
     // SAFETY: the helper writes all of `out` or fails.
     unsafe {

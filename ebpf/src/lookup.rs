@@ -5,7 +5,7 @@
 
 use crate::{
     dns,
-    maps::{FLOWS, LISTENERS, count, no_room},
+    maps::{FLOWS, LISTENERS, MESHED, count, no_room},
 };
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
@@ -61,6 +61,13 @@ pub fn lookup(ctx: SkLookupContext) -> u32 {
     }
     let kind =
         if key.remote_port == HBONE_PORT { listener::HBONE_V4 } else { listener::PLAINTEXT_V4 };
+    // A pod of the mesh that comes in plaintext, because its agent does not know this one: refused
+    // before it has said anything. The agent would refuse it, too, after the first bytes.
+    // SAFETY: the entry is not read.
+    if kind == listener::PLAINTEXT_V4 && unsafe { MESHED.get(&key.local) }.is_some() {
+        count(owner, |c| c.refused_plaintext += 1);
+        return sk_action::SK_DROP;
+    }
     assign(ctx, owner, kind, key.remote.is_v4())
 }
 

@@ -2,12 +2,13 @@
 //!
 //! `connect` turns an application's connect to the agent, `dns` its questions for a name server;
 //! `names` keeps that invisible, `sockops` announces connections, `lookup` admits or captures what
-//! arrives, `guard` drops what was never announced.
+//! arrives, `guard` drops what was never announced, `arrivals` what takes an announced one's name.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
 #![feature(core_intrinsics)]
 
+mod arrivals;
 mod connect;
 mod create;
 mod dns;

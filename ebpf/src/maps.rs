@@ -27,6 +27,10 @@ pub static FLOWS: HashMap<FlowKey, Flow, 262144, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub static EARLIER: HashMap<FlowKey, Flow, 65536, ON_DEMAND> = HashMap::new();
 
+/// Addresses that reach others by HBONE only, wherever they are; kept by the agent, from discovery.
+#[btf_map]
+pub static MESHED: HashMap<Addr, u32, 262144, ON_DEMAND> = HashMap::new();
+
 /// The name servers that pods ask.
 #[btf_map]
 pub static SERVERS: HashMap<ServerKey, Addr, 65536, ON_DEMAND> = HashMap::new();

@@ -52,14 +52,25 @@ pub struct Capture {
     earlier: Mutex<HashMap<MapData, FlowKey, Flow>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     counts: Mutex<PerCpuHashMap<MapData, u32, Counts>>,
+    meshed: Mutex<HashMap<MapData, Addr, u32>>,
     servers: Mutex<HashMap<MapData, ServerKey, Addr>>,
     in_use: Mutex<Array<MapData, u64>>,
     own: Mutex<HashMap<MapData, u32, u64>>,
     socks: MapData,
 }
 
-const MAPS: [&str; 9] =
-    ["PODS", "FLOWS", "EARLIER", "SERVERS", "LISTENERS", "COUNTS", "IN_USE", "OWN", "SOCKS"];
+const MAPS: [&str; 10] = [
+    "PODS",
+    "FLOWS",
+    "EARLIER",
+    "MESHED",
+    "SERVERS",
+    "LISTENERS",
+    "COUNTS",
+    "IN_USE",
+    "OWN",
+    "SOCKS",
+];
 
 impl Capture {
     /// Takes up what is pinned beneath `bpffs`, or begins anew, and puts the node's hooks on
@@ -88,6 +99,7 @@ impl Capture {
             earlier: Mutex::new(HashMap::try_from(take("EARLIER")?)?),
             listeners: Mutex::new(SockHash::try_from(take("LISTENERS")?)?),
             counts: Mutex::new(PerCpuHashMap::try_from(take("COUNTS")?)?),
+            meshed: Mutex::new(HashMap::try_from(take("MESHED")?)?),
             servers: Mutex::new(HashMap::try_from(take("SERVERS")?)?),
             in_use: Mutex::new(Array::try_from(take("IN_USE")?)?),
             own: Mutex::new(HashMap::try_from(take("OWN")?)?),
@@ -215,6 +227,37 @@ impl Capture {
         }
     }
 
+    /// Whether connections from these addresses in plaintext are refused in the kernel: those of
+    /// workloads that come by HBONE. A table that is full refuses fewer of them; the agent itself
+    /// looks at each that is left.
+    pub fn set_meshed(&self, changes: &[(IpAddr, bool)]) {
+        let mut meshed = lock(&self.meshed);
+        let mut full = 0usize;
+        for (ip, is) in changes {
+            if !is {
+                let _ = meshed.remove(&addr(*ip));
+            } else if meshed.insert(addr(*ip), 1, 0).is_err() {
+                full += 1;
+            }
+        }
+        if full > 0 {
+            tracing::warn!(
+                addresses = full,
+                "the kernel's map of addresses of the mesh is full (262144)"
+            );
+        }
+    }
+
+    /// Forgets addresses that an earlier agent has left, and that are no longer so.
+    pub fn retain_meshed(&self, still: impl Fn(IpAddr) -> bool) {
+        let mut meshed = lock(&self.meshed);
+        let gone: Vec<Addr> =
+            meshed.keys().filter_map(Result::ok).filter(|a| !still(ip(a))).collect();
+        for a in gone {
+            let _ = meshed.remove(&a);
+        }
+    }
+
     /// The name server that has this slot at the pod.
     pub fn name_server(&self, owner: u32, slot: u32) -> Option<IpAddr> {
         lock(&self.servers).get(&ServerKey { owner, slot }, 0).ok().map(|a| ip(&a))
@@ -262,6 +305,8 @@ impl Capture {
                 sum.passed_udp += c.passed_udp;
                 sum.passed_icmp += c.passed_icmp;
                 sum.passed_other += c.passed_other;
+                sum.dropped_impostor += c.dropped_impostor;
+                sum.refused_plaintext += c.refused_plaintext;
             }
         }
         sum

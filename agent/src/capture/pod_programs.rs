@@ -5,7 +5,7 @@
 use super::{Sizes, links, load};
 use crate::{
     netns::Netns,
-    sys::{AttachType, Target},
+    sys::{self, AttachType, Target},
 };
 use anyhow::Context as _;
 use aya::Ebpf;
@@ -32,14 +32,18 @@ impl PodPrograms<'_> {
             .context("attaching sk_lookup to the pod's namespace (needs Linux 5.9)")
     }
 
-    /// From here on nothing unannounced leaves by `interface`, an index in the agent's namespace.
+    /// From here on nothing unannounced leaves by `interface`, an index in the agent's namespace,
+    /// and nothing comes by it with the tuple of a last hop.
     pub fn attach_guard(&self, ebpf: &mut Ebpf, owner: u32, interface: u32) -> anyhow::Result<()> {
-        let program = links::program_fd(ebpf, "guard")?;
-        let at = self.dir.join("pods").join(format!("{owner}-guard-{interface}"));
-        links::attach(program.as_fd(), Target::Interface(interface), AttachType::TcxIngress, &at)
-            .with_context(|| {
-                format!("attaching the guard to interface {interface} (tcx, needs Linux 6.6)")
-            })
+        for (name, hook) in [("arrivals", AttachType::TcxEgress), ("guard", AttachType::TcxIngress)]
+        {
+            let program = links::program_fd(ebpf, name)?;
+            let at = self.dir.join("pods").join(format!("{owner}-{name}-{interface}"));
+            links::attach(program.as_fd(), Target::Interface(interface), hook, &at).with_context(
+                || format!("attaching {name} to interface {interface} (tcx, needs Linux 6.6)"),
+            )?;
+        }
+        Ok(())
     }
 
     /// Takes off what is pinned for pods other than these.
@@ -66,6 +70,13 @@ impl PodPrograms<'_> {
         // "guard" sorts before "lookup".
         names.sort();
         for path in names {
+            // Listeners close next: what `lookup` still gave to them would be refused.
+            let detached = sys::pinned(&path).and_then(|link| sys::link_detach(link.as_fd()));
+            if let Err(error) = detached
+                && error.raw_os_error() != Some(libc::ENOLINK)
+            {
+                tracing::debug!(path = %path.display(), %error, "a link ends by itself");
+            }
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "a pinned link stays");
             }

@@ -205,6 +205,10 @@ pub struct Counts {
     pub passed_udp: u64,
     pub passed_icmp: u64,
     pub passed_other: u64,
+    /// From the wire, with the tuple of a last hop.
+    pub dropped_impostor: u64,
+    /// Connects in plaintext of pods that are to come by HBONE.
+    pub refused_plaintext: u64,
 }
 
 /// The port on which peers speak HBONE to a pod.

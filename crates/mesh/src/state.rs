@@ -15,7 +15,7 @@ use rand::Rng;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard},
 };
 use tokio::sync::watch;
 use xds::{
@@ -47,13 +47,20 @@ pub struct Mesh {
     tables: RwLock<Tables>,
     pub(crate) sets: Mutex<PolicySets>,
     synced: watch::Sender<Synced>,
+    /// Told which addresses of this network have come to be, or have ceased to be, those of
+    /// workloads that are reached by HBONE.
+    meshed: OnceLock<MeshedSink>,
     /// Goes up when policies, or the workloads that name them, have changed.
     judged: watch::Sender<u64>,
 }
 
+type MeshedSink = Box<dyn Fn(&[(IpAddr, bool)]) + Send + Sync>;
+
 #[derive(Default)]
 pub(crate) struct Tables {
     local: Local,
+    /// Addresses whose holder has changed since somebody was told.
+    moved: Vec<IpAddr>,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
     by_address: Claims<Arc<str>>,
     pub(crate) services: HashMap<NamespacedHostname, Arc<Service>>,
@@ -74,6 +81,7 @@ impl Mesh {
         Arc::new(Self {
             tables: RwLock::new(Tables { local, ..Tables::default() }),
             sets: Mutex::default(),
+            meshed: OnceLock::new(),
             synced: watch::Sender::default(),
             judged: watch::Sender::default(),
         })
@@ -119,7 +127,29 @@ impl Mesh {
     }
 
     fn change(&self, f: impl FnOnce(&mut Tables)) {
-        f(&mut self.tables.write().unwrap_or_else(PoisonError::into_inner));
+        let moved = {
+            let mut t = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+            f(&mut t);
+            let moved = std::mem::take(&mut t.moved);
+            match self.meshed.get() {
+                Some(_) => moved.into_iter().map(|ip| (ip, t.is_meshed(ip))).collect(),
+                None => Vec::new(),
+            }
+        };
+        if let Some(tell) = self.meshed.get().filter(|_| !moved.is_empty()) {
+            tell(&moved);
+        }
+    }
+
+    /// `tell` hears of every address of this network that from then on comes to be, or ceases to
+    /// be, that of a workload that is reached by HBONE. Only the first who asks is told.
+    pub fn tell_meshed(&self, tell: impl Fn(&[(IpAddr, bool)]) + Send + Sync + 'static) {
+        let _ = self.meshed.set(Box::new(tell));
+    }
+
+    /// Whether a workload of this network has the address, and is reached by HBONE.
+    pub fn is_meshed(&self, ip: IpAddr) -> bool {
+        self.tables().is_meshed(ip)
     }
 
     fn apply_addresses(
@@ -309,6 +339,10 @@ impl Tables {
         self.workloads.get(self.by_address.holder(network, ip)?)
     }
 
+    fn is_meshed(&self, ip: IpAddr) -> bool {
+        self.workload_by_address(&self.local.network, ip).is_some_and(|w| w.hbone)
+    }
+
     pub(crate) fn is_refused(&self, ip: IpAddr) -> bool {
         self.refused.values().any(|addresses| addresses.contains(&ip))
     }
@@ -360,6 +394,10 @@ impl Tables {
         if let Some(old) = &old {
             self.unindex(old, Some(&w));
         }
+        let unmoved = |o: &Arc<Workload>| o.hbone == w.hbone && o.addresses == w.addresses;
+        if !old.as_ref().is_some_and(unmoved) {
+            self.moved.extend(places(&w).map(|(_, ip)| ip));
+        }
         // Local workloads tell where this node is.
         if !self.local.node.is_empty()
             && w.node == self.local.node
@@ -389,6 +427,7 @@ impl Tables {
         let kept: Vec<Place> = new.into_iter().flat_map(places).collect();
         for place in places(old).filter(|p| !kept.contains(p)) {
             self.by_address.release(&place, &old.uid);
+            self.moved.push(place.1);
         }
         for key in old.services.keys() {
             if new.is_some_and(|w| w.services.contains_key(key)) {

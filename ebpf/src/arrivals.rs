@@ -1,0 +1,95 @@
+//! `tcx` egress on the host end of an enrolled pod's veth, towards the pod: nobody on the wire takes
+//! the place of the agent's last hop.
+//!
+//! The last hop comes over `lo` from the client's address and a port of the agent's choosing, and
+//! `lookup` lets its SYN through to the application. `sk_lookup` cannot tell `lo` from the wire: for
+//! the pod's own addresses the kernel names the same interface. A packet with such a tuple that
+//! comes by this way is somebody else's.
+
+use crate::{
+    guard::{
+        DESTINATION, ETH_LEN, ETH_P_IP, ETH_P_IPV6, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, TCX_DROP,
+        TCX_NEXT, load,
+    },
+    lookup::POD_OWNER,
+    maps::{FLOWS, count},
+};
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use capture_abi::{Addr, FlowKey, IPPROTO_TCP, flow_kind};
+use core::ptr::read_volatile;
+
+#[classifier]
+pub fn arrivals(ctx: TcContext) -> i32 {
+    // SAFETY: a constant of the program.
+    let owner = unsafe { read_volatile(&raw const POD_OWNER) };
+    if let Some(key) = tuple(&ctx, owner) {
+        // SAFETY: the entry is read at once.
+        let kind = unsafe { FLOWS.get(&key) }.map(|f| f.kind);
+        if kind == Some(flow_kind::AGENT) {
+            count(owner, |c| c.dropped_impostor += 1);
+            return TCX_DROP;
+        }
+    }
+    TCX_NEXT
+}
+
+/// The tuple as the agent's socket would have announced it. A later fragment has none, and does
+/// nothing without its first.
+#[inline(always)]
+fn tuple(ctx: &TcContext, owner: u32) -> Option<FlowKey> {
+    let ethertype = load::<[u8; 2]>(ctx, 12)?;
+    let (local, remote, at) = match u16::from_be_bytes(ethertype) {
+        ETH_P_IP => {
+            let h = load::<[u8; 20]>(ctx, ETH_LEN)?;
+            if h[9] != TCP || u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
+                return None;
+            }
+            let word = |i: usize| u32::from_ne_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
+            (Addr::v4(word(12)), Addr::v4(word(16)), ETH_LEN + (((h[0] & 0x0f) as u32) << 2))
+        }
+        ETH_P_IPV6 => {
+            let h = load::<[u8; 40]>(ctx, ETH_LEN)?;
+            let word = |i: usize| u32::from_ne_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
+            let at = tcp_of_v6(ctx, h[6])?;
+            let local = Addr([word(8), word(12), word(16), word(20)]);
+            let remote = Addr([word(24), word(28), word(32), word(36)]);
+            (local, remote, at)
+        }
+        _ => return None,
+    };
+    let ports = load::<[u8; 4]>(ctx, at)?;
+    Some(FlowKey {
+        owner,
+        protocol: IPPROTO_TCP,
+        local,
+        remote,
+        local_port: u16::from_be_bytes([ports[0], ports[1]]),
+        remote_port: u16::from_be_bytes([ports[2], ports[3]]),
+    })
+}
+
+/// Where the TCP header begins.
+#[inline(always)]
+fn tcp_of_v6(ctx: &TcContext, first: u8) -> Option<u32> {
+    let (mut next, mut at) = (first, ETH_LEN + 40);
+    for _ in 0..8 {
+        match next {
+            TCP => return Some(at),
+            HOP_BY_HOP | ROUTING | DESTINATION => {
+                let e = load::<[u8; 2]>(ctx, at)?;
+                next = e[0];
+                at += (e[1] as u32 + 1) << 3;
+            }
+            FRAGMENT => {
+                let e = load::<[u8; 4]>(ctx, at)?;
+                if u16::from_be_bytes([e[2], e[3]]) & 0xfff8 != 0 {
+                    return None;
+                }
+                next = e[0];
+                at += 8;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
