@@ -307,7 +307,10 @@ fn find_destination(
         let there = agent.mesh.workload_at(&agent.mesh.local_network(), ip);
         return Ok(there.map_or(Destination::Outside(ip), Destination::Workload));
     }
-    if let Some(w) = find_workload(all, wanted) {
+    // NAMESPACE/NAME is a pod's first; what is said without a namespace is a host name first.
+    if wanted.contains('/')
+        && let Some(w) = find_workload(all, wanted)
+    {
         return Ok(Destination::Workload(w));
     }
     // A host name as an application would say it, or NAMESPACE/SERVICE.
@@ -323,6 +326,7 @@ fn find_destination(
         .iter()
         .find_map(|name| services.iter().find(|(s, _)| *s.key.hostname == **name))
         .map(|(s, _)| Destination::Service(s.clone()))
+        .or_else(|| find_workload(all, wanted).map(Destination::Workload))
         .ok_or_else(|| {
             format!(
                 "the mesh knows no service or workload {wanted}: say a host name, NAMESPACE/NAME, \
