@@ -71,8 +71,32 @@ impl Reaper {
         if self.dir.exists() {
             left.push(format!("work dir {}", self.dir.display()));
         }
-        left.extend(processes_in(netns_ids)?);
+        left.extend(self.processes_in(netns_ids)?);
         Ok(left)
+    }
+
+    fn processes_in(&self, netns_ids: &BTreeSet<NetnsId>) -> Result<Vec<String>> {
+        let own = format!("culvert-bed-{}/", self.id);
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let path = entry?.path();
+            // Not a process, gone meanwhile, or a zombie: none of them is in a namespace.
+            let Ok(id) = netns::id(&path.join("ns/net")) else { continue };
+            let is_process = path
+                .file_name()
+                .is_some_and(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+            if !is_process || !netns_ids.contains(&id) {
+                continue;
+            }
+            // The number of a namespace that is gone may be another bed's by now.
+            let cgroup = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+            if cgroup.contains("culvert-bed-") && !cgroup.contains(&own) {
+                continue;
+            }
+            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+            found.push(format!("process {} ({})", path.display(), name.trim()));
+        }
+        Ok(found)
     }
 }
 
@@ -108,20 +132,4 @@ pub fn leftovers_of(id: &str) -> Result<Vec<String>> {
         left.push(format!("cgroup {}", cgroup.display()));
     }
     Ok(left)
-}
-
-fn processes_in(netns_ids: &BTreeSet<NetnsId>) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        // Not a process, gone meanwhile, or a zombie: none of them is in a namespace.
-        let Ok(id) = netns::id(&path.join("ns/net")) else { continue };
-        let is_process =
-            path.file_name().is_some_and(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit));
-        if is_process && netns_ids.contains(&id) {
-            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            found.push(format!("process {} ({})", path.display(), name.trim()));
-        }
-    }
-    Ok(found)
 }
