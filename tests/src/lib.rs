@@ -15,9 +15,11 @@ mod http;
 mod logs;
 mod manifest;
 mod mesh;
+pub mod names;
 mod pod;
 mod service;
 mod traffic;
+mod upgrade;
 
 pub use agent::Agent;
 pub use bins::binary;
@@ -27,6 +29,7 @@ pub use mesh::{Builder, Mesh};
 pub use pod::{MeshPod, Spec};
 pub use service::Service;
 pub use traffic::{Tally, Traffic, exchange};
+pub use upgrade::{Challenger, Predecessor};
 
 use std::time::Duration;
 
