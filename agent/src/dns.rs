@@ -55,6 +55,8 @@ struct Resolver {
     pod: Arc<Pod>,
     socket: UdpSocket,
     waiting: Mutex<HashMap<Asker, Waiting>>,
+    /// Where answers of servers come in; the largest fits.
+    buffer: Mutex<Vec<u8>>,
 }
 
 /// A client's socket, and the name server that it asks.
@@ -72,7 +74,8 @@ struct Waiting {
 /// Answers until the pod leaves.
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, socket: UdpSocket) {
     let (mut leaving, mut serving) = (pod.leaving(), agent.serving.subscribe());
-    let resolver = Arc::new(Resolver { agent, pod, socket, waiting: Mutex::new(HashMap::new()) });
+    let (waiting, answers) = (Mutex::new(HashMap::new()), Mutex::new(vec![0u8; TCP_LIMIT]));
+    let resolver = Arc::new(Resolver { agent, pod, socket, waiting, buffer: answers });
     let mut buffer = vec![0u8; TCP_LIMIT];
     loop {
         tokio::select! {
@@ -163,20 +166,26 @@ impl Resolver {
 
     /// What the server says, until it has answered everything or has nothing to say.
     async fn answers(&self, asker: Asker, to: IpAddr, server: &UdpSocket) {
-        let mut buffer = vec![0u8; 4096];
         loop {
-            let received = tokio::time::timeout(PATIENCE, server.recv(&mut buffer)).await;
+            let there = tokio::time::timeout(PATIENCE, server.readable()).await;
             let mut waiting = lock(&self.waiting);
-            let Ok(Ok(length)) = received else {
-                waiting.remove(&asker);
-                one_more(&self.agent.dns.failed);
-                return;
+            let mut buffer = lock(&self.buffer);
+            let received = match there {
+                Ok(Ok(())) => server.try_recv(&mut buffer),
+                _ => Err(io::ErrorKind::TimedOut.into()),
             };
-            if length == buffer.len() {
-                // Larger than was thought: the rest of this one is lost, and the next has room.
-                buffer.resize(TCP_LIMIT, 0);
-            } else if let Some(answer) = buffer.get(..length) {
-                let _ = sockets::send_as(&self.socket, answer, asker.client, to);
+            match received {
+                Ok(length) => {
+                    if let Some(answer) = buffer.get(..length) {
+                        let _ = sockets::send_as(&self.socket, answer, asker.client, to);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_) => {
+                    waiting.remove(&asker);
+                    one_more(&self.agent.dns.failed);
+                    return;
+                }
             }
             if let Some(w) = waiting.get_mut(&asker) {
                 w.questions = w.questions.saturating_sub(1);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Mutex;
@@ -16,6 +17,12 @@ use crate::{MeshPod, SOON, binary, http};
 
 const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
+
+/// Waits for an end by SIGKILL.
+pub(crate) fn killed(proc: &Proc) {
+    let status = proc.wait(SOON).unwrap();
+    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}\n{}", proc.stderr());
+}
 
 /// `culvert-agent` on one node. It may be killed and started again; what it pinned stays.
 pub struct Agent {
@@ -49,11 +56,30 @@ impl Agent {
 
     /// Starts it, or starts it again after [`Agent::kill`], without waiting.
     pub fn begin(&self) {
+        self.begin_to_die_at(None);
+    }
+
+    fn begin_to_die_at(&self, fault: Option<&str>) {
+        let proc = self.another(fault);
+        *self.running.lock().unwrap() = Some(proc);
+    }
+
+    /// One more process with the same arguments, which the agent that runs does not make room for in this handle.
+    /// It dies at the fault point of this name, if one is given.
+    pub(crate) fn another(&self, fault: Option<&str>) -> Proc {
         let mut cmd = Command::new(binary("culvert-agent"));
         cmd.args(&self.args);
+        if let Some(point) = fault {
+            cmd.env("CULVERT_FAULT", point);
+        }
         let proc = self.node.spawn(cmd).unwrap();
         self.outputs.lock().unwrap().push(proc.stdout_path().to_owned());
-        *self.running.lock().unwrap() = Some(proc);
+        proc
+    }
+
+    /// This process is the agent from now on; gives the one that was.
+    pub(crate) fn succeeded_by(&self, proc: Proc) -> Proc {
+        self.running.lock().unwrap().replace(proc).expect("the agent is not running")
     }
 
     pub fn wait_until_ready(&self) {
@@ -91,6 +117,28 @@ impl Agent {
         let status = proc.wait(SOON).unwrap();
         assert!(!status.success(), "the agent of {} ended with {status}", self.node.name());
         proc.stdout() + &proc.stderr()
+    }
+
+    /// Starts it after [`Agent::kill`], so that it dies at this fault point, and waits until it is ready.
+    pub fn restart_to_die_at(&self, point: &str) {
+        self.begin_to_die_at(Some(point));
+        self.wait_until_ready();
+    }
+
+    /// Starts it after [`Agent::kill`] without waiting.
+    pub fn start_again(&self) {
+        self.begin();
+    }
+
+    /// Whether the process is still there.
+    pub fn is_running(&self) -> bool {
+        self.running.lock().unwrap().as_ref().is_some_and(Proc::is_running)
+    }
+
+    /// Waits until it has died by SIGKILL, as at a fault point; then it may be started again.
+    pub fn wait_until_killed(&self) {
+        let proc = self.running.lock().unwrap().take().expect("the agent is not running");
+        killed(&proc);
     }
 
     /// SIGTERM, without waiting.

@@ -15,10 +15,12 @@ mod http;
 mod logs;
 mod manifest;
 mod mesh;
+pub mod names;
 mod pod;
 mod service;
 pub mod stage;
 mod traffic;
+mod upgrade;
 
 pub use agent::Agent;
 pub use bins::binary;
@@ -29,6 +31,7 @@ pub use pod::{MeshPod, Spec};
 pub use service::Service;
 pub use stage::Stage;
 pub use traffic::{Tally, Traffic, exchange};
+pub use upgrade::{Challenger, Predecessor};
 
 use std::time::Duration;
 

@@ -14,6 +14,7 @@ pub struct Spec {
     pub(crate) namespace: String,
     pub(crate) account: String,
     pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) more: Value,
 }
 
 impl Spec {
@@ -23,7 +24,14 @@ impl Spec {
             namespace: "default".to_owned(),
             account: name.to_owned(),
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+            more: Value::Null,
         }
+    }
+
+    /// More for its manifest: an object whose fields are added, at any depth.
+    pub fn with(mut self, more: Value) -> Self {
+        self.more = more;
+        self
     }
 
     pub fn namespace(mut self, namespace: &str) -> Self {
@@ -60,11 +68,13 @@ pub(crate) struct Record {
     pub(crate) account: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) redirected: bool,
+    more: Value,
 }
 
 impl MeshPod {
     pub(crate) fn new(pod: Pod, spec: Spec) -> Self {
-        let record = Record { account: spec.account, labels: spec.labels, redirected: false };
+        let Spec { account, labels, more, .. } = spec;
+        let record = Record { account, labels, redirected: false, more };
         Self { pod, record: Arc::new(Mutex::new(record)) }
     }
 
@@ -94,7 +104,7 @@ impl MeshPod {
             annotations["ambient.istio.io/redirection"] = "enabled".into();
         }
         let pod = &self.pod;
-        json!({
+        let mut manifest = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "namespace": pod.namespace(),
@@ -113,7 +123,21 @@ impl MeshPod {
                 "podIPs": [{ "ip": pod.ipv4() }, { "ip": pod.ipv6() }],
                 "conditions": [{ "type": "Ready", "status": "True" }],
             },
-        })
+        });
+        add(&mut manifest, &record.more);
+        manifest
+    }
+}
+
+fn add(to: &mut Value, more: &Value) {
+    match more {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                add(&mut to[name], value);
+            }
+        }
+        Value::Null => {}
+        other => *to = other.clone(),
     }
 }
 

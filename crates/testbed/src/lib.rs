@@ -24,6 +24,7 @@ mod pod;
 mod process;
 pub mod puppet;
 pub mod reaper;
+mod seqpacket;
 mod service;
 mod state;
 mod sys;
@@ -43,3 +44,4 @@ pub use puppet::{
     BulkReport, ConnectOpts, Listener, Names, Puppet, PuppetError, RawSocket, Received, Sent,
     Serve, ShortReport, Sock, sockaddr,
 };
+pub use seqpacket::Seqpacket;

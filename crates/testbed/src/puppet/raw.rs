@@ -31,6 +31,14 @@ impl Puppet {
         Ok(socket)
     }
 
+    /// A UDP socket of the address's family, whose calls give up after a few seconds.
+    pub fn udp_socket(&self, like: SocketAddr) -> Result<RawSocket, PuppetError> {
+        let domain = if like.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let socket = self.raw_socket(domain, libc::SOCK_DGRAM, 0)?;
+        socket.patience(Duration::from_secs(5))?;
+        Ok(socket)
+    }
+
     fn syscall(&self, number: c_long, args: Vec<Arg>) -> Result<Returned, PuppetError> {
         self.call(Command::Syscall { number, args }, DEFAULT_DEADLINE)
     }
@@ -134,6 +142,33 @@ impl RawSocket {
         Ok(data)
     }
 
+    /// A datagram of at most `max` bytes, and whom the kernel names as its sender.
+    pub fn receive_from(&self, max: usize) -> Result<(Vec<u8>, SocketAddr), PuppetError> {
+        let (len, room) = (Arg::Int(max as i64), bytes(&(SOCKADDR as u32).to_ne_bytes()));
+        let data = bytes(&vec![0; max]);
+        let args = vec![int(self.fd), data, len, int(0), bytes(&[0; SOCKADDR]), room];
+        let got = self.puppet.syscall(libc::SYS_recvfrom, args)?;
+        let mut data = buffer(&got, 0);
+        data.truncate(usize::try_from(got.value).unwrap_or(0));
+        Ok((data, parsed(&buffer(&got, 1))?))
+    }
+
+    /// getsockname
+    pub fn local(&self) -> Result<SocketAddr, PuppetError> {
+        self.name(libc::SYS_getsockname)
+    }
+
+    /// getpeername
+    pub fn peer(&self) -> Result<SocketAddr, PuppetError> {
+        self.name(libc::SYS_getpeername)
+    }
+
+    fn name(&self, number: c_long) -> Result<SocketAddr, PuppetError> {
+        let room = bytes(&(SOCKADDR as u32).to_ne_bytes());
+        let args = vec![int(self.fd), bytes(&[0; SOCKADDR]), room];
+        parsed(&buffer(&self.puppet.syscall(number, args)?, 0))
+    }
+
     /// From here on it is an ordinary connected socket.
     pub fn into_sock(self) -> Result<Sock, PuppetError> {
         let me = std::mem::ManuallyDrop::new(self);
@@ -147,6 +182,32 @@ impl Drop for RawSocket {
         let close = Command::Syscall { number: libc::SYS_close, args: vec![int(self.fd)] };
         // Not waited for: a puppet that is gone has closed it anyhow.
         let _ = self.puppet.send(close, DEFAULT_DEADLINE);
+    }
+}
+
+/// Of a `sockaddr_in6`.
+const SOCKADDR: usize = 28;
+
+fn buffer(of: &Returned, number: usize) -> Vec<u8> {
+    of.buffers.get(number).and_then(|b| unhex(b)).unwrap_or_default()
+}
+
+/// What [`sockaddr`] makes.
+fn parsed(address: &[u8]) -> Result<SocketAddr, PuppetError> {
+    let strange = || PuppetError::new("other", format!("a strange address: {address:?}"));
+    let (family, rest) = address.split_first_chunk().ok_or_else(strange)?;
+    let (port, rest) = rest.split_first_chunk().ok_or_else(strange)?;
+    let port = u16::from_be_bytes(*port);
+    match i32::from(u16::from_ne_bytes(*family)) {
+        libc::AF_INET => {
+            let ip: &[u8; 4] = rest.first_chunk().ok_or_else(strange)?;
+            Ok((*ip, port).into())
+        }
+        libc::AF_INET6 => {
+            let ip: &[u8; 16] = rest.get(4..).and_then(|r| r.first_chunk()).ok_or_else(strange)?;
+            Ok((*ip, port).into())
+        }
+        _ => Err(strange()),
     }
 }
 
