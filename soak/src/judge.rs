@@ -103,7 +103,10 @@ fn attempts(notes: &Notes, logs: &[Vec<Line>], outcome: &mut Outcome) {
         by_source.push(index);
     }
     let mut refused: HashMap<(IpAddr, SocketAddr), Vec<&Line>> = HashMap::new();
-    for line in logs.iter().flatten().filter(|l| l.inbound && l.error.is_some()) {
+    let by_policy = |l: &&Line| {
+        l.inbound && l.error.as_ref().is_some_and(|e| e.starts_with("denied by policy"))
+    };
+    for line in logs.iter().flatten().filter(by_policy) {
         if let (Some(from), Some(to)) = (line.from, line.to) {
             refused.entry((from.ip(), to)).or_default().push(line);
         }
@@ -128,8 +131,10 @@ fn attempts(notes: &Notes, logs: &[Vec<Line>], outcome: &mut Outcome) {
         let by_policy = cause.contains("policy refused");
         if by_policy {
             // The destination's log has the policy's name.
+            let killed = notes.outages.iter().any(|o| o.span.meets(a.begun, a.ended, SLACK));
             match refused.get(&(a.from.ip(), a.to)).and_then(|all| near(a, all)) {
                 Some(policy) => cause = policy,
+                None if killed => {}
                 None => outcome.violations.push(format!("no line names the policy: {a:?}")),
             }
         }
