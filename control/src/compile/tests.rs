@@ -124,7 +124,7 @@ fn a_policy_is_served_for_as_long_as_a_workload_names_it() {
     let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
         metadata: {name: p, namespace: ns}\nspec: {selector: {matchLabels: {app: web}}, \
         rules: [{}]}\n";
-    let mut compiler = Compiler::new(cluster());
+    let mut compiler = Compiler::new(cluster(), Vips::default());
     compiler.apply(changes(&many(1)));
     let brief = |out: Output| -> Vec<(&str, usize, usize)> {
         let deltas = out.into_deltas().into_iter();
