@@ -259,12 +259,44 @@ async fn say(line: &Seqpacket, message: &Message, fds: &[BorrowedFd<'_>]) -> any
 
 /// What the other side says next, and what came beside it.
 async fn hear(line: &Seqpacket, patience: Duration) -> (Event, Vec<OwnedFd>) {
-    match tokio::time::timeout(patience, line.receive()).await {
+    let receive = async {
+        match line.receive().await {
+            // It has left something unread. That is told first, and its last words are there yet: an
+            // agent that gave up is not one that died.
+            Err(_) => line.receive().await,
+            received => received,
+        }
+    };
+    match tokio::time::timeout(patience, receive).await {
         Err(_) => (Event::TimedOut, Vec::new()),
         Ok(Ok(None) | Err(_)) => (Event::Closed, Vec::new()),
         Ok(Ok(Some((bytes, fds)))) => match parse(&bytes) {
             Ok(message) => (Event::Received(message), fds),
             Err(why) => (Event::Failed(why), Vec::new()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn last_words_are_heard_though_the_other_has_left_something_unread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let path = std::env::temp_dir().join(format!("last-words-{}", std::process::id()));
+            let listener = Listener::bind(&path).unwrap();
+            let new = Seqpacket::connect(&path).unwrap();
+            let old = listener.accept().await.unwrap();
+            std::fs::remove_file(&path).unwrap();
+            say(&new, &Message::Ready, &[]).await.unwrap();
+            let abort = Message::Abort { why: "too long".to_owned() };
+            say(&old, &abort, &[]).await.unwrap();
+            drop(old);
+            assert_eq!(hear(&new, WORD).await.0, Event::Received(abort));
+            assert_eq!(hear(&new, WORD).await.0, Event::Closed);
+        });
     }
 }

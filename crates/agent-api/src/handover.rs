@@ -137,6 +137,8 @@ impl Old {
             (Old::Yielded, Event::Received(Message::Serving) | Event::TimedOut) => {
                 (Old::StandBy, vec![])
             }
+            // Late, and what was thought.
+            (Old::StandBy, Event::Received(Message::Serving)) => (Old::StandBy, vec![]),
             (Old::StandBy, Event::TimedOut) => (Old::Over, vec![Drain]),
             (Old::Over, _) => (Old::Over, vec![]),
             (before, event) => {
@@ -196,10 +198,11 @@ impl New {
             (New::Preparing, Event::Prepared) => (New::Ready, vec![Send(Message::Ready)]),
             // The old agent is dead, and this one has everything.
             (New::Preparing, Event::Closed) => (New::Orphaned, vec![]),
-            (New::Orphaned, Event::Prepared) | (New::Ready, Event::Closed) => {
+            // Nobody else is there: one that cannot be all that the old one was is better than none, as
+            // for an agent that begins alone.
+            (New::Orphaned, Event::Prepared | Event::Failed(_)) | (New::Ready, Event::Closed) => {
                 (New::Serving, vec![Accept])
             }
-            // Nobody else is there: late is better than never.
             (New::Orphaned, _) => (New::Orphaned, vec![]),
             (New::Ready, Event::Received(Message::Yours)) => {
                 (New::Serving, vec![Accept, Send(Message::Serving)])

@@ -3,6 +3,7 @@
 
 mod control;
 mod discovery;
+mod handover;
 mod objects;
 mod pool;
 mod view;
