@@ -186,7 +186,7 @@ fn a_network_namespace_that_is_gone_harms_nobody_and_is_forgotten_by_the_next_ag
     agent.restart();
     assert_eq!(agent.status()["pods"].as_array().unwrap().len(), 1);
     assert_eq!(agent.saved_pods().len(), 1, "{:?}", agent.saved_pods());
-    assert_eq!(agent.pinned_for_pods().len(), 2, "{:?}", agent.pinned_for_pods());
+    assert_eq!(agent.pinned_for_pods().len(), 3, "{:?}", agent.pinned_for_pods());
     attempt(&p.client, &p.to).unwrap();
 }
 

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use anyhow::Context as _;
 use culvert_tests::dialogue::whoami;
 use culvert_tests::{MeshPod, SOON, at, attempt};
-use testbed::{Puppet, RawSocket, libc};
+use testbed::{ConnectOpts, Puppet, RawSocket, eventually, libc};
 
 use crate::scene::{PORT, Scene, run_in};
 
@@ -187,4 +188,61 @@ fn ports_of_a_dead_agent_are_worth_nothing() {
     }
     attempt(&scene.far, &at(scene.hostile.ipv4(), PORT)).unwrap();
     nobody_came(&held);
+}
+
+/// The agent's connections to an application are let through to it by their tuple. Nobody else gets there by the same one:
+/// a SYN from the wire goes to the agent, however well its port was guessed.
+#[test]
+fn the_last_hops_tuple_lets_in_nobody_from_the_wire() {
+    let scene = Scene::new("last-hop");
+    let outside = scene.mesh.pod(1, "outside");
+    let (near, puppet) = (&scene.near, outside.puppet().unwrap());
+    let to = SocketAddr::new(near.ipv4().into(), 9000);
+    let app = near.puppet().unwrap().tcp_socket(to).unwrap();
+    app.bind(to).unwrap();
+    app.patience(std::time::Duration::from_secs(10)).unwrap();
+    // Room for one: the last hop of a second has to wait.
+    app.listen(0).unwrap();
+    let connections = ["one", "two"].map(|word| {
+        let sock = puppet.connect(to.to_string(), ConnectOpts::default()).unwrap();
+        sock.write(word.as_bytes()).unwrap();
+        sock
+    });
+    let (address, remote) = (hex_of(outside.ipv4()), hex_of(near.ipv4()));
+    let port = eventually(SOON, || {
+        let table = run_in(near, "cat /proc/net/tcp");
+        let syn_sent = table.lines().find_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let (from, to, state) = (words.next()?, words.next()?, words.next()?);
+            let port = from.strip_prefix(&format!("{address}:"))?;
+            let waits = to == format!("{remote}:{:04X}", 9000) && state == "02";
+            waits.then(|| u16::from_str_radix(port, 16).unwrap())
+        });
+        syn_sent.with_context(|| format!("no last hop waits in\n{table}"))
+    })
+    .unwrap();
+    // The guess is right, and comes before the last hop's SYN is sent again.
+    let guess = puppet.tcp_socket(to).unwrap();
+    guess.set_int(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+    guess.bind(SocketAddr::new(outside.ipv4().into(), port)).unwrap();
+    let mut seen = Vec::new();
+    for n in 0..3 {
+        // Those that found no room try again, and some give up.
+        let Ok(accepted) = app.accept() else { break };
+        let accepted = accepted.into_sock().unwrap().within(SOON);
+        if n == 0 {
+            guess.connect(to).unwrap();
+            guess.send(b"bad").unwrap();
+        }
+        seen.push((accepted.names().unwrap().peer.port(), accepted.read_exact(3).unwrap()));
+    }
+    println!("the last hop that waited had port {port}: {seen:?}");
+    let of_that_port = seen.iter().find(|(p, _)| *p == port).unwrap();
+    assert_eq!(of_that_port.1, b"two");
+    drop(connections);
+}
+
+/// An address as /proc/net/tcp has it.
+fn hex_of(ip: Ipv4Addr) -> String {
+    format!("{:08X}", u32::from_ne_bytes(ip.octets()))
 }
