@@ -36,7 +36,7 @@ async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, p
         let _ = stream.set_zero_linger();
         return;
     }
-    let Some(room) = pod.scope.room_for_handshake() else {
+    let Some(room) = pod.scope.room_for_handshake(peer.ip()) else {
         tracing::debug!(pod = %pod.uid, %peer, "too many handshakes are under way");
         let _ = stream.set_zero_linger();
         return;

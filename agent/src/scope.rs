@@ -2,28 +2,32 @@
 //! and can be counted. A lint forbids spawning tasks anywhere else in the agent.
 
 use std::{
+    collections::HashMap,
+    net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Handshakes under way towards one pod. One that is never finished holds 24 KiB and a descriptor
-/// for ten seconds: so many cost 12 MiB at most. A peer that is turned away dials again.
-const MOST_HANDSHAKES: usize = 512;
+/// Handshakes under way towards one pod, in all and from one address. One that is never finished holds
+/// 24 KiB and a descriptor for ten seconds: so many cost 48 MiB at most, and a peer that floods keeps
+/// nobody else out. One that is turned away dials again.
+const MOST_HANDSHAKES: usize = 2048;
+const MOST_HANDSHAKES_OF_ONE: usize = 64;
 
 #[derive(Clone, Debug)]
 pub struct PodScope {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    /// Room for handshakes that others have begun with the pod.
-    room: Arc<Semaphore>,
+    /// Handshakes that others have begun with the pod, by their address.
+    begun: Mutex<HashMap<IpAddr, usize>>,
     tasks: TaskTracker,
     ended: CancellationToken,
     handshakes: AtomicU64,
@@ -33,16 +37,7 @@ struct Inner {
 
 impl PodScope {
     pub fn new() -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                room: Arc::new(Semaphore::new(MOST_HANDSHAKES)),
-                tasks: TaskTracker::new(),
-                ended: CancellationToken::new(),
-                handshakes: AtomicU64::new(0),
-                connections: AtomicUsize::new(0),
-                fewer: Notify::new(),
-            }),
-        }
+        Self { inner: Arc::default() }
     }
 
     /// Runs `work` until it ends or the pod does.
@@ -58,10 +53,18 @@ impl PodScope {
         tokio::spawn(self.inner.tasks.track_future(work));
     }
 
-    /// Room for one more handshake that a peer has begun, until the answer is dropped; none when so
-    /// many of them are under way that the peers can only be asked to come again.
-    pub fn room_for_handshake(&self) -> Option<OwnedSemaphorePermit> {
-        self.inner.room.clone().try_acquire_owned().ok()
+    /// Room for one more handshake that a peer at `from` has begun, until the answer is dropped; none
+    /// when too many are under way.
+    pub fn room_for_handshake(&self, from: IpAddr) -> Option<Handshake> {
+        let mut begun = self.inner.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        // Few addresses have handshakes under way at a time.
+        let all: usize = begun.values().sum();
+        let own = begun.get(&from).copied().unwrap_or(0);
+        if all >= MOST_HANDSHAKES || own >= MOST_HANDSHAKES_OF_ONE {
+            return None;
+        }
+        begun.insert(from, own + 1);
+        Some(Handshake { scope: self.inner.clone(), from })
     }
 
     pub fn count_handshake(&self) {
@@ -106,6 +109,25 @@ impl PodScope {
         self.inner.ended.cancel();
         self.inner.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.inner.tasks.wait()).await;
+    }
+}
+
+/// A handshake under way.
+#[derive(Debug)]
+pub struct Handshake {
+    scope: Arc<Inner>,
+    from: IpAddr,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut begun = self.scope.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = begun.get_mut(&self.from) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                begun.remove(&self.from);
+            }
+        }
     }
 }
 
