@@ -4,6 +4,7 @@
 
 mod feed;
 mod model;
+mod names;
 mod policies;
 mod resolve;
 mod unknown;
