@@ -35,8 +35,9 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
     if w.uid.is_empty() {
         return Err(invalid("uid", "is empty"));
     }
-    let addresses =
+    let mut addresses =
         w.addresses.iter().map(|a| ip("addresses", a)).collect::<Result<Vec<_>, _>>()?;
+    addresses.shrink_to_fit();
     let hbone = match w.tunnel_protocol() {
         pb::TunnelProtocol::Hbone => true,
         // Unknown values decode as the default.
@@ -48,7 +49,7 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
     let services = w
         .services
         .iter()
-        .map(|(name, ports)| Ok((namespaced("services", name)?, port_list(&ports.ports)?)))
+        .map(|(name, ports)| Ok((namespaced("services", name)?, port_list(&ports.ports)?.into())))
         .collect::<Result<BTreeMap<_, _>, Invalid>>()?;
     let policies = w
         .authorization_policies
@@ -93,14 +94,14 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
         policies,
         healthy,
         cluster: w.cluster_id.into(),
-        services,
+        services: Arc::new(services),
         locality: Locality {
             region: locality.region.into(),
             zone: locality.zone.into(),
             subzone: locality.subzone.into(),
         },
         host_network,
-        labels,
+        labels: Arc::new(labels),
         dns,
     };
     workload.identity().map_err(|e| invalid("service_account", e.to_string()))?;

@@ -6,7 +6,7 @@ use crate::{
 };
 use policy::{PolicyName, PolicySet, Scope};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, MutexGuard, PoisonError},
 };
 
@@ -26,27 +26,6 @@ impl PolicySets {
     pub(crate) fn forget(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.sets.clear();
-    }
-}
-
-/// The lists of policies that workloads name, each kept once.
-#[derive(Debug, Default)]
-pub(crate) struct Lists {
-    all: HashSet<Arc<[PolicyName]>>,
-    unused_above: usize,
-}
-
-impl Lists {
-    pub(crate) fn shared(&mut self, list: &Arc<[PolicyName]>) -> Arc<[PolicyName]> {
-        if let Some(there) = self.all.get(list) {
-            return there.clone();
-        }
-        if self.all.len() > self.unused_above {
-            self.all.retain(|l| Arc::strong_count(l) > 1);
-            self.unused_above = self.all.len() * 2 + 64;
-        }
-        self.all.insert(list.clone());
-        list.clone()
     }
 }
 

@@ -11,12 +11,13 @@ mod judged;
 mod model;
 mod names;
 mod resolve;
+mod shared;
 mod state;
 
 pub use convert::{Invalid, policy_from_proto, service_from_proto, workload_from_proto};
 pub use model::{
-    Dns, HealthPolicy, LoadBalancing, Local, Locality, Mode, NamespacedHostname, PortMapping,
-    Scope, Service, Workload,
+    Dns, HealthPolicy, Labels, LoadBalancing, Local, Locality, Mode, NamespacedHostname,
+    PortMapping, Scope, Service, Services, Workload,
 };
 pub use names::Named;
 pub use resolve::{Resolved, Unreachable};

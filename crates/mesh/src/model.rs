@@ -18,7 +18,7 @@ impl fmt::Display for NamespacedHostname {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct PortMapping {
     pub service_port: u16,
     /// Zero: as the service says.
@@ -42,6 +42,12 @@ pub struct Local {
     pub locality: Locality,
 }
 
+/// The services that a workload serves, and its ports there.
+pub type Services = BTreeMap<NamespacedHostname, Box<[PortMapping]>>;
+
+pub type Labels = BTreeMap<String, String>;
+
+/// What workloads have in common they share, once they are in a mesh.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Workload {
     pub uid: Arc<str>,
@@ -59,15 +65,14 @@ pub struct Workload {
     /// `deployment`, `cronjob`, `job` or `pod`.
     pub workload_type: &'static str,
     pub workload_name: Arc<str>,
-    /// Workloads of the same mesh that name the same policies share one list.
     pub policies: Arc<[PolicyName]>,
     pub healthy: bool,
     pub cluster: Arc<str>,
-    pub services: BTreeMap<NamespacedHostname, Vec<PortMapping>>,
+    pub services: Arc<Services>,
     pub locality: Locality,
     /// Shares its node's addresses, which therefore name no workload.
     pub host_network: bool,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<Labels>,
     /// What a control plane says about its names; most workloads need none of it.
     pub dns: Option<Box<Dns>>,
 }

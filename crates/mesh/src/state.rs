@@ -4,10 +4,11 @@ use crate::{
     claims::{Claims, Place},
     convert::{self, Invalid},
     endpoints::EndpointSet,
-    judged::{Lists, PolicySets},
+    judged::PolicySets,
     model::{LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload},
     names::Hostnames,
     resolve::Unreachable,
+    shared::Shared,
 };
 use policy::{Policy, PolicyName, Scope};
 use prost::Message as _;
@@ -45,6 +46,7 @@ impl Synced {
 
 pub struct Mesh {
     tables: RwLock<Tables>,
+    shared: Mutex<Shared>,
     pub(crate) sets: Mutex<PolicySets>,
     synced: watch::Sender<Synced>,
     /// Told which addresses of this network have come to be, or have ceased to be, those of
@@ -72,7 +74,6 @@ pub(crate) struct Tables {
     pub(crate) endpoints: HashMap<NamespacedHostname, EndpointSet>,
     pub(crate) policies: HashMap<PolicyName, Arc<Policy>>,
     pub(crate) global: BTreeMap<PolicyName, Arc<Policy>>,
-    lists: Lists,
     pub(crate) by_namespace: HashMap<Arc<str>, BTreeMap<PolicyName, Arc<Policy>>>,
 }
 
@@ -80,6 +81,7 @@ impl Mesh {
     pub fn new(local: Local) -> Arc<Self> {
         Arc::new(Self {
             tables: RwLock::new(Tables { local, ..Tables::default() }),
+            shared: Mutex::default(),
             sets: Mutex::default(),
             meshed: OnceLock::new(),
             synced: watch::Sender::default(),
@@ -164,7 +166,12 @@ impl Mesh {
         let mut refused = Vec::new();
         for (name, any) in resources {
             match parse_address(&name, &any.value) {
-                Ok(a) => parsed.push(a),
+                Ok(mut address) => {
+                    if let Address::Workload(w) = &mut address {
+                        self.shared.lock().unwrap_or_else(PoisonError::into_inner).share(w);
+                    }
+                    parsed.push(address);
+                }
                 Err((e, addresses)) => {
                     if !addresses.is_empty() {
                         refused.push((name.clone(), addresses));
@@ -381,8 +388,6 @@ impl Tables {
     /// Whether the change can change a verdict.
     fn insert_workload(&mut self, w: Workload) -> bool {
         self.refused.remove(&*w.uid);
-        let mut w = w;
-        w.policies = self.lists.shared(&w.policies);
         let w = Arc::new(w);
         let old = self.workloads.insert(w.uid.clone(), w.clone());
         let judged = old.as_ref().is_none_or(|o| {
@@ -409,7 +414,7 @@ impl Tables {
         for place in places(&w) {
             self.by_address.claim(place, w.uid.clone());
         }
-        for (key, ports) in &w.services {
+        for (key, ports) in w.services.iter() {
             let lb = self.services.get(key).map(|s| s.load_balancing.clone()).unwrap_or_default();
             let set = self.endpoints.entry(key.clone()).or_default();
             set.insert(w.clone(), ports, &lb, &self.local);
