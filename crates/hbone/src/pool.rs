@@ -276,7 +276,13 @@ where
                 Err(ClientError::Stream(e)) if attempts < 3 && not_processed(&e) => {
                     lock(&lease.per_key).book.retire(lease.id);
                 }
-                Err(e) => return Err(PoolError::Open(Arc::new(e))),
+                Err(e) => {
+                    // The next stream would wait as long for nothing; those that it carries go on.
+                    if matches!(e, ClientError::Unanswered) {
+                        lock(&lease.per_key).book.retire(lease.id);
+                    }
+                    return Err(PoolError::Open(Arc::new(e)));
+                }
             }
         }
     }

@@ -3,8 +3,8 @@
 use crate::pair::{DESTINATION, Server, connect_to, echo, raw_pair, serve};
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use hbone::{
-    ClientStream, Dial, DialError, Dialled, Expected, InboundStream, Lease, Pool, PoolConfig,
-    PoolError, WINDOWS, handshake,
+    ClientError, ClientStream, Dial, DialError, Dialled, Expected, InboundStream, Lease, Pool,
+    PoolConfig, PoolError, WINDOWS, handshake,
 };
 use identity::Certified;
 use scripted::pki::Pki;
@@ -166,6 +166,23 @@ async fn another_connection_is_dialled_when_streams_run_out() {
         streams.push(b.open().await.unwrap());
     }
     assert_eq!(b.dials(), 4);
+}
+
+#[tokio::test]
+async fn a_connection_that_leaves_a_connect_unanswered_takes_no_more() {
+    let mut b = bench();
+    let pool = b.pool.clone();
+    let (first, silent) = tokio::join!(pool.open(&KEY, || connect_to(DESTINATION)), async {
+        let mut server = b.servers.recv().await.unwrap();
+        let stream = next(&mut server).await;
+        (server, stream)
+    });
+    let Err(PoolError::Open(why)) = first else { panic!("an answer") };
+    assert!(matches!(*why, ClientError::Unanswered), "{why}");
+    b.accept_all();
+    let _open = b.open().await.unwrap();
+    assert_eq!(b.dials(), 2);
+    drop(silent);
 }
 
 #[tokio::test]
