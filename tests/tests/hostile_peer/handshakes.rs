@@ -18,7 +18,8 @@ fn clients_that_stall_are_given_up_wherever_they_stall() {
     den.block_on(async {
         let mut silent = vec![];
         let mut spoken = vec![];
-        for i in 0..300 {
+        // As many as one address may have under way, and a few less.
+        for i in 0..30 {
             let mut tcp = den.tcp().unwrap();
             match i % 3 {
                 // Nothing at all; the beginning of a record; of a ClientHello.
