@@ -6,7 +6,7 @@
 use culvert_fuzz::messages;
 use libfuzzer_sys::fuzz_target;
 use mesh::{Local, Mesh, Workload};
-use policy::{Decision, Request, evaluate};
+use policy::{Decision, Request};
 use prost::Message as _;
 use std::collections::BTreeSet;
 use xds::{
@@ -85,7 +85,7 @@ fn judge(mesh: &Mesh, workload: &Workload) -> bool {
             destination: ([10, 0, 0, 2], 80).into(),
             trust_domains: ["cluster.local".into()].into(),
         };
-        let verdict = evaluate(&request, set.iter());
+        let verdict = set.evaluate(&request);
         if let Decision::Unknown { .. } = verdict.decision {
             assert!(!verdict.allowed);
         }
