@@ -163,18 +163,18 @@ fn workload(w: &mesh::Workload) -> Value {
     json!({
         "uid": *w.uid,
         "namespace": *w.namespace,
-        "name": *w.name,
-        "addresses": w.addresses,
-        "node": *w.node,
+        "name": w.name(),
+        "addresses": *w.addresses,
+        "node": w.site.node,
         "protocol": if w.hbone { "HBONE" } else { "TCP" },
         "identity": w.identity().map(|i| i.to_string()).unwrap_or_default(),
         "healthy": w.healthy,
         "canonical_service": *w.canonical_name,
         "canonical_revision": *w.canonical_revision,
-        "locality": w.locality,
-        "services": w.services.keys().map(ToString::to_string).collect::<Vec<_>>(),
+        "locality": w.site.locality,
+        "services": w.services.iter().map(|(key, _)| key.to_string()).collect::<Vec<_>>(),
         "policies": w.policies.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "labels": w.labels,
+        "labels": w.labels.iter().map(|(k, v)| (k.to_string(), Value::from(&**v))).collect::<serde_json::Map<_, _>>(),
     })
 }
 

@@ -192,7 +192,7 @@ pub fn endpoint(
 
 /// What a workload says of itself to the other end.
 pub fn baggage(w: &Workload) -> Baggage {
-    let text = |s: &Arc<str>| (!s.is_empty()).then(|| s.to_string());
+    let text = |s: &str| (!s.is_empty()).then(|| s.to_owned());
     Baggage {
         cluster: text(&w.cluster),
         namespace: text(&w.namespace),
@@ -200,7 +200,7 @@ pub fn baggage(w: &Workload) -> Baggage {
         workload_type: Some(w.workload_type),
         service: text(&w.canonical_name),
         revision: text(&w.canonical_revision),
-        region: text(&w.locality.region),
-        zone: text(&w.locality.zone),
+        region: text(&w.site.locality.region),
+        zone: text(&w.site.locality.zone),
     }
 }

@@ -10,7 +10,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use tonic::{
     Request,
     metadata::MetadataValue,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig},
 };
 use xds::{
     client::Connect,
@@ -51,7 +51,7 @@ impl ControlPlane {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(root))
             .domain_name(self.name.clone());
-        let endpoint = Endpoint::from_shared(self.address.clone())?
+        let endpoint = xds::client::endpoint(&self.address)?
             .tls_config(tls)?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(10))

@@ -281,14 +281,14 @@ async fn enroll_as(
     let workload = record(agent, uid, patience).await?;
     if let Some(r) = request {
         let same = *workload.namespace == *r.namespace
-            && *workload.name == *r.name
+            && workload.name() == r.name
             && *workload.service_account == *r.service_account;
         if !same {
             bail!(
                 "{uid} is {}/{} with service account {} by the control plane, and {}/{} with \
                  service account {} by this request: one of the two is wrong",
                 workload.namespace,
-                workload.name,
+                workload.name(),
                 workload.service_account,
                 r.namespace,
                 r.name,
@@ -461,7 +461,7 @@ fn checked_addresses(w: &Workload, netns: &Netns) -> anyhow::Result<Vec<IpAddr>>
         bail!("{} runs in its node's network namespace, which cannot be enrolled", w.uid);
     }
     let found = sockets::pod_addresses(netns)?;
-    for wanted in &w.addresses {
+    for wanted in w.addresses.iter() {
         if !found.contains(wanted) {
             bail!(
                 "{} has address {wanted} by the control plane, and the network namespace has \
@@ -470,7 +470,7 @@ fn checked_addresses(w: &Workload, netns: &Netns) -> anyhow::Result<Vec<IpAddr>>
             );
         }
     }
-    Ok(w.addresses.clone())
+    Ok(w.addresses.to_vec())
 }
 
 fn earlier_connections(pod: &Pod) -> anyhow::Result<Vec<TcpSocket>> {

@@ -94,7 +94,7 @@ impl Told<'_> {
     }
 
     fn about_workload(&mut self, w: &Workload, role: &str) {
-        if !w.hbone || *w.node != *self.agent.node {
+        if !w.hbone || *w.site.node != *self.agent.node {
             return;
         }
         if !self.agent.pods.all().iter().any(|p| *p.uid == *w.uid) {
@@ -242,17 +242,17 @@ fn explanation(e: &Explanation) -> Value {
 }
 
 fn name(w: &Workload) -> String {
-    format!("{}/{}", w.namespace, w.name)
+    format!("{}/{}", w.namespace, w.name())
 }
 
 fn workload(w: &Workload) -> Value {
     json!({
         "workload": name(w),
         "identity": w.identity().map(|i| i.to_string()).unwrap_or_default(),
-        "node": *w.node,
+        "node": w.site.node,
         "in_mesh": w.hbone,
         "healthy": w.healthy,
-        "addresses": w.addresses,
+        "addresses": *w.addresses,
     })
 }
 
@@ -273,7 +273,7 @@ fn split_port(s: &str) -> (&str, Option<u16>) {
 fn find_workload(all: &[Arc<Workload>], wanted: &str) -> Option<Arc<Workload>> {
     let (namespace, own) = wanted.split_once('/').unwrap_or(("default", wanted));
     let is =
-        |w: &&Arc<Workload>| *w.uid == *wanted || (*w.namespace == *namespace && *w.name == *own);
+        |w: &&Arc<Workload>| *w.uid == *wanted || (*w.namespace == *namespace && w.name() == own);
     all.iter().find(is).cloned()
 }
 

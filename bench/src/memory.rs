@@ -65,6 +65,13 @@ pub fn heap_of<T>(f: impl FnOnce() -> T) -> (T, f64) {
     (value, grown)
 }
 
+/// What this process has had of the processors, in seconds.
+pub fn processor_seconds() -> anyhow::Result<f64> {
+    let used = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+    Ok(seconds(used.user_time()) + seconds(used.system_time()))
+}
+
 /// Resident memory of a process and its highest ever, in bytes.
 pub fn resident(pid: &str) -> anyhow::Result<(f64, f64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;

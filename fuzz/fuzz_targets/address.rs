@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
                 type_url: ADDRESS_TYPE.to_owned(),
                 value: message.body.to_vec(),
             };
-            let rejected = mesh.apply(ADDRESS_TYPE, vec![(name.clone(), any)], Vec::new());
+            let rejected = mesh.apply(ADDRESS_TYPE, vec![(name.as_str().into(), any)], Vec::new());
             if !rejected.is_empty() {
                 assert_eq!(mesh.workload(&name), before, "the version before stays");
             }
@@ -81,7 +81,7 @@ fn resolved(mesh: &Mesh, source: &Workload, to: SocketAddr) {
             assert_ne!(address.port(), 0);
             if let Some(service) = service {
                 assert!(!service.private || service.key.namespace == source.namespace);
-                assert!(workload.services.contains_key(&service.key));
+                assert!(workload.services.get(&service.key).is_some());
             }
         }
         Resolved::Outside(address) => assert_eq!(address, to),

@@ -30,10 +30,10 @@ impl Apply for Watched {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(String, prost_types::Any)>,
+        resources: Vec<(Arc<str>, prost_types::Any)>,
         removed: Vec<String>,
     ) -> Vec<Rejected> {
-        let names: Vec<String> = resources.iter().map(|(n, _)| n.clone()).collect();
+        let names: Vec<String> = resources.iter().map(|(n, _)| n.to_string()).collect();
         let rejected = self.mesh.apply(type_url, resources, removed.clone());
         let taken = names.into_iter().filter(|n| rejected.iter().all(|r| r.name != *n)).collect();
         self.calls.lock().unwrap().push((type_url.to_owned(), taken, removed));

@@ -25,7 +25,7 @@ fn deliver_workload(mesh: &Mesh) {
     };
     let address = workload::Address { r#type: Some(workload::address::Type::Workload(record)) };
     let body = any(xds::ADDRESS_TYPE, &address);
-    assert!(mesh.apply(xds::ADDRESS_TYPE, vec![(UID.to_owned(), body)], vec![]).is_empty());
+    assert!(mesh.apply(xds::ADDRESS_TYPE, vec![(UID.into(), body)], vec![]).is_empty());
 }
 
 fn deliver_policy(mesh: &Mesh) {
@@ -38,7 +38,7 @@ fn deliver_policy(mesh: &Mesh) {
         ..Default::default()
     };
     let body = any(xds::AUTHORIZATION_TYPE, &policy);
-    let all = vec![("default/late".to_owned(), body)];
+    let all = vec![("default/late".into(), body)];
     assert!(mesh.apply(xds::AUTHORIZATION_TYPE, all, vec![]).is_empty());
 }
 

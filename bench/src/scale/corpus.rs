@@ -3,7 +3,7 @@
 
 use prost::Message as _;
 use prost_types::{Any, Struct, Value, value::Kind};
-use std::{collections::hash_map::DefaultHasher, hash::Hasher as _, net::Ipv4Addr};
+use std::{collections::hash_map::DefaultHasher, hash::Hasher as _, net::Ipv4Addr, sync::Arc};
 use xds::{ADDRESS_TYPE, proto::workload as pb, server::Encoded};
 
 /// Services over workloads, and namespaces over services.
@@ -150,8 +150,8 @@ pub fn encoded(address: &pb::Address) -> Encoded {
 }
 
 /// As it comes out of a response.
-pub fn delivered((name, address): (String, pb::Address)) -> (String, Any) {
-    (name, Any { type_url: ADDRESS_TYPE.to_owned(), value: address.encode_to_vec() })
+pub fn delivered((name, address): (String, pb::Address)) -> (Arc<str>, Any) {
+    (name.into(), Any { type_url: ADDRESS_TYPE.to_owned(), value: address.encode_to_vec() })
 }
 
 fn extension(labels: &[(&str, &str)]) -> pb::Extension {

@@ -88,7 +88,7 @@ fn choice(name: &str, count: u32, serving: Serving) -> anyhow::Result<()> {
         }));
     }
     let mesh = mesh_with(resources)?;
-    let source = mesh::workload_from_proto(workload("source", 0x0aff_0000))?;
+    let source = mesh::workload_from_proto(&workload("source", 0x0aff_0000))?;
     let to = SocketAddr::from((VIP, 80));
     ensure!(matches!(mesh.resolve(&source, to), Resolved::Workload { .. }), "nothing is chosen");
     let name = match serving {
@@ -142,7 +142,7 @@ fn check(name: &str, count: u32, last: Last) -> anyhow::Result<()> {
         .iter()
         .map(|p| {
             let body = Any { type_url: AUTHORIZATION_TYPE.to_owned(), value: p.encode_to_vec() };
-            (format!("{}/{}", p.namespace, p.name), body)
+            (format!("{}/{}", p.namespace, p.name).into(), body)
         })
         .collect();
     let rejected = mesh.apply(AUTHORIZATION_TYPE, delivered, Vec::new());

@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 use xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, client::Connect, proto::discovery::Node};
 
 const ROUNDS: u32 = 15;
@@ -36,7 +36,7 @@ impl Connect for Control {
         Box::pin(async {
             let tls =
                 ClientTlsConfig::new().ca_certificate(self.root.clone()).domain_name(pki::NAME);
-            let endpoint = Endpoint::from_shared(format!("https://{}", self.at))
+            let endpoint = xds::client::endpoint(&format!("https://{}", self.at))
                 .and_then(|e| e.tls_config(tls))
                 .map_err(|e| e.to_string())?;
             endpoint.connect().await.map_err(|e| format!("{e:?}"))
@@ -69,6 +69,7 @@ pub fn play(args: &[&str]) -> anyhow::Result<()> {
         });
         let (resident, _) = memory::resident("self")?;
         let live = memory::live();
+        let processor = memory::processor_seconds()?;
         let begun = Instant::now();
         let following = tokio::spawn({
             let mesh = mesh.clone();
@@ -83,6 +84,7 @@ pub fn play(args: &[&str]) -> anyhow::Result<()> {
             .await
             .context("waiting for the mesh")??;
         let ready = begun.elapsed();
+        let processor = memory::processor_seconds()? - processor;
         let held = mesh.workloads().len();
         ensure!(held == shape.workloads as usize, "{held} workloads arrived");
         let per_workload = f64::from(shape.workloads);
@@ -95,6 +97,7 @@ pub fn play(args: &[&str]) -> anyhow::Result<()> {
         }
         let (now, peak) = memory::resident("self")?;
         say("connect to ready", ready.as_secs_f64());
+        say("connect to ready: processor", processor);
         say("resident", now / 1e6);
         say("resident, peak", peak / 1e6);
         say("resident per workload", (now - resident) / per_workload);
@@ -157,7 +160,7 @@ impl Changes {
 }
 
 fn source(mesh: &Mesh) -> anyhow::Result<Arc<Workload>> {
-    mesh.workloads().into_iter().find(|w| &*w.node == NODE).context("no workload is local")
+    mesh.workloads().into_iter().find(|w| w.site.node == NODE).context("no workload is local")
 }
 
 fn resolve(mesh: &Mesh, shape: Shape) -> anyhow::Result<()> {

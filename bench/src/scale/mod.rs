@@ -59,28 +59,24 @@ pub fn run(runs: usize) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A server for all runs, and a process that holds the mesh for each.
+/// A server and a process that holds the mesh for each run: what one changes must not be what the
+/// next begins with.
 fn mesh_of(workloads: &str, name: &str, runs: usize, dir: &str) -> anyhow::Result<Vec<Row>> {
-    let mut samples = Samples::default();
-    let mut bare = Samples::default();
-    for labels in ["labels", "no-labels"] {
+    let hold = |labels: &str, what: &str, into: &mut Samples| -> anyhow::Result<()> {
         let mut server =
             Serving::start(&["control", "127.0.0.1:0", workloads, labels, dir, "child"])?;
         let line = server.first_line()?;
         let (discovery, orders) = line.split_once(' ').context("two addresses")?;
-        let hold = |what: &str, into: &mut Samples| {
-            role::measure(&["hold", discovery, orders, workloads, labels, dir, what], into)
-        };
-        if labels == "labels" {
-            for _ in 0..runs {
-                hold("time", &mut samples)?;
-            }
-            hold("memory", &mut samples)?;
-        } else {
-            hold("time", &mut bare)?;
-            hold("memory", &mut bare)?;
-        }
+        role::measure(&["hold", discovery, orders, workloads, labels, dir, what], into)
+    };
+    let mut samples = Samples::default();
+    let mut bare = Samples::default();
+    for _ in 0..runs {
+        hold("labels", "time", &mut samples)?;
     }
+    hold("labels", "memory", &mut samples)?;
+    hold("no-labels", "time", &mut bare)?;
+    hold("no-labels", "memory", &mut bare)?;
     for (what, values) in bare.iter().filter(|(what, _)| what.ends_with("per workload")) {
         for value in values {
             samples.add(&format!("{what}, without labels"), *value);
@@ -97,7 +93,7 @@ fn row(name: &str, what: &str, values: &[f64]) -> Row {
 
 fn unit(what: &str) -> &'static str {
     match what {
-        "connect to ready" | "dump: time" => "s",
+        "connect to ready" | "connect to ready: processor" | "dump: time" => "s",
         "resident" | "resident, peak" | "dump: size" => "MB",
         w if w.starts_with("dump: agent") => "MB",
         w if w.ends_with("applied") => "ms",

@@ -2,12 +2,8 @@
 //! the first is reported gone, and services may share a virtual address. The last to claim it has
 //! it; when that one lets go it is the other's again, and not an address outside the mesh.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::Hash,
-    net::IpAddr,
-    sync::Arc,
-};
+use crate::hash::HashMap;
+use std::{collections::BTreeMap, hash::Hash, net::IpAddr, sync::Arc};
 
 /// An address in its network.
 pub(crate) type Place = (Arc<str>, IpAddr);
@@ -30,13 +26,13 @@ struct Queue<V> {
 
 impl<V> Default for Claims<V> {
     fn default() -> Self {
-        Self { holders: HashMap::new(), earlier: HashMap::new() }
+        Self { holders: HashMap::default(), earlier: HashMap::default() }
     }
 }
 
 impl<V> Default for Queue<V> {
     fn default() -> Self {
-        Self { by_turn: BTreeMap::new(), turns: HashMap::new() }
+        Self { by_turn: BTreeMap::new(), turns: HashMap::default() }
     }
 }
 

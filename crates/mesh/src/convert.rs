@@ -1,9 +1,12 @@
 //! From the wire to the model. What a resource must have and has not is an error that names the
 //! field; the resource before it stays.
 
-use crate::model::{
-    Dns, HealthPolicy, LoadBalancing, Locality, Mode, NamespacedHostname, PortMapping, Scope,
-    Service, Workload,
+use crate::{
+    model::{
+        Dns, HealthPolicy, Kin, LoadBalancing, Mode, NamespacedHostname, PortMapping, Scope,
+        Service, Workload,
+    },
+    shared::Shared,
 };
 use ipnet::IpNet;
 use policy::{
@@ -12,7 +15,7 @@ use policy::{
 };
 use prost::Message as _;
 use prost_types::{Struct, Value, value::Kind};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 use xds::proto::{security, workload as pb};
 
 /// Why a resource is not taken.
@@ -23,7 +26,7 @@ pub struct Invalid {
     pub why: String,
 }
 
-fn invalid(field: &'static str, why: impl Into<String>) -> Invalid {
+pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> Invalid {
     Invalid { field, why: why.into() }
 }
 
@@ -31,13 +34,14 @@ fn or_default(value: &str, default: &str) -> Arc<str> {
     if value.is_empty() { default.into() } else { value.into() }
 }
 
-pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
-    if w.uid.is_empty() {
-        return Err(invalid("uid", "is empty"));
-    }
-    let mut addresses =
-        w.addresses.iter().map(|a| ip("addresses", a)).collect::<Result<Vec<_>, _>>()?;
-    addresses.shrink_to_fit();
+/// As it would come over the wire under its own uid.
+pub fn workload_from_proto(w: &pb::Workload) -> Result<Workload, Invalid> {
+    let (uid, message) = (w.uid.as_str().into(), w.encode_to_vec());
+    Shared::default().workload(&uid, &message).map_err(|(e, _)| e)
+}
+
+/// Of a message without the fields that are a workload's own.
+pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
     let hbone = match w.tunnel_protocol() {
         pb::TunnelProtocol::Hbone => true,
         // Unknown values decode as the default.
@@ -50,7 +54,7 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
         .services
         .iter()
         .map(|(name, ports)| Ok((namespaced("services", name)?, port_list(&ports.ports)?.into())))
-        .collect::<Result<BTreeMap<_, _>, Invalid>>()?;
+        .collect::<Result<_, Invalid>>()?;
     let policies = w
         .authorization_policies
         .iter()
@@ -62,8 +66,6 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
         pb::WorkloadType::Pod => "pod",
         pb::WorkloadType::Job => "job",
     };
-    // Not by the getter, for which an unknown value is the default: healthy.
-    let healthy = w.status == pb::WorkloadStatus::Healthy as i32;
     let host_network = match pb::NetworkMode::try_from(w.network_mode) {
         Ok(pb::NetworkMode::HostNetwork) => true,
         Ok(pb::NetworkMode::Standard) => false,
@@ -72,40 +74,35 @@ pub fn workload_from_proto(w: pb::Workload) -> Result<Workload, Invalid> {
             return Err(invalid("network_mode", format!("unknown value {}", w.network_mode)));
         }
     };
-    let locality = w.locality.unwrap_or_default();
     let labels = extension(&w.extensions, xds::LABELS_EXTENSION)
-        .map(|s| s.fields.into_iter().filter_map(|(k, v)| Some((k, text(v)?))).collect())
+        .map(|s| {
+            s.fields.into_iter().filter_map(|(k, v)| Some((k.into(), text(v)?.into()))).collect()
+        })
         .unwrap_or_default();
     let dns = extension(&w.extensions, xds::DNS_EXTENSION).map(|s| Box::new(dns(s)));
-    let workload = Workload {
-        uid: w.uid.into(),
-        name: w.name.into(),
+    let kin = Kin {
         namespace: w.namespace.into(),
-        addresses,
         network: w.network.into(),
         hbone,
         trust_domain: or_default(&w.trust_domain, "cluster.local"),
         service_account: or_default(&w.service_account, "default"),
-        node: w.node.into(),
         canonical_name: w.canonical_name.into(),
         canonical_revision: w.canonical_revision.into(),
         workload_type,
         workload_name: w.workload_name.into(),
         policies,
-        healthy,
         cluster: w.cluster_id.into(),
-        services: Arc::new(services),
-        locality: Locality {
-            region: locality.region.into(),
-            zone: locality.zone.into(),
-            subzone: locality.subzone.into(),
-        },
+        services,
         host_network,
-        labels: Arc::new(labels),
+        labels,
         dns,
     };
-    workload.identity().map_err(|e| invalid("service_account", e.to_string()))?;
-    Ok(workload)
+    kin.identity().map_err(|e| invalid("service_account", e.to_string()))?;
+    Ok(kin)
+}
+
+pub(crate) fn addresses(all: &[Vec<u8>]) -> Result<Vec<IpAddr>, Invalid> {
+    all.iter().map(|a| ip("addresses", a)).collect()
 }
 
 fn extension(all: &[pb::Extension], name: &str) -> Option<Struct> {
@@ -139,8 +136,8 @@ fn dns(mut s: Struct) -> Dns {
 }
 
 /// The addresses that can be read of a workload, whatever else is wrong with it.
-pub(crate) fn readable_addresses(w: &pb::Workload) -> Vec<IpAddr> {
-    w.addresses.iter().filter_map(|a| ip("addresses", a).ok()).collect()
+pub(crate) fn readable_addresses(all: &[Vec<u8>]) -> Vec<IpAddr> {
+    all.iter().filter_map(|a| ip("addresses", a).ok()).collect()
 }
 
 /// The same of a service.

@@ -3,93 +3,95 @@
 
 use crate::model::{HealthPolicy, LoadBalancing, Local, Mode, PortMapping, Scope, Workload};
 use rand::Rng;
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-/// Endpoints that may be chosen, by rank: how many of the service's scopes match, in order.
+/// A service's endpoints. One is found by a walk over pointers: ten thousand take microseconds,
+/// and a table of their places would weigh more than all else that is known of them here.
 #[derive(Debug, Default)]
 pub(crate) struct EndpointSet {
-    ranks: BTreeMap<usize, Vec<Alike>>,
-    places: HashMap<Arc<str>, Position>,
+    /// Those that may be chosen, the best rank first; none is empty.
+    groups: Vec<Alike>,
     /// Not to be chosen: not healthy, where the service asks for health, or without an address.
-    ineligible: HashMap<Arc<str>, (Arc<Workload>, Vec<PortMapping>)>,
+    ineligible: Vec<(Arc<Workload>, Box<[PortMapping]>)>,
 }
 
-/// Endpoints that serve the same ports: nearly always all of a service's.
+/// Endpoints as near as each other that serve the same ports.
 #[derive(Debug)]
 struct Alike {
-    ports: Vec<PortMapping>,
+    /// How many of the service's scopes match, in order.
+    rank: usize,
+    ports: Box<[PortMapping]>,
     members: Vec<Arc<Workload>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Position {
-    rank: usize,
-    alike: usize,
-    at: usize,
-}
-
 impl EndpointSet {
-    /// `ports` are those of the service that `w` serves.
+    /// `ports` are those of the service that `w` serves; `old` is its version before.
     pub(crate) fn insert(
         &mut self,
         w: Arc<Workload>,
+        old: Option<&Arc<Workload>>,
         ports: &[PortMapping],
         lb: &LoadBalancing,
         local: &Local,
     ) {
-        self.remove(&w.uid);
         let unhealthy = !w.healthy && lb.health == HealthPolicy::OnlyHealthy;
         // One that is known by a host name alone has no address to go to.
-        if unhealthy || w.addresses.is_empty() {
-            self.ineligible.insert(w.uid.clone(), (w, ports.to_vec()));
+        let eligible = !unhealthy && !w.addresses.is_empty();
+        let rank = rank(&w, lb, local);
+        if let Some((group, at)) = old.and_then(|old| self.find(old)) {
+            let group = &mut self.groups[group];
+            if eligible && group.rank == rank && *group.ports == *ports {
+                group.members[at] = w;
+                return;
+            }
+        }
+        if let Some(old) = old {
+            self.remove(old);
+        }
+        if !eligible {
+            self.ineligible.push((w, ports.into()));
             return;
         }
-        let rank = rank(&w, lb, local);
-        let groups = self.ranks.entry(rank).or_default();
-        let alike = groups.iter().position(|g| g.ports == ports).unwrap_or_else(|| {
-            groups.push(Alike { ports: ports.to_vec(), members: Vec::new() });
-            groups.len() - 1
-        });
-        if let Some(group) = groups.get_mut(alike) {
-            let at = group.members.len();
-            self.places.insert(w.uid.clone(), Position { rank, alike, at });
-            group.members.push(w);
+        let alike = |g: &Alike| g.rank == rank && *g.ports == *ports;
+        match self.groups.iter_mut().find(|g| alike(g)) {
+            Some(group) => group.members.push(w),
+            None => {
+                let at = self.groups.partition_point(|g| g.rank >= rank);
+                self.groups.insert(at, Alike { rank, ports: ports.into(), members: vec![w] });
+            }
         }
     }
 
-    pub(crate) fn remove(&mut self, uid: &str) {
-        self.ineligible.remove(uid);
-        let Some(place) = self.places.remove(uid) else { return };
-        let Some(groups) = self.ranks.get_mut(&place.rank) else { return };
-        let Some(group) = groups.get_mut(place.alike) else { return };
-        if place.at < group.members.len() {
-            group.members.swap_remove(place.at);
-        }
-        if let Some(moved) = group.members.get(place.at) {
-            self.places.insert(moved.uid.clone(), place);
-        }
-        // Groups before the last keep their place, empty or not.
-        while groups.last().is_some_and(|g| g.members.is_empty()) {
-            groups.pop();
-        }
-        if groups.is_empty() {
-            self.ranks.remove(&place.rank);
+    fn find(&self, w: &Arc<Workload>) -> Option<(usize, usize)> {
+        self.groups
+            .iter()
+            .enumerate()
+            .find_map(|(i, group)| Some((i, group.members.iter().position(|m| Arc::ptr_eq(m, w))?)))
+    }
+
+    pub(crate) fn remove(&mut self, w: &Arc<Workload>) {
+        self.ineligible.retain(|(m, _)| !Arc::ptr_eq(m, w));
+        if let Some((i, at)) = self.find(w) {
+            let members = &mut self.groups[i].members;
+            members.swap_remove(at);
+            if members.is_empty() {
+                self.groups.remove(i);
+            } else if members.len() < members.capacity() / 4 {
+                members.shrink_to(members.len() * 2);
+            }
         }
     }
 
     /// Sorts anew, for another preference or another place.
     pub(crate) fn rerank(&mut self, lb: &LoadBalancing, local: &Local) {
         let old = std::mem::take(self);
-        for group in old.ranks.into_values().flatten() {
+        for group in old.groups {
             for w in group.members {
-                self.insert(w, &group.ports, lb, local);
+                self.insert(w, None, &group.ports, lb, local);
             }
         }
-        for (w, ports) in old.ineligible.into_values() {
-            self.insert(w, &ports, lb, local);
+        for (w, ports) in old.ineligible {
+            self.insert(w, None, &ports, lb, local);
         }
     }
 
@@ -100,8 +102,8 @@ impl EndpointSet {
         service_port: u16,
         rng: &mut impl Rng,
     ) -> Option<(&Arc<Workload>, PortMapping)> {
-        for (rank, groups) in self.ranks.iter().rev() {
-            if lb.mode == Mode::Strict && *rank < lb.preference.len() {
+        for groups in self.groups.chunk_by(|a, b| a.rank == b.rank) {
+            if lb.mode == Mode::Strict && groups.iter().any(|g| g.rank < lb.preference.len()) {
                 return None;
             }
             let serving = || {
@@ -127,16 +129,17 @@ impl EndpointSet {
 
     /// Those that may be chosen, the nearest first.
     pub(crate) fn eligible(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.ranks.values().rev().flatten().flat_map(|g| &g.members)
+        self.groups.iter().flat_map(|g| &g.members)
     }
 
     /// How many may be chosen, and how many there are.
     pub(crate) fn len(&self) -> (usize, usize) {
-        (self.places.len(), self.places.len() + self.ineligible.len())
+        let eligible = self.groups.iter().map(|g| g.members.len()).sum();
+        (eligible, eligible + self.ineligible.len())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.places.is_empty() && self.ineligible.is_empty()
+        self.groups.is_empty() && self.ineligible.is_empty()
     }
 }
 
@@ -147,12 +150,13 @@ fn rank(w: &Workload, lb: &LoadBalancing, local: &Local) -> usize {
     let matches = |scope: &&Scope| match scope {
         Scope::Network => w.network == local.network,
         Scope::Cluster => w.cluster == local.cluster,
-        Scope::Node => w.node == local.node && !w.node.is_empty(),
-        Scope::Region => w.locality.region == local.locality.region,
+        Scope::Node => *w.site.node == *local.node && !w.site.node.is_empty(),
+        Scope::Region => w.site.locality.region == local.locality.region,
         Scope::Zone => {
-            w.locality.region == local.locality.region && w.locality.zone == local.locality.zone
+            w.site.locality.region == local.locality.region
+                && w.site.locality.zone == local.locality.zone
         }
-        Scope::Subzone => w.locality == local.locality,
+        Scope::Subzone => w.site.locality == local.locality,
     };
     lb.preference.iter().take_while(matches).count()
 }

@@ -1,14 +1,12 @@
 //! The policies that bind a workload, indexed once for all workloads that the same policies bind.
 
 use crate::{
+    hash::HashMap,
     model::Workload,
     state::{Mesh, Tables},
 };
 use policy::{PolicyName, PolicySet, Scope};
-use std::{
-    collections::HashMap,
-    sync::{Arc, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Made when first asked for, and forgotten whenever a policy changes.
 #[derive(Debug, Default)]

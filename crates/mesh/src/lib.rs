@@ -7,6 +7,7 @@
 mod claims;
 mod convert;
 mod endpoints;
+mod hash;
 mod judged;
 mod model;
 mod names;
@@ -16,8 +17,8 @@ mod state;
 
 pub use convert::{Invalid, policy_from_proto, service_from_proto, workload_from_proto};
 pub use model::{
-    Dns, HealthPolicy, Labels, LoadBalancing, Local, Locality, Mode, NamespacedHostname,
-    PortMapping, Scope, Service, Services, Workload,
+    Addresses, Dns, HealthPolicy, Kin, Labels, LoadBalancing, Local, Locality, Mode,
+    NamespacedHostname, PortMapping, Scope, Service, Services, Site, Workload,
 };
 pub use names::Named;
 pub use resolve::{Resolved, Unreachable};

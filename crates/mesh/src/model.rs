@@ -3,7 +3,15 @@
 use identity::{SpiffeId, SpiffeIdError};
 use policy::PolicyName;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    borrow::Borrow,
+    collections::BTreeMap,
+    fmt,
+    hash::{Hash, Hasher},
+    net::IpAddr,
+    ops::Deref,
+    sync::Arc,
+};
 
 /// `namespace/hostname`: what a service is known by. A Kubernetes Service is one kind of it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -25,11 +33,11 @@ pub struct PortMapping {
     pub target_port: u16,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize)]
 pub struct Locality {
-    pub region: Arc<str>,
-    pub zone: Arc<str>,
-    pub subzone: Arc<str>,
+    pub region: String,
+    pub zone: String,
+    pub subzone: String,
 }
 
 /// Where the reader of this state is: what locality is measured from.
@@ -42,39 +50,112 @@ pub struct Local {
     pub locality: Locality,
 }
 
-/// The services that a workload serves, and its ports there.
-pub type Services = BTreeMap<NamespacedHostname, Box<[PortMapping]>>;
+/// The services that workloads serve, each with its ports there, in order of their names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Services(Box<[(NamespacedHostname, Box<[PortMapping]>)]>);
 
-pub type Labels = BTreeMap<String, String>;
+impl Services {
+    pub fn iter(&self) -> impl Iterator<Item = (&NamespacedHostname, &[PortMapping])> {
+        self.0.iter().map(|(key, ports)| (key, &**ports))
+    }
 
-/// What workloads have in common they share, once they are in a mesh.
+    pub(crate) fn keys_mut(&mut self) -> impl Iterator<Item = &mut NamespacedHostname> {
+        self.0.iter_mut().map(|(key, _)| key)
+    }
+
+    pub fn get(&self, key: &NamespacedHostname) -> Option<&[PortMapping]> {
+        let at = self.0.binary_search_by(|(k, _)| k.cmp(key)).ok()?;
+        self.0.get(at).map(|(_, ports)| &**ports)
+    }
+}
+
+impl FromIterator<(NamespacedHostname, Box<[PortMapping]>)> for Services {
+    fn from_iter<I: IntoIterator<Item = (NamespacedHostname, Box<[PortMapping]>)>>(all: I) -> Self {
+        let sorted: BTreeMap<_, _> = all.into_iter().collect();
+        Self(sorted.into_iter().collect())
+    }
+}
+
+/// In order of their names.
+pub type Labels = Box<[(Arc<str>, Arc<str>)]>;
+
+/// The addresses of a workload; nearly always one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Addresses {
+    One(IpAddr),
+    Others(Box<[IpAddr]>),
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match self {
+            Self::One(ip) => std::slice::from_ref(ip),
+            Self::Others(all) => all,
+        }
+    }
+}
+
+impl From<Vec<IpAddr>> for Addresses {
+    fn from(all: Vec<IpAddr>) -> Self {
+        match *all {
+            [one] => Self::One(one),
+            _ => Self::Others(all.into()),
+        }
+    }
+}
+
+/// A pod, or another endpoint. There may be a hundred thousand: what it has in common with others
+/// is behind [`Kin`] and [`Site`], and reads as its own.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Workload {
     pub uid: Arc<str>,
-    pub name: Arc<str>,
+    /// Where it is not the last part of the uid.
+    pub(crate) other_name: Option<Box<str>>,
+    pub addresses: Addresses,
+    pub healthy: bool,
+    pub site: Arc<Site>,
+    pub kin: Arc<Kin>,
+}
+
+/// Where workloads run.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Site {
+    pub node: String,
+    pub locality: Locality,
+}
+
+/// What the pods of one Deployment have in common.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Kin {
     pub namespace: Arc<str>,
-    pub addresses: Vec<IpAddr>,
     pub network: Arc<str>,
     /// Reached by HBONE; otherwise in plaintext.
     pub hbone: bool,
     pub trust_domain: Arc<str>,
     pub service_account: Arc<str>,
-    pub node: Arc<str>,
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
     /// `deployment`, `cronjob`, `job` or `pod`.
     pub workload_type: &'static str,
     pub workload_name: Arc<str>,
     pub policies: Arc<[PolicyName]>,
-    pub healthy: bool,
     pub cluster: Arc<str>,
-    pub services: Arc<Services>,
-    pub locality: Locality,
+    pub services: Services,
     /// Shares its node's addresses, which therefore name no workload.
     pub host_network: bool,
-    pub labels: Arc<Labels>,
+    pub labels: Labels,
     /// What a control plane says about its names; most workloads need none of it.
     pub dns: Option<Box<Dns>>,
+}
+
+impl Deref for Workload {
+    type Target = Kin;
+
+    fn deref(&self) -> &Kin {
+        &self.kin
+    }
 }
 
 /// A workload and the names around it.
@@ -89,9 +170,15 @@ pub struct Dns {
     pub not_captured: bool,
 }
 
-impl Workload {
+impl Kin {
     pub fn identity(&self) -> Result<SpiffeId, SpiffeIdError> {
         SpiffeId::new(&self.trust_domain, &self.namespace, &self.service_account)
+    }
+}
+
+impl Workload {
+    pub fn name(&self) -> &str {
+        self.other_name.as_deref().unwrap_or_else(|| last_part(&self.uid))
     }
 
     /// The workload's address of the same family as `like`, or any.
@@ -102,6 +189,35 @@ impl Workload {
             .or_else(|| self.addresses.first())
             .copied()
     }
+}
+
+/// A workload as a key: two versions of one are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct ByUid(pub(crate) Arc<Workload>);
+
+impl PartialEq for ByUid {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.uid == other.0.uid
+    }
+}
+
+impl Eq for ByUid {}
+
+impl Hash for ByUid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.uid.hash(state);
+    }
+}
+
+impl Borrow<str> for ByUid {
+    fn borrow(&self) -> &str {
+        &self.0.uid
+    }
+}
+
+/// `cluster//Pod/namespace/name` ends in what the workload is called.
+pub(crate) fn last_part(uid: &str) -> &str {
+    uid.rsplit('/').next().unwrap_or(uid)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]

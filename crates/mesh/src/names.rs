@@ -1,10 +1,11 @@
 //! What a name means to the workload that asks for it.
 
 use crate::{
+    hash::HashMap,
     model::{NamespacedHostname, Service, Workload},
     state::{Mesh, Tables},
 };
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 /// Most endpoints of a headless service that one answer names: what a DNS message over TCP holds
 /// of either family, with room to spare.
@@ -20,7 +21,7 @@ pub struct Named {
 }
 
 /// Services by hostname, in lower case; several namespaces may have one of the same.
-pub(crate) type Hostnames = HashMap<Box<str>, Vec<NamespacedHostname>>;
+pub(crate) type Hostnames = HashMap<Arc<str>, Vec<NamespacedHostname>>;
 
 impl Mesh {
     /// The addresses of `name`, in lower case and without the last dot: a service's virtual
@@ -98,9 +99,18 @@ impl Tables {
     }
 
     pub(crate) fn add_hostname(&mut self, key: &NamespacedHostname) {
-        let keys = self.hostnames.entry(key.hostname.to_lowercase().into()).or_default();
-        if let Err(at) = keys.binary_search(key) {
-            keys.insert(at, key.clone());
+        let hostname = key.hostname.to_lowercase();
+        match self.hostnames.get_mut(hostname.as_str()) {
+            Some(keys) => {
+                if let Err(at) = keys.binary_search(key) {
+                    keys.insert(at, key.clone());
+                }
+            }
+            None => {
+                let same = *hostname == *key.hostname;
+                let name = if same { key.hostname.clone() } else { hostname.into() };
+                self.hostnames.insert(name, vec![key.clone()]);
+            }
         }
     }
 

@@ -4,17 +4,18 @@ use crate::{
     claims::{Claims, Place},
     convert::{self, Invalid},
     endpoints::EndpointSet,
+    hash::{HashMap, HashSet},
     judged::PolicySets,
-    model::{LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload},
+    model::{ByUid, LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload},
     names::Hostnames,
     resolve::Unreachable,
     shared::Shared,
 };
 use policy::{Policy, PolicyName, Scope};
-use prost::Message as _;
+use prost::{Message as _, bytes::Bytes};
 use rand::Rng;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard},
 };
@@ -63,7 +64,7 @@ pub(crate) struct Tables {
     local: Local,
     /// Addresses whose holder has changed since somebody was told.
     moved: Vec<IpAddr>,
-    workloads: HashMap<Arc<str>, Arc<Workload>>,
+    workloads: HashSet<ByUid>,
     by_address: Claims<Arc<str>>,
     pub(crate) services: HashMap<NamespacedHostname, Arc<Service>>,
     pub(crate) hostnames: Hostnames,
@@ -104,11 +105,11 @@ impl Mesh {
     }
 
     pub fn workload(&self, uid: &str) -> Option<Arc<Workload>> {
-        self.tables().workloads.get(uid).cloned()
+        self.tables().workloads.get(uid).map(|w| w.0.clone())
     }
 
     pub fn workloads(&self) -> Vec<Arc<Workload>> {
-        self.tables().workloads.values().cloned().collect()
+        self.tables().workloads.iter().map(|w| w.0.clone()).collect()
     }
 
     /// Each service, with its healthy and its known endpoints.
@@ -156,30 +157,27 @@ impl Mesh {
 
     fn apply_addresses(
         &self,
-        resources: Vec<(String, prost_types::Any)>,
+        resources: Vec<(Arc<str>, prost_types::Any)>,
         removed: Vec<String>,
     ) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         let mut policies_moved = false;
-        // Parsed without the lock.
+        // Parsed without the tables' lock.
         let mut parsed = Vec::with_capacity(resources.len());
         let mut refused = Vec::new();
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, any) in resources {
-            match parse_address(&name, &any.value) {
-                Ok(mut address) => {
-                    if let Address::Workload(w) = &mut address {
-                        self.shared.lock().unwrap_or_else(PoisonError::into_inner).share(w);
-                    }
-                    parsed.push(address);
-                }
+            match parse_address(&mut shared, &name, any.value) {
+                Ok(address) => parsed.push(address),
                 Err((e, addresses)) => {
                     if !addresses.is_empty() {
-                        refused.push((name.clone(), addresses));
+                        refused.push((name.to_string(), addresses));
                     }
-                    rejected.push(Rejected { name, reason: e.to_string() });
+                    rejected.push(Rejected { name: name.to_string(), reason: e.to_string() });
                 }
             }
         }
+        drop(shared);
         for names in removed.chunks(SLICE) {
             self.change(|t| {
                 for name in names {
@@ -199,7 +197,7 @@ impl Mesh {
             self.change(|t| {
                 for address in parsed.by_ref().take(SLICE) {
                     match address {
-                        Address::Workload(w) => policies_moved |= t.insert_workload(*w),
+                        Address::Workload(w) => policies_moved |= t.insert_workload(w),
                         Address::Service(s) => t.insert_service(s),
                     }
                 }
@@ -208,13 +206,12 @@ impl Mesh {
         if policies_moved {
             self.judged.send_modify(|n| *n = n.wrapping_add(1));
         }
-        self.synced.send_modify(|s| s.addresses = true);
         rejected
     }
 
     fn apply_policies(
         &self,
-        resources: Vec<(String, prost_types::Any)>,
+        resources: Vec<(Arc<str>, prost_types::Any)>,
         removed: Vec<String>,
     ) -> Vec<Rejected> {
         let mut rejected = Vec::new();
@@ -228,7 +225,7 @@ impl Mesh {
                 match parse_policy(&name, &any.value) {
                     Ok(p) => t.insert_policy(p),
                     Err((e, stand_in)) => {
-                        rejected.push(Rejected { name, reason: e.to_string() });
+                        rejected.push(Rejected { name: name.to_string(), reason: e.to_string() });
                         // The last good version stays; without one, nothing passes.
                         if let Some(p) = stand_in
                             && !t.policies.contains_key(&p.name)
@@ -241,7 +238,6 @@ impl Mesh {
         });
         self.sets().forget();
         self.judged.send_modify(|n| *n = n.wrapping_add(1));
-        self.synced.send_modify(|s| s.policies = true);
         rejected
     }
 }
@@ -250,7 +246,22 @@ impl Apply for Mesh {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(String, prost_types::Any)>,
+        resources: Vec<(Arc<str>, prost_types::Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        let rejected = self.apply_part(type_url, resources, removed);
+        self.synced.send_modify(|s| match type_url {
+            ADDRESS_TYPE => s.addresses = true,
+            AUTHORIZATION_TYPE => s.policies = true,
+            _ => {}
+        });
+        rejected
+    }
+
+    fn apply_part(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, prost_types::Any)>,
         removed: Vec<String>,
     ) -> Vec<Rejected> {
         match type_url {
@@ -266,40 +277,53 @@ impl Apply for Mesh {
 }
 
 enum Address {
-    Workload(Box<Workload>),
+    Workload(Workload),
     Service(Service),
 }
 
+/// `istio.workload.Address`, with what is inside left as it came.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Unopened {
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    workload: Option<Bytes>,
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    service: Option<Bytes>,
+}
+
 /// The error comes with the addresses of what cannot be taken.
-fn parse_address(name: &str, bytes: &[u8]) -> Result<Address, (Invalid, Vec<IpAddr>)> {
-    let bad = |why: String| Invalid { field: "resource", why };
-    let address = pb::Address::decode(bytes)
-        .map_err(|e| (bad(format!("cannot be decoded: {e}")), Vec::new()))?;
-    match address.r#type {
-        Some(pb::address::Type::Workload(w)) => {
-            let addresses = convert::readable_addresses(&w);
-            match convert::workload_from_proto(w) {
-                Ok(w) if *w.uid == *name => Ok(Address::Workload(Box::new(w))),
-                Ok(w) => Err((bad(format!("its uid is {}", w.uid)), addresses)),
-                Err(e) => Err((e, addresses)),
-            }
-        }
-        Some(pb::address::Type::Service(s)) => {
+fn parse_address(
+    shared: &mut Shared,
+    name: &Arc<str>,
+    bytes: Vec<u8>,
+) -> Result<Address, (Invalid, Vec<IpAddr>)> {
+    let bad = |why: String| (convert::invalid("resource", why), Vec::new());
+    let undecodable = |e: prost::DecodeError| bad(format!("cannot be decoded: {e}"));
+    let address = Unopened::decode(Bytes::from(bytes)).map_err(undecodable)?;
+    match (address.workload, address.service) {
+        (Some(message), None) => shared
+            .workload(name, &message)
+            .map(Address::Workload)
+            .map_err(|(e, own)| (e, convert::readable_addresses(&own.addresses))),
+        (None, Some(message)) => {
+            let s = pb::Service::decode(message).map_err(undecodable)?;
             let addresses = convert::readable_vips(&s);
             match convert::service_from_proto(s) {
-                Ok(s) if s.key.to_string() == name => Ok(Address::Service(s)),
-                Ok(s) => Err((bad(format!("it is {}", s.key)), addresses)),
+                Ok(mut s) if s.key.to_string() == **name => {
+                    shared.key(&mut s.key);
+                    Ok(Address::Service(s))
+                }
+                Ok(s) => Err((convert::invalid("resource", format!("it is {}", s.key)), addresses)),
                 Err(e) => Err((e, addresses)),
             }
         }
-        None => Err((bad("is neither a workload nor a service".into()), Vec::new())),
+        _ => Err(bad("is not one of a workload and a service".into())),
     }
 }
 
 type RejectedPolicy = (Invalid, Option<Policy>);
 
 fn parse_policy(name: &str, bytes: &[u8]) -> Result<Policy, RejectedPolicy> {
-    let bad = |why: String| Invalid { field: "resource", why };
+    let bad = |why: String| convert::invalid("resource", why);
     let stand_in = |scope| split_policy_name(name).map(|name| convert::deny_instead(name, scope));
     let authorization = Authorization::decode(bytes)
         .map_err(|e| (bad(format!("cannot be decoded: {e}")), stand_in(Scope::Namespace)))?;
@@ -323,7 +347,7 @@ fn parse_policy(name: &str, bytes: &[u8]) -> Result<Policy, RejectedPolicy> {
 
 /// The addresses by which a workload is found: of a node's own, which many share, none.
 fn places(w: &Workload) -> impl Iterator<Item = Place> {
-    let own = if w.host_network { &[][..] } else { &w.addresses };
+    let own = if w.host_network { &[][..] } else { &*w.addresses };
     own.iter().map(|ip| (w.network.clone(), *ip))
 }
 
@@ -343,7 +367,7 @@ impl Tables {
     }
 
     pub(crate) fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads.get(self.by_address.holder(network, ip)?)
+        Some(&self.workloads.get(&**self.by_address.holder(network, ip)?)?.0)
     }
 
     fn is_meshed(&self, ip: IpAddr) -> bool {
@@ -356,7 +380,7 @@ impl Tables {
 
     /// Whether there is a version of the workload or service of this name.
     fn holds(&self, name: &str) -> bool {
-        self.workloads.contains_key(name)
+        self.workloads.contains(name)
             || service_key(name).is_some_and(|key| self.services.contains_key(&key))
     }
 
@@ -389,7 +413,7 @@ impl Tables {
     fn insert_workload(&mut self, w: Workload) -> bool {
         self.refused.remove(&*w.uid);
         let w = Arc::new(w);
-        let old = self.workloads.insert(w.uid.clone(), w.clone());
+        let old = self.workloads.replace(ByUid(w.clone())).map(|old| old.0);
         let judged = old.as_ref().is_none_or(|o| {
             o.policies != w.policies
                 || o.trust_domain != w.trust_domain
@@ -405,10 +429,10 @@ impl Tables {
         }
         // Local workloads tell where this node is.
         if !self.local.node.is_empty()
-            && w.node == self.local.node
-            && w.locality != self.local.locality
+            && *w.site.node == *self.local.node
+            && w.site.locality != self.local.locality
         {
-            self.local.locality = w.locality.clone();
+            self.local.locality = w.site.locality.clone();
             self.rerank_all();
         }
         for place in places(&w) {
@@ -417,29 +441,29 @@ impl Tables {
         for (key, ports) in w.services.iter() {
             let lb = self.services.get(key).map(|s| s.load_balancing.clone()).unwrap_or_default();
             let set = self.endpoints.entry(key.clone()).or_default();
-            set.insert(w.clone(), ports, &lb, &self.local);
+            set.insert(w.clone(), old.as_ref(), ports, &lb, &self.local);
         }
         // Only what runs here is judged here.
         judged && self.is_local(&w)
     }
 
     fn is_local(&self, w: &Workload) -> bool {
-        self.local.node.is_empty() || w.node == self.local.node
+        self.local.node.is_empty() || *w.site.node == *self.local.node
     }
 
     /// Lets go of what `old` had and its next version, if any, has not.
-    fn unindex(&mut self, old: &Workload, new: Option<&Workload>) {
+    fn unindex(&mut self, old: &Arc<Workload>, new: Option<&Workload>) {
         let kept: Vec<Place> = new.into_iter().flat_map(places).collect();
         for place in places(old).filter(|p| !kept.contains(p)) {
             self.by_address.release(&place, &old.uid);
             self.moved.push(place.1);
         }
-        for key in old.services.keys() {
-            if new.is_some_and(|w| w.services.contains_key(key)) {
+        for (key, _) in old.services.iter() {
+            if new.is_some_and(|w| w.services.get(key).is_some()) {
                 continue;
             }
             if let Some(set) = self.endpoints.get_mut(key) {
-                set.remove(&old.uid);
+                set.remove(old);
                 if set.is_empty() {
                     self.endpoints.remove(key);
                 }
@@ -456,7 +480,8 @@ impl Tables {
             self.by_vip.claim(place.clone(), s.key.clone());
         }
         self.add_hostname(&s.key);
-        let old = self.services.insert(s.key.clone(), Arc::new(s.clone()));
+        let s = Arc::new(s);
+        let old = self.services.insert(s.key.clone(), s.clone());
         let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
         if before != s.load_balancing
             && let Some(set) = self.endpoints.get_mut(&s.key)
@@ -476,7 +501,7 @@ impl Tables {
     /// A name may be a workload's and a service's, if the control plane is careless.
     fn remove_address(&mut self, name: &str) -> bool {
         self.refused.remove(name);
-        let workload = self.workloads.remove(name);
+        let workload = self.workloads.take(name).map(|w| w.0);
         if let Some(old) = &workload {
             self.unindex(old, None);
         }

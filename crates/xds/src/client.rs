@@ -2,18 +2,19 @@
 //! answers for each response, and comes back with what it already has.
 
 use crate::{
-    MAX_MESSAGE,
+    MAX_MESSAGE, MORE_FOLLOWS, TAKES_PARTS,
     proto::discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
 };
 use futures_util::future::BoxFuture;
-use prost_types::Any;
+use prost_types::{Any, Value, value::Kind};
 use rand::Rng as _;
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::Write as _,
+    fmt::{self, Write as _},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -21,7 +22,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, metadata::MetadataValue, transport::Channel};
+use tonic::{
+    Request,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
 
 /// Where applied resources go.
 pub trait Apply: Send + Sync + 'static {
@@ -30,9 +35,19 @@ pub trait Apply: Send + Sync + 'static {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(String, Any)>,
+        resources: Vec<(Arc<str>, Any)>,
         removed: Vec<String>,
     ) -> Vec<Rejected>;
+
+    /// The same for a part of an answer, to which more belongs.
+    fn apply_part(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        self.apply(type_url, resources, removed)
+    }
 
     /// Whether the stream to the control plane stands.
     fn connected(&self, connected: bool);
@@ -145,14 +160,62 @@ async fn stream_once(
     Ok(())
 }
 
+/// Says that first answers may come in parts.
+fn takes_parts(node: &Node) -> Node {
+    let mut node = node.clone();
+    let fields = &mut node.metadata.get_or_insert_default().fields;
+    fields.insert(TAKES_PARTS.to_owned(), Value { kind: Some(Kind::BoolValue(true)) });
+    node
+}
+
+/// A channel on which a first answer does not wait for the client's credit all the time.
+pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(address.to_owned())?
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW))
+}
+
+const WINDOW: u32 = 4 * 1024 * 1024;
+
 /// What the client has, by type and name: the part that is not I/O.
 pub struct Subscriptions {
-    types: BTreeMap<&'static str, HashMap<String, String>>,
+    types: BTreeMap<&'static str, Versions>,
+}
+
+type Versions = HashMap<Arc<str>, Version, foldhash::fast::RandomState>;
+
+/// A server's version of a resource. Those that are sixteen hexadecimal digits, as hashes are, need
+/// no string; there may be a hundred thousand of them.
+enum Version {
+    Hash(u64),
+    Text(Box<str>),
+}
+
+impl From<String> for Version {
+    fn from(text: String) -> Self {
+        match u64::from_str_radix(&text, 16) {
+            Ok(hash) if hash_text(hash) == text => Self::Hash(hash),
+            _ => Self::Text(text.into()),
+        }
+    }
+}
+
+fn hash_text(hash: u64) -> String {
+    format!("{hash:016x}")
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hash(hash) => f.write_str(&hash_text(*hash)),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 impl Subscriptions {
     pub fn new(types: &[&'static str]) -> Self {
-        Self { types: types.iter().map(|t| (*t, HashMap::new())).collect() }
+        Self { types: types.iter().map(|t| (*t, Versions::default())).collect() }
     }
 
     /// The requests that open a stream: a wildcard per type, with the versions already held; what
@@ -162,10 +225,13 @@ impl Subscriptions {
             .iter()
             .enumerate()
             .map(|(i, (type_url, versions))| DeltaDiscoveryRequest {
-                node: (i == 0).then(|| node.clone()),
+                node: (i == 0).then(|| takes_parts(node)),
                 type_url: (*type_url).to_owned(),
                 resource_names_subscribe: vec!["*".to_owned()],
-                initial_resource_versions: versions.clone(),
+                initial_resource_versions: versions
+                    .iter()
+                    .map(|(name, version)| (name.to_string(), version.to_string()))
+                    .collect(),
                 ..Default::default()
             })
             .collect()
@@ -183,14 +249,15 @@ impl Subscriptions {
             tracing::warn!(type_url = response.type_url, "a response of a type nobody asked for");
             return None;
         };
-        let mut arrived = HashMap::new();
+        let mut arrived = Versions::default();
         let mut rejected = Vec::new();
         let mut resources = Vec::new();
         for r in response.resources {
             match r.resource {
                 Some(any) if any.type_url == **type_url => {
-                    arrived.insert(r.name.clone(), r.version);
-                    resources.push((r.name, any));
+                    let name: Arc<str> = r.name.into();
+                    arrived.insert(name.clone(), Version::from(r.version));
+                    resources.push((name, any));
                 }
                 Some(any) => rejected.push(Rejected {
                     name: r.name,
@@ -202,14 +269,20 @@ impl Subscriptions {
             }
         }
         for name in &response.removed_resources {
-            versions.remove(name);
+            versions.remove(name.as_str());
         }
-        rejected.extend(apply.apply(type_url, resources, response.removed_resources));
+        let removed = response.removed_resources;
+        let more = response.system_version_info == MORE_FOLLOWS;
+        rejected.extend(if more {
+            apply.apply_part(type_url, resources, removed)
+        } else {
+            apply.apply(type_url, resources, removed)
+        });
         for r in &rejected {
-            arrived.remove(&r.name);
+            arrived.remove(r.name.as_str());
             // Something stands for it until it is removed, and only of names that are held does a
             // server say so after a reconnect. No resource has the empty version.
-            versions.entry(r.name.clone()).or_default();
+            versions.entry(r.name.as_str().into()).or_insert_with(|| Version::Text(Box::default()));
         }
         versions.extend(arrived);
         let error_detail = (!rejected.is_empty()).then(|| Status {

@@ -39,3 +39,9 @@ pub const DNS_EXTENSION: &str = "culvert.io/dns";
 
 /// Largest message either end takes, in bytes: a first answer holds the whole mesh.
 pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
+
+/// In the metadata of a client's node (true): a first answer may come in parts.
+pub const TAKES_PARTS: &str = "culvert.io/takes-parts";
+
+/// In a response's `system_version_info`: it is a part of an answer, and not the last.
+pub const MORE_FOLLOWS: &str = "culvert.io/more-follows";

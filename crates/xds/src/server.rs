@@ -1,11 +1,14 @@
 //! Delta ADS, the server's end: a store of encoded resources, and a stream per client that sends
 //! what the client does not have.
 
-use crate::proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
-    aggregated_discovery_service_server::AggregatedDiscoveryService,
+use crate::{
+    MORE_FOLLOWS, TAKES_PARTS,
+    proto::discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+        aggregated_discovery_service_server::AggregatedDiscoveryService,
+    },
 };
-use prost_types::Any;
+use prost_types::{Any, value::Kind};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     pin::Pin,
@@ -178,7 +181,7 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let client = (self.authorize)(request.metadata()).await?;
-        let (tx, rx) = mpsc::channel(16);
+        let (tx, rx) = mpsc::channel(4);
         let store = self.store.clone();
         tokio::spawn(async move {
             tracing::info!(client, "discovery client connected");
@@ -201,9 +204,9 @@ async fn serve(
     let mut changes = store.changes.subscribe();
     let mut session = Session::default();
     loop {
-        let out = tokio::select! {
+        let out: Vec<Answer> = tokio::select! {
             request = requests.message() => match request {
-                Ok(Some(r)) => session.request(store, r, client),
+                Ok(Some(r)) => session.request(store, r, client).into_iter().collect(),
                 Ok(None) => return "closed".into(),
                 Err(s) => return s.message().to_owned(),
             },
@@ -213,7 +216,7 @@ async fn serve(
                 Err(broadcast::error::RecvError::Closed) => return "shutting down".into(),
             },
         };
-        for response in out {
+        for response in out.into_iter().flatten() {
             store.sent.fetch_add(response.resources.len() as u64, Ordering::Relaxed);
             if responses.send(Ok(response)).await.is_err() {
                 return "closed".into();
@@ -227,6 +230,52 @@ async fn serve(
 pub struct Session {
     types: BTreeMap<&'static str, Subscription>,
     nonce: u64,
+    takes_parts: bool,
+}
+
+/// Responses that are made when they are asked for: one, or the parts of a first answer.
+pub struct Answer {
+    type_url: String,
+    first_nonce: u64,
+    updated: std::vec::IntoIter<(String, Arc<Encoded>)>,
+    removed: Vec<String>,
+    in_parts: bool,
+    done: bool,
+}
+
+/// Resources in a part of an answer: some hundred kilobytes.
+const PART: usize = 1000;
+
+impl Iterator for Answer {
+    type Item = DeltaDiscoveryResponse;
+
+    fn next(&mut self) -> Option<DeltaDiscoveryResponse> {
+        if self.done {
+            return None;
+        }
+        let most = if self.in_parts { PART } else { usize::MAX };
+        let resources: Vec<Resource> = self
+            .updated
+            .by_ref()
+            .take(most)
+            .map(|(name, e)| Resource {
+                version: e.version.clone(),
+                resource: Some(Any { type_url: self.type_url.clone(), value: e.body.clone() }),
+                aliases: e.aliases.clone(),
+                name,
+            })
+            .collect();
+        self.done = self.updated.len() == 0;
+        let nonce = self.first_nonce;
+        self.first_nonce += 1;
+        Some(DeltaDiscoveryResponse {
+            system_version_info: if self.done { String::new() } else { MORE_FOLLOWS.to_owned() },
+            type_url: self.type_url.clone(),
+            nonce: nonce.to_string(),
+            resources,
+            removed_resources: std::mem::take(&mut self.removed),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -248,14 +297,17 @@ impl Session {
         store: &Store,
         request: DeltaDiscoveryRequest,
         client: &str,
-    ) -> Vec<DeltaDiscoveryResponse> {
+    ) -> Option<Answer> {
+        if let Some(metadata) = request.node.as_ref().and_then(|n| n.metadata.as_ref()) {
+            let says = metadata.fields.get(TAKES_PARTS).and_then(|v| v.kind.as_ref());
+            self.takes_parts = says == Some(&Kind::BoolValue(true));
+        }
         let Some(type_url) = store.knows(&request.type_url) else {
             tracing::debug!(client, type_url = request.type_url, "nothing of this type is served");
-            return self
-                .respond_raw(&request.type_url, Vec::new(), Vec::new())
-                .into_iter()
-                .filter(|_| request.response_nonce.is_empty())
-                .collect();
+            return request
+                .response_nonce
+                .is_empty()
+                .then(|| self.answer(&request.type_url, Vec::new(), Vec::new()));
         };
         if let Some(error) = &request.error_detail {
             tracing::error!(client, type_url, error = error.message, "client rejected resources");
@@ -295,20 +347,25 @@ impl Session {
             }
         }
         if !asked {
-            return Vec::new();
+            return None;
         }
         let absent: Vec<String> = subscribed
             .into_iter()
             .filter(|n| n != "*" && store.get(type_url, n).is_none())
             .collect();
+        // What replaces something comes at once with its replacement: only of one who has nothing
+        // yet can it not be missed.
+        let from_nothing = first && sub.has.is_empty();
         let (updated, mut removed) = Self::difference(sub, store, type_url);
         removed.extend(absent);
-        self.respond_raw(type_url, updated, removed).into_iter().collect()
+        let mut answer = self.answer(type_url, updated, removed);
+        answer.in_parts = self.takes_parts && from_nothing;
+        Some(answer)
     }
 
     /// Sends what the store holds now of that which changed: a change that has waited may be older
     /// than what the client has been sent, and must not take it back.
-    fn change(&mut self, store: &Store, change: &Change) -> Option<DeltaDiscoveryResponse> {
+    fn change(&mut self, store: &Store, change: &Change) -> Option<Answer> {
         let sub = self.types.get_mut(change.type_url)?;
         let mut updated = Vec::new();
         for name in &change.updated {
@@ -324,18 +381,18 @@ impl Session {
         if updated.is_empty() && removed.is_empty() {
             return None;
         }
-        self.respond_raw(change.type_url, updated, removed)
+        Some(self.answer(change.type_url, updated, removed))
     }
 
     /// For a client that was too slow for the stream of changes.
-    fn catch_up(&mut self, store: &Store) -> Vec<DeltaDiscoveryResponse> {
+    fn catch_up(&mut self, store: &Store) -> Vec<Answer> {
         let types: Vec<&'static str> = self.types.keys().copied().collect();
         let mut out = Vec::new();
         for type_url in types {
             let Some(sub) = self.types.get_mut(type_url) else { continue };
             let (updated, removed) = Self::difference(sub, store, type_url);
             if !updated.is_empty() || !removed.is_empty() {
-                out.extend(self.respond_raw(type_url, updated, removed));
+                out.push(self.answer(type_url, updated, removed));
             }
         }
         out
@@ -366,28 +423,23 @@ impl Session {
         (updated, gone.into_keys().collect())
     }
 
-    fn respond_raw(
+    fn answer(
         &mut self,
         type_url: &str,
         updated: Vec<(String, Arc<Encoded>)>,
         removed: Vec<String>,
-    ) -> Option<DeltaDiscoveryResponse> {
-        self.nonce += 1;
-        Some(DeltaDiscoveryResponse {
+    ) -> Answer {
+        let first_nonce = self.nonce + 1;
+        // As many as there can be parts.
+        self.nonce += 1 + updated.len() as u64;
+        Answer {
             type_url: type_url.to_owned(),
-            nonce: self.nonce.to_string(),
-            resources: updated
-                .into_iter()
-                .map(|(name, e)| Resource {
-                    version: e.version.clone(),
-                    resource: Some(Any { type_url: type_url.to_owned(), value: e.body.clone() }),
-                    aliases: e.aliases.clone(),
-                    name,
-                })
-                .collect(),
-            removed_resources: removed,
-            ..Default::default()
-        })
+            first_nonce,
+            updated: updated.into_iter(),
+            removed,
+            in_parts: false,
+            done: false,
+        }
     }
 }
 

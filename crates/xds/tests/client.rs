@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use prost_types::Any;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use xds::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, TAKES_PARTS,
     client::{Apply, Rejected, Subscriptions},
     proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
 };
@@ -21,13 +21,14 @@ impl Apply for Taker {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(String, Any)>,
+        resources: Vec<(Arc<str>, Any)>,
         removed: Vec<String>,
     ) -> Vec<Rejected> {
-        let names = resources.iter().map(|(n, _)| n.clone()).collect();
+        let names = resources.iter().map(|(n, _)| n.to_string()).collect();
         self.0.lock().unwrap().push((type_url.to_owned(), names, removed));
         let bad = resources.into_iter().filter(|(_, any)| any.value == b"bad");
-        bad.map(|(name, _)| Rejected { name, reason: "is bad".to_owned() }).collect()
+        bad.map(|(name, _)| Rejected { name: name.to_string(), reason: "is bad".to_owned() })
+            .collect()
     }
 
     fn connected(&self, _: bool) {}
@@ -74,7 +75,9 @@ fn a_stream_opens_with_everything_of_each_type() {
     let node = Node { id: "n".to_owned(), ..Default::default() };
     let requests = subscriptions().first_requests(&node);
     assert_eq!(requests.len(), 2);
-    assert_eq!(requests[0].node, Some(node));
+    let first = requests[0].node.clone().unwrap();
+    assert_eq!(first.id, node.id);
+    assert!(first.metadata.unwrap().fields.contains_key(TAKES_PARTS));
     assert_eq!(requests[1].node, None, "the first alone carries it");
     for request in &requests {
         assert_eq!(request.resource_names_subscribe, ["*"]);

@@ -104,7 +104,7 @@ impl Feed for Mesh {
         let (name, address) = resource.named();
         self.apply(
             ADDRESS_TYPE,
-            vec![(name, any(ADDRESS_TYPE, address.encode_to_vec()))],
+            vec![(name.into(), any(ADDRESS_TYPE, address.encode_to_vec()))],
             Vec::new(),
         )
     }
@@ -120,7 +120,7 @@ impl Feed for Mesh {
     fn try_policy(&self, policy: &security::Authorization) -> Vec<Rejected> {
         let name = format!("{}/{}", policy.namespace, policy.name);
         let body = any(AUTHORIZATION_TYPE, policy.encode_to_vec());
-        self.apply(AUTHORIZATION_TYPE, vec![(name, body)], Vec::new())
+        self.apply(AUTHORIZATION_TYPE, vec![(name.into(), body)], Vec::new())
     }
 
     fn policy(&self, policy: &security::Authorization) {
@@ -157,7 +157,7 @@ pub fn client() -> Workload {
 }
 
 pub fn source(namespace: &str, network: &str) -> Workload {
-    mesh::workload_from_proto(pb::Workload {
+    mesh::workload_from_proto(&pb::Workload {
         uid: "client".to_owned(),
         namespace: namespace.to_owned(),
         network: network.to_owned(),

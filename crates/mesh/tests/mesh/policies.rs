@@ -180,13 +180,12 @@ fn what_comes_twice_counts_once_and_the_last_counts() {
     m.put(naming(&[]));
     let body =
         |action| any(AUTHORIZATION_TYPE, policy("ns/p", Scope::Namespace, action).encode_to_vec());
-    let twice =
-        vec![("ns/p".to_owned(), body(Action::Allow)), ("ns/p".to_owned(), body(Action::Deny))];
+    let twice = vec![("ns/p".into(), body(Action::Allow)), ("ns/p".into(), body(Action::Deny))];
     assert_eq!(m.apply(AUTHORIZATION_TYPE, twice, Vec::new()), []);
     assert_eq!(m.policies().len(), 1);
     assert!(!allows(&m, FRIEND) && allows(&m, STRANGER));
     // Removed and sent in one response: it is there.
-    let again = vec![("ns/p".to_owned(), body(Action::Deny))];
+    let again = vec![("ns/p".into(), body(Action::Deny))];
     assert_eq!(m.apply(AUTHORIZATION_TYPE, again, vec!["ns/p".to_owned()]), []);
     assert!(!allows(&m, FRIEND));
 }

@@ -367,3 +367,35 @@ fn an_address_that_two_had_stays_with_the_one_that_is_left() {
     m.remove("ns/other.ns.svc");
     assert_eq!(m.reach(TO).len(), 2, "the service that is left has the address");
 }
+
+#[test]
+fn pods_of_one_deployment_share_what_they_have_in_common() {
+    let m = mesh();
+    let pod = |uid: &str, name: &str, ip: &str| pb::Workload {
+        name: name.to_owned(),
+        addresses: vec![bytes(ip)],
+        namespace: "ns".to_owned(),
+        workload_name: "reviews".to_owned(),
+        authorization_policies: vec!["ns/p".to_owned()],
+        ..workload(uid, ip)
+    };
+    let pods = [
+        pod("c//Pod/ns/a", "a", "10.0.0.1"),
+        pod("c//Pod/ns/b", "b", "10.0.0.2"),
+        pod("c//Pod/ns/c", "not in its uid", "10.0.0.3"),
+    ];
+    for p in &pods {
+        m.put(p.clone());
+    }
+    let held = |p: &pb::Workload| m.workload(&p.uid).unwrap();
+    for p in &pods {
+        let alone = mesh::workload_from_proto(p).unwrap();
+        assert_eq!(*held(p), alone, "sharing changes nothing");
+        assert_eq!(held(p).name(), p.name);
+    }
+    assert!(std::sync::Arc::ptr_eq(&held(&pods[0]).kin, &held(&pods[1]).kin));
+    // What one of them becomes is its own affair.
+    m.put(pb::Workload { workload_name: "ratings".to_owned(), ..pods[0].clone() });
+    assert_eq!(&*held(&pods[0]).workload_name, "ratings");
+    assert_eq!(&*held(&pods[1]).workload_name, "reviews");
+}

@@ -104,7 +104,7 @@ fn a_bad_one_among_good_ones_is_alone_in_being_rejected() {
                 addresses: vec![(0x0a00_0000 + i).to_be_bytes().to_vec().into()],
                 ..workload(&uid, "10.0.0.1")
             };
-            (uid, body(w))
+            (uid.into(), body(w))
         })
         .collect();
     all.push(("truncated".into(), any(ADDRESS_TYPE, vec![0x0a, 0xff])));
@@ -123,7 +123,7 @@ fn of_what_comes_twice_the_last_counts() {
     let body = |ip: &str| {
         let w = pb::Workload { addresses: vec![bytes(ip)], ..workload("a", ip) };
         let address = pb::Address { r#type: Some(pb::address::Type::Workload(w)) };
-        ("a".to_owned(), any(ADDRESS_TYPE, address.encode_to_vec()))
+        ("a".into(), any(ADDRESS_TYPE, address.encode_to_vec()))
     };
     let twice = vec![body("10.0.0.1"), body("10.0.0.2")];
     assert_eq!(m.apply(ADDRESS_TYPE, twice, vec!["a".into()]), []);

@@ -149,7 +149,7 @@ impl World {
     /// What policy says of every connection that this node could carry.
     fn live(&self) -> BTreeMap<(String, String, u16), bool> {
         let mut all = BTreeMap::new();
-        for w in self.mesh.workloads().iter().filter(|w| &*w.node == HERE) {
+        for w in self.mesh.workloads().iter().filter(|w| w.site.node == HERE) {
             for peer in peers() {
                 for port in PORTS {
                     let key = (w.uid.to_string(), peer.clone().unwrap_or_default(), port);

@@ -323,7 +323,7 @@ fn policy_to_proto(p: &Policy, bad: bool) -> sec::Authorization {
 
 /// Who asks where an address leads.
 pub fn source(namespace: &str, network: &str) -> Workload {
-    mesh::workload_from_proto(pb::Workload {
+    mesh::workload_from_proto(&pb::Workload {
         uid: "source".to_owned(),
         namespace: namespace.to_owned(),
         network: network.to_owned(),

@@ -1,4 +1,6 @@
 use super::*;
+use crate::proto::discovery::Node;
+use prost_types::{Struct, Value};
 
 const TYPE: &str = crate::ADDRESS_TYPE;
 const OTHER: &str = crate::AUTHORIZATION_TYPE;
@@ -63,6 +65,15 @@ fn lists(updated: &[&str], removed: &[&str]) -> Sent {
     (own(updated), own(removed))
 }
 
+/// What the session answers.
+fn ask(
+    store: &Store,
+    session: &mut Session,
+    request: DeltaDiscoveryRequest,
+) -> Vec<DeltaDiscoveryResponse> {
+    session.request(store, request, "c").into_iter().flatten().collect()
+}
+
 /// What the session says about everything that has changed since.
 fn follow(
     store: &Store,
@@ -71,6 +82,7 @@ fn follow(
 ) -> Vec<DeltaDiscoveryResponse> {
     std::iter::from_fn(|| changes.try_recv().ok())
         .filter_map(|c| session.change(store, &c))
+        .flatten()
         .collect()
 }
 
@@ -78,7 +90,7 @@ fn follow(
 fn a_wildcard_gets_everything_and_then_the_changes() {
     let (store, mut session) = (store(), Session::default());
     let mut changes = store.changes.subscribe();
-    let first = session.request(&store, subscribe(&["*"]), "c");
+    let first = ask(&store, &mut session, subscribe(&["*"]));
     assert_eq!(sent(first), lists(&["a=1", "b=1"], &[]));
     put(&store, "b", "2");
     put(&store, "c", "1");
@@ -89,23 +101,23 @@ fn a_wildcard_gets_everything_and_then_the_changes() {
 #[test]
 fn a_first_request_without_names_is_a_wildcard() {
     let (store, mut session) = (store(), Session::default());
-    assert_eq!(sent(session.request(&store, subscribe(&[]), "c")), lists(&["a=1", "b=1"], &[]));
+    assert_eq!(sent(ask(&store, &mut session, subscribe(&[]))), lists(&["a=1", "b=1"], &[]));
 }
 
 #[test]
 fn names_get_what_they_name_and_no_more() {
     let (store, mut session) = (store(), Session::default());
     let mut changes = store.changes.subscribe();
-    assert_eq!(sent(session.request(&store, subscribe(&["a"]), "c")), lists(&["a=1"], &[]));
+    assert_eq!(sent(ask(&store, &mut session, subscribe(&["a"]))), lists(&["a=1"], &[]));
     put(&store, "b", "2");
     remove(&store, "b");
     assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&[], &[]));
     put(&store, "a", "2");
     assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["a=2"], &[]));
     put(&store, "d", "1");
-    assert_eq!(sent(session.request(&store, subscribe(&["d"]), "c")), lists(&["d=1"], &[]));
+    assert_eq!(sent(ask(&store, &mut session, subscribe(&["d"]))), lists(&["d=1"], &[]));
     assert!(follow(&store, &mut session, &mut changes).is_empty(), "it was sent already");
-    assert!(session.request(&store, unsubscribe(&["a"]), "c").is_empty());
+    assert!(ask(&store, &mut session, unsubscribe(&["a"])).is_empty());
     put(&store, "a", "3");
     assert!(follow(&store, &mut session, &mut changes).is_empty());
 }
@@ -114,10 +126,10 @@ fn names_get_what_they_name_and_no_more() {
 fn an_absent_name_is_answered_by_its_removal_and_sent_once_it_comes() {
     let (store, mut session) = (store(), Session::default());
     let mut changes = store.changes.subscribe();
-    assert_eq!(sent(session.request(&store, subscribe(&["z"]), "c")), lists(&[], &["z"]));
+    assert_eq!(sent(ask(&store, &mut session, subscribe(&["z"]))), lists(&[], &["z"]));
     // Also beside a wildcard, which says everything that there is.
     let mut wild = Session::default();
-    let both = sent(wild.request(&store, subscribe(&["*", "z"]), "c"));
+    let both = sent(ask(&store, &mut wild, subscribe(&["*", "z"])));
     assert_eq!(both, lists(&["a=1", "b=1"], &["z"]));
     put(&store, "z", "1");
     assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["z=1"], &[]));
@@ -126,24 +138,24 @@ fn an_absent_name_is_answered_by_its_removal_and_sent_once_it_comes() {
 #[test]
 fn asking_again_by_name_is_answered_again() {
     let (store, mut session) = (store(), Session::default());
-    session.request(&store, subscribe(&["*"]), "c");
-    assert_eq!(sent(session.request(&store, subscribe(&["a"]), "c")), lists(&["a=1"], &[]));
+    ask(&store, &mut session, subscribe(&["*"]));
+    assert_eq!(sent(ask(&store, &mut session, subscribe(&["a"]))), lists(&["a=1"], &[]));
 }
 
 #[test]
 fn acknowledgements_and_rejections_are_not_answered() {
     let (store, mut session) = (store(), Session::default());
-    let first = session.request(&store, subscribe(&["*"]), "c");
+    let first = ask(&store, &mut session, subscribe(&["*"]));
     let nonce = first[0].nonce.clone();
     let ack = DeltaDiscoveryRequest { response_nonce: nonce, ..subscribe(&[]) };
-    assert!(session.request(&store, ack.clone(), "c").is_empty());
+    assert!(ask(&store, &mut session, ack.clone()).is_empty());
     let status = crate::proto::discovery::Status { code: 3, message: "a: is bad".to_owned() };
     let nack = DeltaDiscoveryRequest { error_detail: Some(status), ..ack.clone() };
     for _ in 0..100 {
-        assert!(session.request(&store, nack.clone(), "c").is_empty(), "no storm");
+        assert!(ask(&store, &mut session, nack.clone()).is_empty(), "no storm");
     }
     let stale = DeltaDiscoveryRequest { response_nonce: "never given".to_owned(), ..ack };
-    assert!(session.request(&store, stale, "c").is_empty());
+    assert!(ask(&store, &mut session, stale).is_empty());
 }
 
 #[test]
@@ -155,7 +167,7 @@ fn who_comes_back_gets_what_it_does_not_have() {
         initial_resource_versions: has.map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
         ..subscribe(&["*"])
     };
-    assert_eq!(sent(session.request(&store, request, "c")), lists(&["b=1", "c=2"], &["gone"]));
+    assert_eq!(sent(ask(&store, &mut session, request)), lists(&["b=1", "c=2"], &["gone"]));
 }
 
 #[test]
@@ -166,7 +178,7 @@ fn who_comes_back_up_to_date_is_answered_all_the_same() {
         ..subscribe(&["*"])
     };
     // An empty answer says that nothing is missing: a client waits for its first.
-    let answers = session.request(&store, request, "c");
+    let answers = ask(&store, &mut session, request);
     assert_eq!(answers.len(), 1);
     assert_eq!(sent(answers), lists(&[], &[]));
 }
@@ -175,14 +187,14 @@ fn who_comes_back_up_to_date_is_answered_all_the_same() {
 fn what_has_not_changed_is_not_sent_again() {
     let (store, mut session) = (store(), Session::default());
     let mut changes = store.changes.subscribe();
-    session.request(&store, subscribe(&["*"]), "c");
+    ask(&store, &mut session, subscribe(&["*"]));
     assert_eq!(put(&store, "a", "1"), 0);
     assert_eq!(remove(&store, "never"), 0);
     assert!(changes.try_recv().is_err(), "nobody is told of nothing");
     // A change that came between the subscription and the first answer is in the answer already.
     let mut late = Session::default();
     put(&store, "a", "2");
-    late.request(&store, subscribe(&["*"]), "c");
+    ask(&store, &mut late, subscribe(&["*"]));
     assert!(follow(&store, &mut late, &mut changes).is_empty());
 }
 
@@ -190,7 +202,7 @@ fn what_has_not_changed_is_not_sent_again() {
 fn a_client_that_lagged_catches_up_with_one_answer() {
     let (store, mut session) = (store(), Session::default());
     let mut changes = store.changes.subscribe();
-    session.request(&store, subscribe(&["*"]), "c");
+    ask(&store, &mut session, subscribe(&["*"]));
     for i in 0..5_000 {
         put(&store, "a", &format!("v{i}"));
         put(&store, &format!("brief{i}"), "1");
@@ -201,7 +213,7 @@ fn a_client_that_lagged_catches_up_with_one_answer() {
     assert!(matches!(changes.try_recv(), Err(broadcast::error::TryRecvError::Lagged(_))));
     let caught_up = session.catch_up(&store);
     assert_eq!(caught_up.len(), 1);
-    assert_eq!(sent(caught_up), lists(&["a=v4999", "c=1"], &["b"]));
+    assert_eq!(sent(caught_up.into_iter().flatten()), lists(&["a=v4999", "c=1"], &["b"]));
     // Changes that are still queued say nothing new.
     assert_eq!(follow(&store, &mut session, &mut changes), []);
     assert!(session.catch_up(&store).is_empty());
@@ -218,7 +230,7 @@ fn a_queue_behind_an_answer_takes_nothing_back() {
     put(&store, "b", "2");
     put(&store, "brief", "1");
     remove(&store, "brief");
-    let first = session.request(&store, subscribe(&["*"]), "c");
+    let first = ask(&store, &mut session, subscribe(&["*"]));
     assert_eq!(sent(first), lists(&["a=3", "b=2"], &[]));
     assert_eq!(follow(&store, &mut session, &mut changes), []);
 }
@@ -228,17 +240,17 @@ fn aliases_lead_to_the_resource_while_it_has_them() {
     let (store, mut session) = (store(), Session::default());
     let put = |name: &str, e| store.update(TYPE, vec![(name.to_owned(), e)], Vec::new());
     put("service", aliased("1", "10.0.0.1"));
-    let answer = session.request(&store, subscribe(&["10.0.0.1"]), "c");
+    let answer = ask(&store, &mut session, subscribe(&["10.0.0.1"]));
     assert_eq!(answer[0].resources[0].aliases, ["10.0.0.1"]);
     assert_eq!(sent(answer), lists(&["service=1"], &[]));
     // The alias goes to another, and the first one's end does not take it along.
     put("other", aliased("1", "10.0.0.1"));
     store.update(TYPE, Vec::new(), vec!["service".to_owned()]);
     let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
-    assert_eq!(sent(answer), lists(&["other=1"], &[]));
+    assert_eq!(sent(answer.into_iter().flatten()), lists(&["other=1"], &[]));
     put("other", encoded("2"));
     let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
-    assert_eq!(sent(answer), lists(&[], &["10.0.0.1"]));
+    assert_eq!(sent(answer.into_iter().flatten()), lists(&[], &["10.0.0.1"]));
 }
 
 /// As above, when the first one is updated instead: the alias is no longer its own to give up.
@@ -250,28 +262,28 @@ fn an_update_takes_no_alias_from_another() {
     put("second", aliased("1", "10.0.0.1"));
     put("first", encoded("2"));
     let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
-    assert_eq!(sent(answer), lists(&["second=1"], &[]));
+    assert_eq!(sent(answer.into_iter().flatten()), lists(&["second=1"], &[]));
 }
 
 #[test]
 fn a_type_that_is_not_served_is_answered_with_nothing_once() {
     let (store, mut session) = (store(), Session::default());
     let odd = DeltaDiscoveryRequest { type_url: "odd".to_owned(), ..subscribe(&["*"]) };
-    let answers = session.request(&store, odd.clone(), "c");
+    let answers = ask(&store, &mut session, odd.clone());
     assert_eq!((answers.len(), answers[0].type_url.as_str()), (1, "odd"));
     let ack = DeltaDiscoveryRequest { response_nonce: answers[0].nonce.clone(), ..odd };
-    assert!(session.request(&store, ack, "c").is_empty());
+    assert!(ask(&store, &mut session, ack).is_empty());
 }
 
 #[test]
 fn types_are_kept_apart() {
     let (store, mut session) = (store(), Session::default());
     let mut changes = store.changes.subscribe();
-    session.request(&store, subscribe(&["*"]), "c");
+    ask(&store, &mut session, subscribe(&["*"]));
     store.update(OTHER, vec![("a".to_owned(), encoded("9"))], Vec::new());
     assert!(follow(&store, &mut session, &mut changes).is_empty(), "never asked for");
     let request = DeltaDiscoveryRequest { type_url: OTHER.to_owned(), ..subscribe(&["*"]) };
-    assert_eq!(sent(session.request(&store, request, "c")), lists(&["a=9"], &[]));
+    assert_eq!(sent(ask(&store, &mut session, request)), lists(&["a=9"], &[]));
     assert_eq!((store.len(TYPE), store.len(OTHER)), (2, 1));
 }
 
@@ -280,10 +292,48 @@ fn types_are_kept_apart() {
 fn without_the_wildcard_the_names_stay() {
     let (store, mut session) = (store(), Session::default());
     let mut changes = store.changes.subscribe();
-    session.request(&store, subscribe(&["*", "a"]), "c");
-    session.request(&store, unsubscribe(&["*"]), "c");
+    ask(&store, &mut session, subscribe(&["*", "a"]));
+    ask(&store, &mut session, unsubscribe(&["*"]));
     put(&store, "a", "2");
     put(&store, "b", "2");
     put(&store, "c", "1");
     assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["a=2"], &[]));
+}
+
+/// The first request of a client that says that it takes parts.
+fn takes_parts() -> DeltaDiscoveryRequest {
+    let yes = Value { kind: Some(Kind::BoolValue(true)) };
+    let metadata = Struct { fields: [(TAKES_PARTS.to_owned(), yes)].into() };
+    let node = Node { metadata: Some(metadata), ..Default::default() };
+    DeltaDiscoveryRequest { node: Some(node), ..subscribe(&["*"]) }
+}
+
+#[test]
+fn a_first_answer_comes_in_parts_to_those_who_take_them() {
+    let store = store();
+    let many = (0..PART * 2).map(|i| (format!("m{i}"), encoded("1"))).collect();
+    store.update(TYPE, many, Vec::new());
+    assert_eq!(ask(&store, &mut Session::default(), subscribe(&["*"])).len(), 1);
+    let mut session = Session::default();
+    let parts = ask(&store, &mut session, takes_parts());
+    let sizes: Vec<usize> = parts.iter().map(|p| p.resources.len()).collect();
+    assert_eq!(sizes, [PART, PART, 2]);
+    let more: Vec<bool> = parts.iter().map(|p| p.system_version_info == MORE_FOLLOWS).collect();
+    assert_eq!(more, [true, true, false]);
+    let nonces: BTreeSet<&str> = parts.iter().map(|p| p.nonce.as_str()).collect();
+    assert_eq!(nonces.len(), 3);
+    put(&store, "a", "2");
+    let next = ask(&store, &mut session, subscribe(&["a"]));
+    assert!(next.iter().all(|r| !nonces.contains(r.nonce.as_str())));
+}
+
+#[test]
+fn one_who_has_something_is_answered_at_once() {
+    let store = store();
+    store.update(TYPE, (0..PART * 2).map(|i| (format!("m{i}"), encoded("1"))).collect(), vec![]);
+    let request = DeltaDiscoveryRequest {
+        initial_resource_versions: [("gone".to_owned(), "1".to_owned())].into(),
+        ..takes_parts()
+    };
+    assert_eq!(ask(&store, &mut Session::default(), request).len(), 1);
 }
