@@ -38,12 +38,15 @@ impl EndpointSet {
         // One that is known by a host name alone has no address to go to.
         let eligible = !unhealthy && !w.addresses.is_empty();
         let rank = rank(&w, lb, local);
-        if let Some((group, at)) = old.and_then(|old| self.find(old)) {
-            let group = &mut self.groups[group];
-            if eligible && group.rank == rank && *group.ports == *ports {
-                group.members[at] = w;
-                return;
-            }
+        if let Some((group, at)) = old.and_then(|old| self.find(old))
+            && let Some(group) = self.groups.get_mut(group)
+            && let Some(place) = group.members.get_mut(at)
+            && eligible
+            && group.rank == rank
+            && *group.ports == *ports
+        {
+            *place = w;
+            return;
         }
         if let Some(old) = old {
             self.remove(old);
@@ -71,14 +74,13 @@ impl EndpointSet {
 
     pub(crate) fn remove(&mut self, w: &Arc<Workload>) {
         self.ineligible.retain(|(m, _)| !Arc::ptr_eq(m, w));
-        if let Some((i, at)) = self.find(w) {
-            let members = &mut self.groups[i].members;
-            members.swap_remove(at);
-            if members.is_empty() {
-                self.groups.remove(i);
-            } else if members.len() < members.capacity() / 4 {
-                members.shrink_to(members.len() * 2);
-            }
+        let Some((i, at)) = self.find(w) else { return };
+        let Some(Alike { members, .. }) = self.groups.get_mut(i) else { return };
+        members.swap_remove(at);
+        if members.is_empty() {
+            self.groups.remove(i);
+        } else if members.len() < members.capacity() / 4 {
+            members.shrink_to(members.len() * 2);
         }
     }
 

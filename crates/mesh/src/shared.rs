@@ -13,7 +13,7 @@ use prost::{
     bytes::Buf as _,
     encoding::{DecodeContext, WireType, decode_key, skip_field},
 };
-use std::{borrow::Borrow, hash::Hash, sync::Arc};
+use std::{borrow::Borrow, hash::Hash, net::IpAddr, sync::Arc};
 use xds::proto::workload as pb;
 
 #[derive(Debug, Default)]
@@ -63,13 +63,13 @@ fn without_own(message: &[u8], rest: &mut Vec<u8>) -> Result<(), prost::DecodeEr
 
 impl Shared {
     /// The workload of an `istio.workload.Workload` on the wire, which is named `name`. The error
-    /// comes with what could be read of it.
+    /// comes with the addresses that can be read of it.
     pub(crate) fn workload(
         &mut self,
         name: &Arc<str>,
         message: &[u8],
-    ) -> Result<Workload, (Invalid, Own)> {
-        let own = Own::decode(message).map_err(|e| (undecodable(&e), Own::default()))?;
+    ) -> Result<Workload, (Invalid, Vec<IpAddr>)> {
+        let own = Own::decode(message).map_err(|e| (undecodable(&e), Vec::new()))?;
         match self.with_own(name, message, &own) {
             Ok((addresses, kin)) => {
                 let locality = own.locality.unwrap_or_default();
@@ -91,7 +91,7 @@ impl Shared {
                     kin,
                 })
             }
-            Err(e) => Err((e, own)),
+            Err(e) => Err((e, convert::readable_addresses(&own.addresses))),
         }
     }
 
@@ -100,7 +100,7 @@ impl Shared {
         name: &str,
         message: &[u8],
         own: &Own,
-    ) -> Result<(Vec<std::net::IpAddr>, Arc<Kin>), Invalid> {
+    ) -> Result<(Vec<IpAddr>, Arc<Kin>), Invalid> {
         if own.uid.is_empty() {
             return Err(convert::invalid("uid", "is empty"));
         }

@@ -300,10 +300,7 @@ fn parse_address(
     let undecodable = |e: prost::DecodeError| bad(format!("cannot be decoded: {e}"));
     let address = Unopened::decode(Bytes::from(bytes)).map_err(undecodable)?;
     match (address.workload, address.service) {
-        (Some(message), None) => shared
-            .workload(name, &message)
-            .map(Address::Workload)
-            .map_err(|(e, own)| (e, convert::readable_addresses(&own.addresses))),
+        (Some(message), None) => shared.workload(name, &message).map(Address::Workload),
         (None, Some(message)) => {
             let s = pb::Service::decode(message).map_err(undecodable)?;
             let addresses = convert::readable_vips(&s);
