@@ -34,6 +34,7 @@ pub struct Agent {
     /// Enrol clients that are owed an answer.
     pub enrol_clients: watch::Sender<usize>,
     pub node: String,
+    pub cluster: String,
     /// What the names of the cluster's services end in.
     pub cluster_domain: String,
     pub dns: Counters,

@@ -3,8 +3,8 @@
 
 use crate::{
     agent::Agent,
+    enrolment,
     netns::Netns,
-    pods,
     scope::spawn_for_agent,
     seqpacket::{Listener, Seqpacket},
 };
@@ -78,15 +78,19 @@ async fn last_words(agent: &Agent) {
 
 async fn carry_out(agent: &Arc<Agent>, request: Request, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
     match request {
-        Request::Enroll(request) => {
-            let mut fds = fds.into_iter();
-            let (Some(fd), None) = (fds.next(), fds.next()) else {
-                bail!("an enrol request comes with one descriptor: the pod's network namespace");
-            };
-            let netns = Netns::new(fd)
-                .context("the descriptor beside the request is not a network namespace")?;
-            Box::pin(pods::enroll(agent, netns, &request)).await
-        }
-        Request::Unenroll { uid } => pods::unenroll(agent, &uid).await,
+        Request::Enroll(request) => Box::pin(enrolment::enroll(agent, netns(fds)?, &request)).await,
+        Request::Unenroll { uid } => enrolment::unenroll(agent, &uid).await,
+        Request::Start(sandbox) => Box::pin(enrolment::start(agent, netns(fds)?, &sandbox)).await,
+        Request::Check(sandbox) => enrolment::check(agent, &netns(fds)?, &sandbox),
+        Request::Stop => enrolment::stop(agent, &netns(fds)?).await,
+        Request::Ping => Ok(()),
     }
+}
+
+fn netns(fds: Vec<OwnedFd>) -> anyhow::Result<Netns> {
+    let mut fds = fds.into_iter();
+    let (Some(fd), None) = (fds.next(), fds.next()) else {
+        bail!("the request comes with one descriptor: the pod's network namespace");
+    };
+    Netns::new(fd).context("the descriptor beside the request is not a network namespace")
 }

@@ -9,6 +9,7 @@ mod dial;
 mod discovery;
 mod dns;
 mod enroll;
+mod enrolment;
 mod fault;
 mod handover;
 mod inbound;
@@ -294,7 +295,7 @@ async fn begin(
         if synced {
             agent.capture.retain_meshed(|ip| agent.mesh.is_meshed(ip));
         }
-        let outcome = Box::pin(pods::take_up(agent, true, inherited)).await;
+        let outcome = Box::pin(enrolment::take_up(agent, true, inherited)).await;
         (synced, outcome)
     };
     match taking_over {
@@ -418,6 +419,7 @@ fn build(
         superseded: watch::Sender::new(false),
         enrol_clients: watch::Sender::new(0),
         node: run.node.clone(),
+        cluster: run.cluster.clone(),
         cluster_domain: run.cluster_domain.to_lowercase(),
         dns: dns::Counters::default(),
     });
@@ -460,11 +462,11 @@ async fn sweep(agent: Arc<Agent>) {
         let now = Instant::now();
         agent.pool.sweep(now);
         agent.metrics.sweep(now);
-        pods::sweep_earlier(&agent);
+        enrolment::sweep_earlier(&agent);
         // Not before the first attempt, which waits for discovery.
         let ready = agent.mesh.synced().borrow().ready();
         if ready && *agent.serving.borrow() && !*agent.draining.borrow() {
-            let _ = Box::pin(pods::take_up(&agent, false, Vec::new())).await;
+            let _ = Box::pin(enrolment::take_up(&agent, false, Vec::new())).await;
         }
     }
 }
@@ -500,7 +502,7 @@ async fn until_idle(agent: &Agent) {
     }
     agent.pool.let_go(|_| true);
     for pod in &pods {
-        pod.scope.settle(pods::LAST_FRAMES).await;
+        pod.scope.settle(enrolment::LAST_FRAMES).await;
     }
     agent.pods.let_go().await;
     let _ = agent.enrol_clients.subscribe().wait_for(|clients| *clients == 0).await;

@@ -33,10 +33,11 @@ fn bytes(ip: IpAddr) -> prost::bytes::Bytes {
     }
 }
 
-/// A pod that has an address and has not ended.
+/// A pod that has not ended, and that has an address or waits on its node for one.
 pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Option<pb::Workload> {
     let addresses = p.addresses();
-    if addresses.is_empty() || !p.live() {
+    let starting = addresses.is_empty();
+    if !p.live() || starting && (p.spec.node_name.is_empty() || p.spec.host_network) {
         return None;
     }
     let namespace = o.key.namespace.as_str();
@@ -62,6 +63,10 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         .collect();
     services.extend(entries_selecting(snapshot, namespace, labels));
     services.extend(slices_naming(snapshot, o, cluster));
+    if starting {
+        services.clear();
+    }
+    let enroll = ambient && !p.spec.host_network;
     Some(pb::Workload {
         uid: pod_uid(&cluster.id, namespace, &o.key.name),
         name: o.key.name.clone(),
@@ -77,7 +82,7 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         workload_type: workload_type as i32,
         workload_name,
         authorization_policies: named_policies(snapshot, namespace, labels),
-        status: status(p.ready()),
+        status: status(p.ready() && !starting),
         cluster_id: cluster.id.clone(),
         services,
         locality: locality(node),
@@ -88,7 +93,14 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         },
         extensions: std::iter::once(labels_extension(labels))
             .chain(dns_extension(o, p, cluster))
+            .chain(
+                enroll.then(|| pb::Extension {
+                    name: xds::ENROLL_EXTENSION.to_owned(),
+                    config: None,
+                }),
+            )
             .collect(),
+        pod_uid: o.meta.uid.clone(),
         ..pb::Workload::default()
     })
 }

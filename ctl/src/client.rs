@@ -1,18 +1,13 @@
 //! The two sockets of an agent.
 
-use anyhow::{Context as _, anyhow, bail};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg,
-    socket,
-};
+use agent_api::{client, enroll::Request};
+use anyhow::{Context as _, anyhow};
 use serde_json::Value;
 use std::{
-    io::{BufRead as _, BufReader, IoSlice, Write as _},
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::net::UnixStream,
-    },
+    io::{BufRead as _, BufReader, Write as _},
+    os::{fd::BorrowedFd, unix::net::UnixStream},
     path::Path,
+    time::Duration,
 };
 
 #[derive(Debug)]
@@ -52,52 +47,13 @@ pub fn ask(run_dir: &Path, word: &str) -> Result<Vec<Value>, Failure> {
     Ok(rows)
 }
 
-/// One request on the enrol socket, with a descriptor beside it.
-pub fn enroll_socket(run_dir: &Path, request: &Value, fd: Option<OwnedFd>) -> Result<(), Failure> {
-    let path = run_dir.join("enroll.sock");
-    let address = UnixAddr::new(&path).context("the run directory's path is too long")?;
-    for _ in 0..MOVES {
-        let s = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
-            .context("making a socket")?;
-        connect(s.as_raw_fd(), &address).map_err(|e| no_agent(&path, e))?;
-        if exchange(&s, request, fd.as_ref())? == Answer::Done {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    Err(Failure::Other(anyhow!("the agent is being replaced, and its successor does not answer")))
-}
+/// How long an enrolment may take, with one agent that hands over to another meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a request is made again while one agent hands over to the next.
-const MOVES: usize = 50;
-
-#[derive(PartialEq, Eq)]
-enum Answer {
-    Done,
-    /// Another agent listens there by now.
-    Moved,
-}
-
-fn exchange(s: &OwnedFd, request: &Value, fd: Option<&OwnedFd>) -> anyhow::Result<Answer> {
-    let bytes = serde_json::to_vec(request)?;
-    let fds: Vec<i32> = fd.iter().map(|f| f.as_raw_fd()).collect();
-    let rights = [ControlMessage::ScmRights(&fds)];
-    let beside = if fds.is_empty() { &rights[..0] } else { &rights[..] };
-    let iov = [IoSlice::new(&bytes)];
-    sendmsg::<UnixAddr>(s.as_raw_fd(), &iov, beside, MsgFlags::MSG_NOSIGNAL, None)
-        .context("asking the agent")?;
-    let mut buffer = vec![0u8; 64 * 1024];
-    let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty()).context("waiting for the agent")?;
-    if n == 0 {
-        bail!("the agent closed the connection without an answer; its log says why");
-    }
-    let answer: Value = serde_json::from_slice(buffer.get(..n).unwrap_or_default())
-        .context("the agent's answer is not JSON")?;
-    if answer.get("moved") == Some(&Value::Bool(true)) {
-        return Ok(Answer::Moved);
-    }
-    match answer.get("error").and_then(Value::as_str) {
-        Some(error) => bail!("{error}"),
-        None => Ok(Answer::Done),
-    }
+/// Has the agent enrol a pod, or let it go.
+pub fn enrol(run_dir: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    client::ask(run_dir, request, fd, PATIENCE).map_err(|e| match e {
+        client::Failure::NoAgent(why) => Failure::NoAgent(anyhow!(why)),
+        client::Failure::Refused(why) => Failure::Other(anyhow!(why)),
+    })
 }

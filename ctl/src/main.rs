@@ -3,11 +3,12 @@
 mod client;
 mod output;
 
+use agent_api::enroll::{self, Request};
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use client::Failure;
 use serde_json::{Value, json};
-use std::{path::PathBuf, process::ExitCode};
+use std::{os::fd::AsFd as _, path::PathBuf, process::ExitCode};
 
 #[derive(Parser)]
 #[command(
@@ -128,11 +129,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         Command::Enroll(e) => return enroll(cli, e),
         Command::Unenroll(pod) => {
-            client::enroll_socket(
-                &cli.run_dir,
-                &json!({"do": "unenroll", "uid": pod.uid()}),
-                None,
-            )?;
+            client::enrol(&cli.run_dir, &Request::Unenroll { uid: pod.uid() }, None)?;
             return say(cli, &format!("{} is un-enrolled", pod.uid()));
         }
         Command::Completion { shell } => {
@@ -159,15 +156,14 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 fn enroll(cli: &Cli, e: &Enroll) -> Result<(), Failure> {
     let netns = std::fs::File::open(&e.netns)
         .with_context(|| format!("opening the network namespace {}", e.netns.display()))?;
-    let request = json!({
-        "do": "enroll",
-        "uid": e.pod.uid(),
-        "namespace": e.pod.namespace,
-        "name": e.pod.name,
-        "service_account": e.service_account,
-        "allow_other_protocols": e.allow_other_protocols,
+    let request = Request::Enroll(enroll::Enroll {
+        uid: e.pod.uid(),
+        namespace: e.pod.namespace.clone(),
+        name: e.pod.name.clone(),
+        service_account: e.service_account.clone(),
+        allow_other_protocols: e.allow_other_protocols,
     });
-    client::enroll_socket(&cli.run_dir, &request, Some(netns.into()))?;
+    client::enrol(&cli.run_dir, &request, Some(netns.as_fd()))?;
     say(cli, &format!("{} is enrolled: captured and guarded", e.pod.uid()))
 }
 

@@ -1,6 +1,7 @@
 //! Enrolment: one request, one response, as often as one likes on a connection.
 
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
@@ -10,6 +11,26 @@ pub enum Request {
     Unenroll {
         uid: String,
     },
+    /// A pod is about to start: its sandbox is made, nothing runs in it. With the descriptor of its
+    /// network namespace; answered once the pod is captured, or known not to be of the mesh.
+    Start(Sandbox),
+    /// Whether it is as it was after `Start`. With the descriptor, too.
+    Check(Sandbox),
+    /// A sandbox ends. With the descriptor, too.
+    Stop,
+    /// Whether anybody is there.
+    Ping,
+}
+
+/// A pod's sandbox, by who made it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sandbox {
+    pub namespace: String,
+    pub name: String,
+    /// `metadata.uid` of the pod, by which it differs from one of the same name before it.
+    pub pod_uid: String,
+    pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -2,8 +2,10 @@
 //! packet, descriptors beside it).
 //!
 //! [`enroll`] is spoken by whoever starts and ends pods; [`handover`] by an agent and the one that
-//! takes its place. Both are decisions and messages only: sockets are the caller's.
+//! takes its place. Both are decisions and messages only: the agent's sockets are its own;
+//! [`client`] is the other end of the enrol socket.
 
+pub mod client;
 pub mod enroll;
 pub mod handover;
 

@@ -19,6 +19,8 @@ where
 pub struct Meta {
     pub name: String,
     #[serde(deserialize_with = "nullable")]
+    pub uid: String,
+    #[serde(deserialize_with = "nullable")]
     pub namespace: String,
     #[serde(deserialize_with = "nullable")]
     pub labels: Labels,

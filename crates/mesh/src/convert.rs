@@ -95,6 +95,7 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
         services,
         host_network,
         labels,
+        enroll: w.extensions.iter().any(|e| e.name == xds::ENROLL_EXTENSION),
         dns,
     };
     kin.identity().map_err(|e| invalid("service_account", e.to_string()))?;

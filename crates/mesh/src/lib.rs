@@ -18,7 +18,7 @@ mod state;
 pub use convert::{Invalid, policy_from_proto, service_from_proto, workload_from_proto};
 pub use model::{
     Addresses, Dns, HealthPolicy, Kin, Labels, LoadBalancing, Local, Locality, Mode,
-    NamespacedHostname, PortMapping, Scope, Service, Services, Site, Workload,
+    NamespacedHostname, PortMapping, Scope, Service, Services, Site, Workload, incarnation,
 };
 pub use names::Named;
 pub use resolve::{Resolved, Unreachable};

@@ -9,6 +9,7 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     net::IpAddr,
+    num::NonZeroU64,
     ops::Deref,
     sync::Arc,
 };
@@ -114,6 +115,8 @@ pub struct Workload {
     /// Where it is not the last part of the uid.
     pub(crate) other_name: Option<Box<str>>,
     pub addresses: Addresses,
+    /// Which of the pods that have had its name one after another it is.
+    pub incarnation: Option<NonZeroU64>,
     pub healthy: bool,
     pub site: Arc<Site>,
     pub kin: Arc<Kin>,
@@ -146,6 +149,8 @@ pub struct Kin {
     /// Shares its node's addresses, which therefore name no workload.
     pub host_network: bool,
     pub labels: Labels,
+    /// Its namespace or its own label wants it in the mesh: it must not start uncaptured.
+    pub enroll: bool,
     /// What a control plane says about its names; most workloads need none of it.
     pub dns: Option<Box<Dns>>,
 }
@@ -189,6 +194,14 @@ impl Workload {
             .or_else(|| self.addresses.first())
             .copied()
     }
+}
+
+/// A short form of `metadata.uid`, to be compared only: FNV-1a.
+pub fn incarnation(pod_uid: &str) -> NonZeroU64 {
+    let hash = pod_uid.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN)
 }
 
 /// A workload as a key: two versions of one are the same.

@@ -5,7 +5,7 @@
 use crate::{
     convert::{self, Invalid},
     hash::{HashMap, HashSet},
-    model::{Kin, Locality, NamespacedHostname, Site, Workload, last_part},
+    model::{Kin, Locality, NamespacedHostname, Site, Workload, incarnation, last_part},
 };
 use policy::PolicyName;
 use prost::{
@@ -42,9 +42,11 @@ pub(crate) struct Own {
     pub uid: String,
     #[prost(message, optional, tag = "24")]
     pub locality: Option<pb::Locality>,
+    #[prost(string, tag = "1000")]
+    pub pod_uid: String,
 }
 
-const OWN: [u32; 6] = [1, 3, 9, 17, 20, 24];
+const OWN: [u32; 7] = [1, 3, 9, 17, 20, 24, 1000];
 
 /// The fields of the message that are not [`Own`], as they came.
 fn without_own(message: &[u8], rest: &mut Vec<u8>) -> Result<(), prost::DecodeError> {
@@ -85,6 +87,7 @@ impl Shared {
                     other_name: (own.name != last_part(name)).then(|| own.name.into()),
                     uid: name.clone(),
                     addresses: addresses.into(),
+                    incarnation: (!own.pod_uid.is_empty()).then(|| incarnation(&own.pod_uid)),
                     // Not by a getter, for which an unknown value is the default: healthy.
                     healthy: own.status == pb::WorkloadStatus::Healthy as i32,
                     site,

@@ -37,6 +37,10 @@ pub const LABELS_EXTENSION: &str = "culvert.io/labels";
 /// A field is there only where it says something.
 pub const DNS_EXTENSION: &str = "culvert.io/dns";
 
+/// Extension of `istio.workload.Workload` without a value: the pod is to be captured before it
+/// starts.
+pub const ENROLL_EXTENSION: &str = "culvert.io/enroll";
+
 /// Largest message either end takes, in bytes: a first answer holds the whole mesh.
 pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
 
