@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::{Node, Proc, Signal, eventually};
 
 use crate::control::DISCOVERY;
@@ -272,6 +272,58 @@ impl Agent {
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "cannot enrol {pod:?}: {said}");
         Ok(())
+    }
+
+    /// Runs `culvert-cni` as a container runtime does for this pod; what it printed, as a result or as an error.
+    pub fn cni(&self, command: &str, pod: &MeshPod, config: &Value) -> Result<Value, Value> {
+        let address =
+            |ip: String, bits: u8| json!({ "address": format!("{ip}/{bits}"), "interface": 0 });
+        let mut whole = json!({
+            "cniVersion": "1.1.0", "name": "bed", "type": "culvert-cni", "runDir": self.run_dir,
+            "prevResult": {
+                "cniVersion": "1.1.0",
+                "interfaces": [{ "name": "eth0", "sandbox": pod.netns_path() }],
+                "ips": [address(pod.ipv4().to_string(), 24), address(pod.ipv6().to_string(), 64)],
+            },
+        });
+        for (key, value) in config.as_object().into_iter().flatten() {
+            whole[key] = value.clone();
+        }
+        let file = self.node.dir().join(format!("cni-{}.json", pod.name()));
+        fs::write(&file, whole.to_string()).unwrap();
+        let out = Command::new(binary("culvert-cni"))
+            .env_clear()
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", pod.object_uid())
+            .env("CNI_NETNS", pod.netns_path())
+            .env("CNI_IFNAME", "eth0")
+            .env(
+                "CNI_ARGS",
+                format!(
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
+                    pod.namespace(),
+                    pod.name(),
+                    pod.object_uid()
+                ),
+            )
+            .stdin(fs::File::open(&file).unwrap())
+            .output()
+            .unwrap();
+        let said = match out.stdout.as_slice() {
+            [] => Value::Null,
+            bytes => serde_json::from_slice(bytes).unwrap(),
+        };
+        if out.status.success() { Ok(said) } else { Err(said) }
+    }
+
+    /// As a reboot of the node: the agent dies, and with it goes all that was pinned or written to /run. The node's pods
+    /// are the caller's to end.
+    pub fn lose_everything(&self) {
+        self.kill();
+        fs::remove_dir_all(&self.run_dir).unwrap();
+        for version in fs::read_dir(self.node.bpffs()).unwrap() {
+            fs::remove_dir_all(version.unwrap().path()).unwrap();
+        }
     }
 
     /// `culvertctl <what> -o json`.

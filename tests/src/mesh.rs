@@ -113,6 +113,40 @@ impl Mesh {
         pod
     }
 
+    /// A pod whose sandbox is made and in which nothing runs yet, as the API server knows it then: on its node, without
+    /// an address. [`Agent::cni`] is what comes next.
+    pub fn sandbox(&self, node: usize, spec: impl Into<Spec>) -> MeshPod {
+        let pod = self.sandbox_nobody_heard_of(node, spec);
+        self.write_pod(&pod);
+        pod
+    }
+
+    /// As [`Mesh::sandbox`], while the API server's word of it has not come.
+    pub fn sandbox_nobody_heard_of(&self, node: usize, spec: impl Into<Spec>) -> MeshPod {
+        let spec = spec.into();
+        let node = &self.agent(node).node;
+        let pod = MeshPod::new(node.pod_in(&spec.namespace.clone(), &spec.name).unwrap(), spec);
+        pod.record.lock().unwrap().started = false;
+        pod
+    }
+
+    /// A new sandbox for the same pod, whose first is gone: the object has not changed.
+    pub fn sandbox_again(&self, node: usize, pod: &MeshPod) -> MeshPod {
+        let sandbox = self.agent(node).node.pod_in(pod.namespace(), pod.name()).unwrap();
+        MeshPod { pod: sandbox, record: pod.record.clone() }
+    }
+
+    /// Writes the pod as it is now.
+    pub fn tell(&self, pod: &MeshPod) {
+        self.write_pod(pod);
+    }
+
+    /// The pod's containers run, and its status says so.
+    pub fn has_started(&self, pod: &MeshPod) {
+        pod.record.lock().unwrap().started = true;
+        self.write_pod(pod);
+    }
+
     /// A pod that both agents know to be in the mesh.
     pub fn enrolled_pod(&self, node: usize, spec: impl Into<Spec>) -> MeshPod {
         let pod = self.pod(node, spec);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -68,19 +69,31 @@ pub(crate) struct Record {
     pub(crate) account: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) redirected: bool,
+    /// Whether its status says that it runs.
+    pub(crate) started: bool,
+    /// No two pods have the same.
+    uid: String,
     more: Value,
 }
 
 impl MeshPod {
     pub(crate) fn new(pod: Pod, spec: Spec) -> Self {
         let Spec { account, labels, more, .. } = spec;
-        let record = Record { account, labels, redirected: false, more };
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let uid = format!("5f3b9c1e-0000-4000-8000-{n:012x}");
+        let record = Record { account, labels, redirected: false, started: true, uid, more };
         Self { pod, record: Arc::new(Mutex::new(record)) }
     }
 
     /// What it is called in discovery.
     pub fn uid(&self) -> String {
         format!("Kubernetes//Pod/{}/{}", self.pod.namespace(), self.pod.name())
+    }
+
+    /// `metadata.uid`
+    pub fn object_uid(&self) -> String {
+        self.record.lock().unwrap().uid.clone()
     }
 
     pub fn account(&self) -> String {
@@ -109,6 +122,7 @@ impl MeshPod {
             "metadata": {
                 "namespace": pod.namespace(),
                 "name": pod.name(),
+                "uid": record.uid,
                 "labels": record.labels,
                 "annotations": annotations,
             },
@@ -124,6 +138,9 @@ impl MeshPod {
                 "conditions": [{ "type": "Ready", "status": "True" }],
             },
         });
+        if !record.started {
+            manifest["status"] = json!({ "phase": "Pending" });
+        }
         add(&mut manifest, &record.more);
         manifest
     }
