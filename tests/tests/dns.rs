@@ -7,9 +7,13 @@ use culvert_tests::dialogue::serve;
 use culvert_tests::names::{
     RecordType, ResponseCode, addresses, ask, asker, lookup, parse, question, server_of,
 };
-use culvert_tests::{Mesh, MeshPod, SOON, Spec, attempt};
+use culvert_tests::stage::record;
+use culvert_tests::{Mesh, MeshPod, SOON, Spec, Stage, attempt};
+use scripted::messages::{response, service, workload};
 use serde_json::json;
 use testbed::{Serve, eventually};
+use xds::proto::workload as pb;
+use xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 const PORT: u16 = 8080;
 
@@ -261,6 +265,45 @@ fn an_answer_that_is_too_large_for_udp_is_whole_over_tcp() {
     assert_eq!(addresses(&answer), wanted);
     // The C library knows how to do this.
     assert_eq!(a.puppet().unwrap().resolve(name).unwrap().len(), 120);
+}
+
+#[test]
+fn a_question_over_tcp_waits_for_discoverys_first_answer() {
+    let stage = Stage::new("dns-tcp-early");
+    let a = stage.pod("a");
+    let mut stream = stage.control().stream();
+    let mut told = |type_url, nonce, resource| {
+        stream.taken(&response(type_url, nonce, Vec::from_iter(resource), &[]));
+    };
+    told(ADDRESS_TYPE, "pod", Some(workload("1", &record(&a))));
+    // After a while the agent does without the rest, as far as it can.
+    stage.agent.enroll(&a);
+    let sock = culvert_tests::dialogue::connect(&a, &server_of(&a).to_string());
+    let name = "late.default.svc.cluster.local";
+    let asked = question(9, name, RecordType::A, None);
+    sock.write(&(asked.len() as u16).to_be_bytes()).unwrap();
+    sock.write(&asked).unwrap();
+    eventually(SOON, || {
+        let heard = stage.agent.metric("istio_dns_requests_total", &[]);
+        anyhow::ensure!(heard == 1.0, "{heard} questions");
+        Ok(())
+    })
+    .unwrap();
+    let vip = pb::NetworkAddress { address: vec![10, 96, 0, 9].into(), ..Default::default() };
+    let late = pb::Service {
+        name: "late".into(),
+        namespace: "default".into(),
+        hostname: name.into(),
+        addresses: vec![vip],
+        ports: vec![pb::Port { service_port: 80, target_port: 80, ..Default::default() }],
+        ..Default::default()
+    };
+    told(ADDRESS_TYPE, "service", Some(service("1", &late)));
+    told(AUTHORIZATION_TYPE, "policies", None);
+    let length = sock.read_exact(2).unwrap();
+    let length = u16::from_be_bytes([length[0], length[1]]);
+    let answer = parse(&sock.read_exact(length.into()).unwrap());
+    assert_eq!(addresses(&answer), [IpAddr::from([10, 96, 0, 9])]);
 }
 
 #[test]
