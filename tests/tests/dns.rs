@@ -156,23 +156,55 @@ spec:
     }
 }
 
+/// The most specific host counts; one that has no address leaves its names to the pod's resolver.
 #[test]
-fn a_wildcard_host_is_reported_and_its_names_are_left_to_the_pods_resolver() {
+fn wildcard_hosts_have_the_addresses_that_they_are_given_or_their_endpoints() {
     let mesh = Mesh::new("dns-wild");
-    let a = mesh.enrolled_pod(1, "a");
-    mesh.bed.dns("one.wild.example", &[[192, 0, 2, 60].into()]);
-    let hosts = "hosts: ['*.wild.example', api.outside.example]\n  addresses: [192.0.2.50]";
-    mesh.apply("entry", &ENTRY.replace("hosts: [api.outside.example]", hosts));
+    let (a, b) = (mesh.enrolled_pod(1, "a"), mesh.enrolled_pod(2, "b"));
+    let outside = mesh.pod(1, "outside");
+    for p in [&b, &outside] {
+        serve(p, PORT, Serve::Script);
+    }
+    mesh.bed.dns("one.none.wild.example", &[outside.ipv4().into()]);
+    let entry = |name: &str, host: &str, more: &str| {
+        mesh.apply(
+            name,
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                 metadata: {{ namespace: default, name: {name} }}\nspec:\n  hosts: ['{host}']\n  \
+                 ports: [{{ number: 80, targetPort: {PORT}, name: tcp, protocol: TCP }}]\n  {more}\n"
+            ),
+        );
+    };
+    entry(
+        "endpoints",
+        "*.wild.example",
+        "resolution: STATIC\n  endpoints: [{ address: 192.0.2.7 }]",
+    );
+    let to_b = "resolution: STATIC\n  workloadSelector: { labels: { app: b } }";
+    entry("given", "*.given.wild.example", &format!("addresses: [192.0.2.50]\n  {to_b}"));
+    entry("none", "*.none.wild.example", "resolution: NONE");
+    let of = |name: &str| found(&a, name, RecordType::A);
     eventually(SOON, || {
-        let all = mesh.control.diagnostics();
-        let told = all.iter().any(|d| d.to_string().contains("*.wild.example"));
-        anyhow::ensure!(told, "{all:?}");
+        anyhow::ensure!(of("x.given.wild.example") == [IpAddr::from([192, 0, 2, 50])], "not yet");
+        anyhow::ensure!(of("one.none.wild.example") == [IpAddr::from(outside.ipv4())], "not yet");
         Ok(())
     })
     .unwrap();
-    mesh.service("a", 80, PORT, &[&a]);
-    assert_eq!(found(&a, "one.wild.example", RecordType::A), [IpAddr::from([192, 0, 2, 60])]);
-    unknown(&a, "two.wild.example");
+    assert_eq!(mesh.control.diagnostics(), Vec::<serde_json::Value>::new());
+    for name in ["one.wild.example", "two.wild.example", "x.y.wild.example"] {
+        assert_eq!(of(name), [IpAddr::from([192, 0, 2, 7])], "{name}");
+    }
+    unknown(&a, "wild.example");
+    unknown(&a, "two.none.wild.example");
+    // An answer without addresses of the other kind, as the name is the mesh's.
+    let answer = lookup(&a, "x.given.wild.example", RecordType::AAAA).unwrap();
+    assert!(answer.response_code() == ResponseCode::NoError && answer.answers().is_empty());
+
+    attempt(&a, "x.given.wild.example:80").unwrap();
+    let line = mesh.agent(2).logged(&["direction=\"inbound\"", &a.identity(), &b.identity()]);
+    assert!(line.contains(&b.ipv4().to_string()), "{line}");
+    attempt(&a, &format!("one.none.wild.example:{PORT}")).unwrap();
 }
 
 #[test]
