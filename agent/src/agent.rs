@@ -5,6 +5,7 @@ use crate::{
     connections::{Connections, Judged},
     dial::{AgentDial, PoolKey},
     dns::Counters,
+    fault,
     pods::Pods,
 };
 use hbone::Pool;
@@ -84,6 +85,7 @@ impl Agent {
         while judgements.changed().await.is_ok() {
             let ended = self.connections.judge_again(|judged| self.no_longer_allowed(judged));
             if ended > 0 {
+                fault::point("policy-judged");
                 tracing::info!(ended, "connections ended by a change of policy");
             }
         }

@@ -1,5 +1,6 @@
 //! The connections of this node's pods: listed, counted, judged again when policy changes.
 
+use crate::fault;
 use hbone::{Baggage, Relayed};
 use mesh::Workload;
 use policy::Request;
@@ -107,6 +108,7 @@ impl Connections {
         let all: Vec<Arc<Live>> = self.lock().values().cloned().collect();
         let mut ended = 0;
         for live in all {
+            fault::point("policy-applied");
             ended += usize::from(live.judge_again(&verdict));
         }
         ended

@@ -1,6 +1,6 @@
 //! How a pooled HBONE connection is made: from the source pod's namespace, with its certificate.
 
-use crate::{agent::Agent, pods::Pod, sockets};
+use crate::{agent::Agent, fault, pods::Pod, sockets};
 use futures_util::future::BoxFuture;
 use hbone::{Dial, DialError, Dialled, Expected};
 use identity::{CertStore, SpiffeId};
@@ -61,8 +61,10 @@ impl Dial<PoolKey> for AgentDial {
             let stream =
                 sockets::connect(&agent.capture, &key.pod, Some(key.source_address), key.address)
                     .await?;
+            fault::point("dial-connected");
             let expected = Expected(vec![key.destination.clone()]);
             let (connection, driver, _) = hbone::handshake(stream, &certified, &expected).await?;
+            fault::point("dial-shaken");
             let generation = certified.generation;
             Ok(Dialled { connection, generation, driver: Box::pin(driver) })
         })

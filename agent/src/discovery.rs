@@ -1,19 +1,22 @@
 //! The agent's line to the control plane: discovery and certificates, over TLS to a name that no
 //! workload can get, with the node's token.
 
+use crate::fault;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use identity::{CaError, CertificateAuthority, SpiffeId};
-use prost_types::{Struct, Value, value::Kind};
-use std::{fs, path::PathBuf, time::Duration};
+use mesh::Mesh;
+use prost_types::{Any, Struct, Value, value::Kind};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use tonic::{
     Request,
     metadata::MetadataValue,
     transport::{Certificate, Channel, ClientTlsConfig},
 };
 use xds::{
-    client::Connect,
+    AUTHORIZATION_TYPE,
+    client::{Apply, Connect, Rejected},
     proto::{
         ca::{
             IstioCertificateRequest,
@@ -120,6 +123,28 @@ impl ControlPlane {
             .await
             .map_err(|s| anyhow::anyhow!("{:?}: {}", s.code(), s.message()))?;
         Ok(answer.into_inner().cert_chain)
+    }
+}
+
+/// The mesh, as discovery changes it.
+pub struct Following(pub Arc<Mesh>);
+
+impl Apply for Following {
+    fn apply(
+        &self,
+        type_url: &str,
+        resources: Vec<(String, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        // What comes first changes nothing yet.
+        if type_url == AUTHORIZATION_TYPE && self.0.synced().borrow().policies {
+            fault::point("policy-received");
+        }
+        self.0.apply(type_url, resources, removed)
+    }
+
+    fn connected(&self, connected: bool) {
+        self.0.connected(connected);
     }
 }
 

@@ -244,6 +244,11 @@ pub async fn over_tcp(
             };
             let Ok(Ok(Some(question))) = message else { break };
             one_more(&agent.dns.asked);
+            // Nobody knows before which names are the mesh's.
+            if !agent.synced().await {
+                one_more(&agent.dns.failed);
+                return;
+            }
             if let Some(answer) = answer(agent, pod, &question, true) {
                 one_more(&agent.dns.answered);
                 if answers.send(answer).await.is_err() {

@@ -4,6 +4,7 @@
 use crate::{
     agent::{Agent, PATIENCE},
     connections::{Judged, baggage, endpoint},
+    fault,
     outbound::{accept_each, reset_on_close},
     pods::Pod,
     sockets,
@@ -42,6 +43,7 @@ async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, p
         return;
     };
     pod.scope.count_handshake();
+    fault::point("handshake-accepted");
     let certified = match agent.certs.fetch(&pod.identity, PATIENCE).await {
         Ok(c) => c,
         Err(why) => {
@@ -59,6 +61,7 @@ async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, p
         }
     };
     drop(room);
+    fault::point("handshake-done");
     let identity = connection.peer.clone();
     // It ends with its certificates, the client's (in `run`) and the pod's own.
     let own_end = hbone_expiry(certified.not_after);

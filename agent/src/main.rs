@@ -452,7 +452,8 @@ async fn follow_discovery(agent: Arc<Agent>, control: ControlPlane, name: String
     let ip = std::net::Ipv4Addr::UNSPECIFIED.to_string();
     let node = discovery::node(&name, &ip, &control.cluster);
     let types = [xds::ADDRESS_TYPE, xds::AUTHORIZATION_TYPE];
-    match xds::client::follow(&control, node, &types, &*agent.mesh).await {}
+    let following = discovery::Following(agent.mesh.clone());
+    match xds::client::follow(&control, node, &types, &following).await {}
 }
 
 async fn sweep(agent: Arc<Agent>) {

@@ -5,13 +5,14 @@
 //! memory is its own and no measurement inherits the heap of the one before.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod dns;
 mod memory;
 mod peers;
 mod report;
 mod role;
 mod scale;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::Parser;
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -21,7 +22,7 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measures Culvert beside its goals and a peer")]
 struct Cli {
-    /// What to measure: scale [default: everything]
+    /// What to measure: scale, dns [default: everything]
     suites: Vec<String>,
     /// Writes the rows to this file, too
     #[arg(long)]
@@ -50,10 +51,24 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    if let Some(unknown) = cli.suites.iter().find(|s| *s != scale::SUITE) {
-        bail!("there is no suite {unknown:?}, only {}", scale::SUITE);
+    let all = [scale::SUITE, dns::SUITE];
+    if let Some(unknown) = cli.suites.iter().find(|s| !all.contains(&s.as_str())) {
+        bail!("there is no suite {unknown:?}, only {}", all.join(" and "));
     }
-    let rows = scale::run(cli.runs.max(1))?;
+    let wanted = |suite: &str| cli.suites.is_empty() || cli.suites.iter().any(|s| s == suite);
+    let runs = cli.runs.max(1);
+    let mut rows = Vec::new();
+    if wanted(scale::SUITE) {
+        rows.extend(scale::run(runs)?);
+    }
+    if wanted(dns::SUITE) {
+        if nix::unistd::geteuid().is_root() {
+            rows.extend(dns::run(runs)?);
+        } else {
+            eprintln!("not root: {} is left out, which needs a real agent", dns::SUITE);
+        }
+    }
+    ensure!(!rows.is_empty(), "nothing was measured");
     println!("{}", report::table(&rows));
     if let Some(path) = &cli.json {
         fs::write(path, format!("{:#}\n", report::json(&rows)))?;

@@ -3,13 +3,43 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
+/// What a measure is to reach.
+#[derive(Clone, Copy)]
+pub enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Goal {
+    fn is_met(self, by: f64) -> bool {
+        match self {
+            Self::AtMost(most) => by <= most,
+            Self::AtLeast(least) => by >= least,
+        }
+    }
+
+    fn shown(self) -> String {
+        match self {
+            Self::AtMost(most) => format!("≤ {}", figure(most)),
+            Self::AtLeast(least) => format!("≥ {}", figure(least)),
+        }
+    }
+
+    fn json(self) -> Value {
+        match self {
+            Self::AtMost(most) => json!({ "at most": most }),
+            Self::AtLeast(least) => json!({ "at least": least }),
+        }
+    }
+}
+
 /// One measure, with all its samples.
 pub struct Row {
     pub suite: &'static str,
     pub name: String,
     pub unit: &'static str,
     samples: Vec<f64>,
-    pub goal: Option<f64>,
+    pub goal: Option<Goal>,
     pub ztunnel: Option<f64>,
 }
 
@@ -41,7 +71,7 @@ pub fn json(rows: &[Row]) -> Value {
                 "name": r.name,
                 "unit": r.unit,
                 "value": r.median(),
-                "goal": r.goal,
+                "goal": r.goal.map(Goal::json),
                 "ztunnel": r.ztunnel,
             })
         })
@@ -54,17 +84,15 @@ pub fn table(rows: &[Row]) -> Table {
     table.set_header(["measure", "unit", "median", "5 % .. 95 %", "goal", "", "ztunnel"]);
     for r in rows {
         let spread = format!("{} .. {}", figure(r.at(5)), figure(r.at(95)));
-        // Every goal here is a ceiling.
-        let met = r.goal.map(|g| if r.median() <= g { "met" } else { "MISSED" });
-        let shown = |f: Option<f64>| f.map(figure).unwrap_or_default();
+        let met = r.goal.map(|g| if g.is_met(r.median()) { "met" } else { "MISSED" });
         table.add_row([
             r.name.clone(),
             r.unit.to_owned(),
             figure(r.median()),
             spread,
-            shown(r.goal),
+            r.goal.map(Goal::shown).unwrap_or_default(),
             met.unwrap_or_default().to_owned(),
-            shown(r.ztunnel),
+            r.ztunnel.map(figure).unwrap_or_default(),
         ]);
     }
     for column in [2, 3, 4, 6] {

@@ -1,6 +1,6 @@
 //! Child processes: started with a role and its arguments, they print samples, a line each.
 
-use crate::scale;
+use crate::{dns, scale};
 use anyhow::{Context as _, bail, ensure};
 use std::{
     env,
@@ -32,6 +32,7 @@ pub fn play(role: &[String]) -> anyhow::Result<()> {
         ["hold", args @ ..] => scale::hold::play(args),
         ["fields"] => scale::fields::play(),
         ["decide"] => scale::decide::play(),
+        ["ask", args @ ..] => dns::ask::play(args),
         _ => bail!("there is no role {role:?}"),
     }
 }
@@ -51,12 +52,20 @@ pub fn command(words: &[&str]) -> anyhow::Result<Command> {
 pub fn measure(words: &[&str], into: &mut Samples) -> anyhow::Result<()> {
     let out = command(words)?.stderr(Stdio::inherit()).output().context("starting a role")?;
     ensure!(out.status.success(), "the role {words:?} ended with {}", out.status);
-    for line in String::from_utf8(out.stdout)?.lines() {
-        let (name, value) =
-            line.split_once('\t').with_context(|| format!("not a sample: {line}"))?;
-        into.add(name, value.parse()?);
+    for (name, value) in samples(&String::from_utf8(out.stdout)?)? {
+        into.add(&name, value);
     }
     Ok(())
+}
+
+/// What a child has said that it measured.
+pub fn samples(said: &str) -> anyhow::Result<Vec<(String, f64)>> {
+    let sample = |line: &str| {
+        let (name, value) =
+            line.split_once('\t').with_context(|| format!("not a sample: {line}"))?;
+        Ok((name.to_owned(), value.parse()?))
+    };
+    said.lines().map(sample).collect()
 }
 
 /// A role that serves until it is dropped. Its standard input is its line to its parent: the

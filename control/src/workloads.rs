@@ -526,7 +526,8 @@ pub fn service_entry(
         .get("networking.istio.io/enable-autoallocate-ip")
         .is_none_or(|v| v != "false");
     let mut own_or_given = |host: &str| {
-        // A name with a wildcard is many, and each would need an address of its own.
+        // As Istio has it: an address stands for one host. A wildcard has those that it is given, or
+        // its endpoints'.
         let given = s.addresses.is_empty()
             && allocated
             && s.resolution != Resolution::None
@@ -547,6 +548,7 @@ pub fn service_entry(
             addresses: own_or_given(host),
             ports: entry_ports(s, None).ports,
             subject_alt_names: s.subject_alt_names.clone(),
+            load_balancing: (s.resolution == Resolution::None).then(passthrough),
             visibility: visibility(&s.export_to, namespace),
             ..pb::Service::default()
         })
@@ -567,6 +569,15 @@ pub fn service_entry(
         })
         .collect();
     (services, workloads)
+}
+
+/// Connections go where they were going.
+fn passthrough() -> pb::LoadBalancing {
+    pb::LoadBalancing {
+        mode: pb::load_balancing::Mode::Passthrough as i32,
+        health_policy: pb::load_balancing::HealthPolicy::AllowAll as i32,
+        ..pb::LoadBalancing::default()
+    }
 }
 
 /// `.` means: this namespace alone.

@@ -7,9 +7,13 @@ use culvert_tests::dialogue::serve;
 use culvert_tests::names::{
     RecordType, ResponseCode, addresses, ask, asker, lookup, parse, question, server_of,
 };
-use culvert_tests::{Mesh, MeshPod, SOON, Spec, attempt};
+use culvert_tests::stage::record;
+use culvert_tests::{Mesh, MeshPod, SOON, Spec, Stage, attempt};
+use scripted::messages::{response, service, workload};
 use serde_json::json;
 use testbed::{Serve, eventually};
+use xds::proto::workload as pb;
+use xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 const PORT: u16 = 8080;
 
@@ -152,23 +156,55 @@ spec:
     }
 }
 
+/// The most specific host counts; one that has no address leaves its names to the pod's resolver.
 #[test]
-fn a_wildcard_host_is_reported_and_its_names_are_left_to_the_pods_resolver() {
+fn wildcard_hosts_have_the_addresses_that_they_are_given_or_their_endpoints() {
     let mesh = Mesh::new("dns-wild");
-    let a = mesh.enrolled_pod(1, "a");
-    mesh.bed.dns("one.wild.example", &[[192, 0, 2, 60].into()]);
-    let hosts = "hosts: ['*.wild.example', api.outside.example]\n  addresses: [192.0.2.50]";
-    mesh.apply("entry", &ENTRY.replace("hosts: [api.outside.example]", hosts));
+    let (a, b) = (mesh.enrolled_pod(1, "a"), mesh.enrolled_pod(2, "b"));
+    let outside = mesh.pod(1, "outside");
+    for p in [&b, &outside] {
+        serve(p, PORT, Serve::Script);
+    }
+    mesh.bed.dns("one.none.wild.example", &[outside.ipv4().into()]);
+    let entry = |name: &str, host: &str, more: &str| {
+        mesh.apply(
+            name,
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                 metadata: {{ namespace: default, name: {name} }}\nspec:\n  hosts: ['{host}']\n  \
+                 ports: [{{ number: 80, targetPort: {PORT}, name: tcp, protocol: TCP }}]\n  {more}\n"
+            ),
+        );
+    };
+    entry(
+        "endpoints",
+        "*.wild.example",
+        "resolution: STATIC\n  endpoints: [{ address: 192.0.2.7 }]",
+    );
+    let to_b = "resolution: STATIC\n  workloadSelector: { labels: { app: b } }";
+    entry("given", "*.given.wild.example", &format!("addresses: [192.0.2.50]\n  {to_b}"));
+    entry("none", "*.none.wild.example", "resolution: NONE");
+    let of = |name: &str| found(&a, name, RecordType::A);
     eventually(SOON, || {
-        let all = mesh.control.diagnostics();
-        let told = all.iter().any(|d| d.to_string().contains("*.wild.example"));
-        anyhow::ensure!(told, "{all:?}");
+        anyhow::ensure!(of("x.given.wild.example") == [IpAddr::from([192, 0, 2, 50])], "not yet");
+        anyhow::ensure!(of("one.none.wild.example") == [IpAddr::from(outside.ipv4())], "not yet");
         Ok(())
     })
     .unwrap();
-    mesh.service("a", 80, PORT, &[&a]);
-    assert_eq!(found(&a, "one.wild.example", RecordType::A), [IpAddr::from([192, 0, 2, 60])]);
-    unknown(&a, "two.wild.example");
+    assert_eq!(mesh.control.diagnostics(), Vec::<serde_json::Value>::new());
+    for name in ["one.wild.example", "two.wild.example", "x.y.wild.example"] {
+        assert_eq!(of(name), [IpAddr::from([192, 0, 2, 7])], "{name}");
+    }
+    unknown(&a, "wild.example");
+    unknown(&a, "two.none.wild.example");
+    // An answer without addresses of the other kind, as the name is the mesh's.
+    let answer = lookup(&a, "x.given.wild.example", RecordType::AAAA).unwrap();
+    assert!(answer.response_code() == ResponseCode::NoError && answer.answers().is_empty());
+
+    attempt(&a, "x.given.wild.example:80").unwrap();
+    let line = mesh.agent(2).logged(&["direction=\"inbound\"", &a.identity(), &b.identity()]);
+    assert!(line.contains(&b.ipv4().to_string()), "{line}");
+    attempt(&a, &format!("one.none.wild.example:{PORT}")).unwrap();
 }
 
 #[test]
@@ -261,6 +297,45 @@ fn an_answer_that_is_too_large_for_udp_is_whole_over_tcp() {
     assert_eq!(addresses(&answer), wanted);
     // The C library knows how to do this.
     assert_eq!(a.puppet().unwrap().resolve(name).unwrap().len(), 120);
+}
+
+#[test]
+fn a_question_over_tcp_waits_for_discoverys_first_answer() {
+    let stage = Stage::new("dns-tcp-early");
+    let a = stage.pod("a");
+    let mut stream = stage.control().stream();
+    let mut told = |type_url, nonce, resource| {
+        stream.taken(&response(type_url, nonce, Vec::from_iter(resource), &[]));
+    };
+    told(ADDRESS_TYPE, "pod", Some(workload("1", &record(&a))));
+    // After a while the agent does without the rest, as far as it can.
+    stage.agent.enroll(&a);
+    let sock = culvert_tests::dialogue::connect(&a, &server_of(&a).to_string());
+    let name = "late.default.svc.cluster.local";
+    let asked = question(9, name, RecordType::A, None);
+    sock.write(&(asked.len() as u16).to_be_bytes()).unwrap();
+    sock.write(&asked).unwrap();
+    eventually(SOON, || {
+        let heard = stage.agent.metric("istio_dns_requests_total", &[]);
+        anyhow::ensure!(heard == 1.0, "{heard} questions");
+        Ok(())
+    })
+    .unwrap();
+    let vip = pb::NetworkAddress { address: vec![10, 96, 0, 9].into(), ..Default::default() };
+    let late = pb::Service {
+        name: "late".into(),
+        namespace: "default".into(),
+        hostname: name.into(),
+        addresses: vec![vip],
+        ports: vec![pb::Port { service_port: 80, target_port: 80, ..Default::default() }],
+        ..Default::default()
+    };
+    told(ADDRESS_TYPE, "service", Some(service("1", &late)));
+    told(AUTHORIZATION_TYPE, "policies", None);
+    let length = sock.read_exact(2).unwrap();
+    let length = u16::from_be_bytes([length[0], length[1]]);
+    let answer = parse(&sock.read_exact(length.into()).unwrap());
+    assert_eq!(addresses(&answer), [IpAddr::from([10, 96, 0, 9])]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to measure: scale [default: everything]
+    /// What to measure: scale, dns [default: everything]
     suites: Vec<String>,
     /// Write the figures to this file, too
     #[arg(long)]
@@ -23,7 +23,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         host::require_network_tools()?;
         ebpf::build()?;
-        programs.extend(["culvert-agent", "culvertctl"]);
+        programs.extend(["culvert-agent", "culvertctl", "culvertd", "testbed"]);
     }
     eprintln!("building the programs (several minutes when cold)");
     let mut build = host::cargo();

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod host;
 mod soak;
 mod test;
@@ -29,7 +30,7 @@ enum Command {
     Bench(bench::Args),
     /// Run a mesh under churn and failures for a while, watched throughout
     Soak(soak::Args),
-    /// Run every fuzz target for a while
+    /// Run every fuzz target for a while, as many at a time as there are processors
     Fuzz {
         /// Seconds for each
         #[arg(long, default_value_t = 20)]
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Soak(args) => soak::run(&args),
-        Command::Fuzz { seconds } => test::fuzz(seconds),
+        Command::Fuzz { seconds } => fuzz::run(seconds),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
     time::Instant,
 };
 
@@ -120,94 +120,4 @@ fn report(summary: &Summary, begun: Instant) -> anyhow::Result<()> {
         bail!("no test ran");
     }
     Ok(())
-}
-
-const FUZZ_TRIPLE: &str = "x86_64-unknown-linux-gnu";
-
-/// libFuzzer's instrumentation by hand: `cargo fuzz` would want a nightly toolchain for it.
-const FUZZ_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-     -Cllvm-args=-sanitizer-coverage-pc-table \
-     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
-
-/// Runs each fuzz target for a while, from its corpus.
-pub fn fuzz(seconds: u64) -> anyhow::Result<()> {
-    host::require_build_tools()?;
-    let dir = host::root().join("fuzz");
-    let target = host::cache().join("fuzz-target");
-    eprintln!("building the fuzz targets (several minutes when cold)");
-    host::run(
-        host::cargo()
-            .current_dir(&dir)
-            // A target of its own keeps the flags from build scripts and procedural macros.
-            .args(["build", "--release", "--quiet", "--locked", "--target", FUZZ_TRIPLE])
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("RUSTFLAGS", FUZZ_FLAGS)
-            .env("CARGO_TARGET_DIR", &target),
-    )?;
-    let mut names: Vec<String> = fs::read_dir(dir.join("fuzz_targets"))?
-        .flatten()
-        .filter_map(|e| Some(e.path().file_stem()?.to_string_lossy().into_owned()))
-        .collect();
-    names.sort();
-    let mut found = Vec::new();
-    for name in &names {
-        let program = target.join(FUZZ_TRIPLE).join("release").join(name);
-        // New inputs go to a scratch directory, the checked-in corpus is only read.
-        let scratch = host::cache().join("fuzz-corpus").join(name);
-        fs::create_dir_all(&scratch)?;
-        let mut command = Command::new(program);
-        command
-            .current_dir(&scratch)
-            .arg(&scratch)
-            .arg(dir.join("corpus").join(name))
-            .arg(format!("-max_total_time={seconds}"))
-            .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
-        if !fuzz_one(name, &mut command)? {
-            found.push(format!("{name} (its input is in {})", scratch.display()));
-        }
-    }
-    if !found.is_empty() {
-        bail!("these found something: {}", found.join(", "));
-    }
-    Ok(())
-}
-
-/// Whether the target found nothing. libFuzzer's progress becomes one line; all else it says is
-/// passed on.
-fn fuzz_one(name: &str, command: &mut Command) -> anyhow::Result<bool> {
-    let mut child =
-        command.stderr(Stdio::piped()).spawn().with_context(|| format!("starting {command:?}"))?;
-    let stderr = child.stderr.take().context("the target has no output")?;
-    let (mut counters, mut executed, mut first, mut last) = (0, 0, 0, 0);
-    for line in BufReader::new(stderr).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            // #4096 pulse cov: 131 ft: 388 corp: 50/1023b ...
-            [run, _, rest @ ..] if run.starts_with('#') => {
-                executed = run.trim_start_matches('#').parse().unwrap_or(executed);
-                if let ["cov:", covered, ..] = rest {
-                    last = covered.parse().unwrap_or(last);
-                    first = if first == 0 { last } else { first };
-                }
-            }
-            ["INFO:", "Loaded", _, "modules", count, "inline", ..] => {
-                counters = count.trim_start_matches('(').parse().unwrap_or(0);
-            }
-            ["stat::number_of_executed_units:", n] => executed = n.parse().unwrap_or(executed),
-            ["INFO:", ..] | ["Done", ..] | [] => {}
-            // Symbols that only sanitizers bring are missed in warnings.
-            ["WARNING:", "Failed", "to", "find", "function", ..] => {}
-            // Figures, newly covered functions, and words of a dictionary.
-            [word, ..] if ["stat::", "NEW_FUNC[", "\""].iter().any(|p| word.starts_with(p)) => {}
-            _ => eprintln!("{line}"),
-        }
-    }
-    let status = child.wait()?;
-    if status.success() && counters == 0 {
-        bail!("{name} was built without coverage counters, and would search blindly");
-    }
-    println!("{name}: {executed} executions, {last} of {counters} edges (first {first}), {status}");
-    Ok(status.success())
 }

@@ -165,3 +165,43 @@ fn strict_comes_and_goes_with_peer_authentication() {
         ["istio-system/istio_converted_static_strict"]
     );
 }
+
+/// As Istio has it: a wildcard has the addresses that it is given, and none of its own.
+#[test]
+fn a_wildcard_has_no_address_but_those_that_it_is_given() {
+    use prost::Message as _;
+    let entry = |host: &str, more: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+             metadata: {{name: e, namespace: ns}}\nspec: {{hosts: ['{host}'], \
+             ports: [{{number: 80, name: http, protocol: HTTP}}], {more}}}\n"
+        )
+    };
+    let compiled = |host: &str, more: &str| {
+        let mut compiler = Compiler::new(cluster(), Vips::default());
+        let out = compiler.apply(changes(&entry(host, more)));
+        let name = format!("ns/{host}");
+        let (_, made) = out.addresses.updated.iter().find(|(n, _)| *n == name).unwrap();
+        let address = pb::Address::decode(&*made.body).unwrap();
+        let Some(pb::address::Type::Service(s)) = address.r#type else { panic!("no service") };
+        (s.addresses.len(), s.load_balancing.map(|l| l.mode()))
+    };
+    let wild = "*.wild.example";
+    let endpoints = "resolution: STATIC, endpoints: [{address: 192.0.2.1}]";
+    assert_eq!(compiled("one.example", endpoints), (2, None));
+    assert_eq!(compiled(wild, endpoints), (0, None));
+    assert_eq!(compiled(wild, &format!("{endpoints}, addresses: [192.0.2.50]")), (1, None));
+    let passthrough = Some(pb::load_balancing::Mode::Passthrough);
+    assert_eq!(compiled(wild, "resolution: NONE"), (0, passthrough));
+    assert_eq!(compiled("one.example", "resolution: NONE"), (0, passthrough));
+    for (host, more) in [
+        ("*", endpoints),
+        ("a*.wild.example", endpoints),
+        ("*.*.example", endpoints),
+        (wild, "resolution: DYNAMIC_DNS"),
+        (wild, "resolution: NONE, endpoints: [{address: 192.0.2.1}]"),
+    ] {
+        let (objects, diagnostics) = parse_documents("test.yaml", &entry(host, more));
+        assert!(objects.is_empty() && diagnostics.len() == 1, "{host} {more}: {diagnostics:?}");
+    }
+}

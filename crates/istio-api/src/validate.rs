@@ -270,24 +270,37 @@ fn service_entry(s: &ServiceEntry, found: &mut Found<'_>) {
     if s.hosts.is_empty() {
         found.push(Code::MissingValue, "spec.hosts", "none", "name at least one host");
     }
-    for (i, h) in s.hosts.iter().enumerate() {
-        if h.contains('*') || h.is_empty() {
-            found.push(
-                Code::NotServed,
-                format!("spec.hosts[{i}]"),
-                format!("{h:?}"),
-                "wildcard hosts are not served at L4: name the hosts",
-            );
-        }
-    }
-    if s.resolution != Resolution::Static {
+    for (i, h) in s.hosts.iter().enumerate().filter(|(_, h)| !is_host(h)) {
         found.push(
+            Code::InvalidValue,
+            format!("spec.hosts[{i}]"),
+            format!("{h:?}"),
+            "a host, or a wildcard for all hosts of a domain, as in *.example.com",
+        );
+    }
+    match s.resolution {
+        Resolution::Static => {}
+        Resolution::None if s.endpoints.is_empty() => {}
+        Resolution::None => found.push(
+            Code::InvalidValue,
+            "spec.endpoints",
+            "with resolution NONE",
+            "connections go where they were going: use STATIC, or leave the endpoints out",
+        ),
+        Resolution::DynamicDns => found.push(
+            Code::NotServed,
+            "spec.resolution",
+            "DYNAMIC_DNS",
+            "it takes a waypoint, which this version has not; traffic to these hosts passes through \
+             as to any address outside the mesh",
+        ),
+        Resolution::Dns | Resolution::DnsRoundRobin => found.push(
             Code::NotServed,
             "spec.resolution",
             format!("{:?}", s.resolution),
-            "only STATIC is served by this version; traffic to these hosts passes through as to any \
-             address outside the mesh",
-        );
+            "only STATIC and NONE are served by this version; traffic to these hosts passes through \
+             as to any address outside the mesh",
+        ),
     }
     for (i, a) in s.addresses.iter().enumerate().filter(|(_, a)| a.parse::<IpAddr>().is_err()) {
         let (code, remedy) = if is_block(a) {
@@ -321,6 +334,11 @@ fn service_entry(s: &ServiceEntry, found: &mut Found<'_>) {
             "use one of the two",
         );
     }
+}
+
+fn is_host(host: &str) -> bool {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    !name.is_empty() && !name.contains('*')
 }
 
 fn mesh_config(m: &MeshConfig, found: &mut Found<'_>) {

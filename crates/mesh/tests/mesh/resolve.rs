@@ -244,6 +244,17 @@ fn passthrough_goes_to_the_address_asked_for() {
 }
 
 #[test]
+fn passthrough_to_a_workloads_own_address_is_to_that_workload() {
+    let m = mesh();
+    m.put(workload("a", "10.0.0.1"));
+    m.put(pb::Service {
+        addresses: vec![address("", "10.0.0.1")],
+        ..balanced(Mode::Passthrough, &[])
+    });
+    assert_eq!(m.reach("10.0.0.1:8080"), ["a 10.0.0.1:8080"]);
+}
+
+#[test]
 fn a_private_service_is_for_its_own_namespace() {
     let m = mesh();
     m.put(workload("a", "10.0.0.1"));
