@@ -133,7 +133,7 @@ impl Apply for Following {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(String, Any)>,
+        resources: Vec<(Arc<str>, Any)>,
         removed: Vec<String>,
     ) -> Vec<Rejected> {
         // What comes first changes nothing yet.
@@ -141,6 +141,15 @@ impl Apply for Following {
             fault::point("policy-received");
         }
         self.0.apply(type_url, resources, removed)
+    }
+
+    fn apply_part(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        self.0.apply_part(type_url, resources, removed)
     }
 
     fn connected(&self, connected: bool) {

@@ -40,6 +40,15 @@ impl Apply for Watched {
         rejected
     }
 
+    fn apply_part(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, prost_types::Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        self.apply(type_url, resources, removed)
+    }
+
     fn connected(&self, connected: bool) {
         self.mesh.connected(connected);
     }

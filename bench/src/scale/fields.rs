@@ -91,6 +91,10 @@ impl Apply for Nobody {
         Vec::new()
     }
 
+    fn apply_part(&self, _: &str, _: Vec<(Arc<str>, Any)>, _: Vec<String>) -> Vec<Rejected> {
+        Vec::new()
+    }
+
     fn connected(&self, _: bool) {}
 }
 

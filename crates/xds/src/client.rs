@@ -45,9 +45,7 @@ pub trait Apply: Send + Sync + 'static {
         type_url: &str,
         resources: Vec<(Arc<str>, Any)>,
         removed: Vec<String>,
-    ) -> Vec<Rejected> {
-        self.apply(type_url, resources, removed)
-    }
+    ) -> Vec<Rejected>;
 
     /// Whether the stream to the control plane stands.
     fn connected(&self, connected: bool);

@@ -31,6 +31,15 @@ impl Apply for Taker {
             .collect()
     }
 
+    fn apply_part(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        self.apply(type_url, resources, removed)
+    }
+
     fn connected(&self, _: bool) {}
 }
 
