@@ -1,7 +1,7 @@
 //! `culvertctl why SOURCE DESTINATION[:PORT]`: what would become of a connection, and who says so.
 
 use crate::agent::Agent;
-use mesh::{Service, Workload};
+use mesh::{Mode, Service, Workload};
 use policy::{Explanation, Request};
 use serde_json::{Value, json};
 use std::{
@@ -131,6 +131,9 @@ impl Told<'_> {
             && s.key.namespace != w.namespace
         {
             return failed(format!("{} is visible in its own namespace only (exportTo)", s.key));
+        }
+        if s.load_balancing.mode == Mode::Passthrough {
+            return vec![self.passthrough("whatever its name resolves to")];
         }
         let Some(of_service) = s.ports.iter().find(|p| p.service_port == port) else {
             return failed(format!("{} has no port {port}", s.key));
@@ -300,8 +303,10 @@ fn find_destination(
     let services = agent.mesh.services();
     if let Ok(ip) = wanted.parse::<IpAddr>() {
         let ip = ip.to_canonical();
-        let virtual_of = services.iter().find(|(s, _)| s.addresses.iter().any(|(_, a)| *a == ip));
-        if let Some((s, _)) = virtual_of {
+        let is_virtual = |s: &Service| {
+            s.load_balancing.mode != Mode::Passthrough && s.addresses.iter().any(|(_, a)| *a == ip)
+        };
+        if let Some((s, _)) = services.iter().find(|(s, _)| is_virtual(s)) {
             return Ok(Destination::Service(s.clone()));
         }
         let there = agent.mesh.workload_at(&agent.mesh.local_network(), ip);
@@ -323,8 +328,9 @@ fn find_destination(
         format!("{wanted}.{domain}").to_lowercase(),
     ];
     candidates
-        .iter()
-        .find_map(|name| services.iter().find(|(s, _)| *s.key.hostname == **name))
+        .into_iter()
+        .chain(wildcards_over(&wanted.to_lowercase()))
+        .find_map(|name| services.iter().find(|(s, _)| *s.key.hostname == *name))
         .map(|(s, _)| Destination::Service(s.clone()))
         .or_else(|| find_workload(all, wanted).map(Destination::Workload))
         .ok_or_else(|| {
@@ -333,4 +339,9 @@ fn find_destination(
                  or an address"
             )
         })
+}
+
+/// The most specific first, as in `*.example.com`, `*.com`.
+fn wildcards_over(name: &str) -> Vec<String> {
+    name.match_indices('.').map(|(dot, _)| format!("*{}", name.split_at(dot).1)).collect()
 }

@@ -1,7 +1,7 @@
 //! Telling: `culvertctl why` and the access log name who decided, what came near, and what to change.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use culvert_tests::{Mesh, Spec, denied, dialogue::serve};
+use culvert_tests::{Mesh, SOON, Spec, denied, dialogue::serve};
 use serde_json::Value;
 use testbed::Serve;
 
@@ -62,6 +62,42 @@ fn the_deciding_rule_is_named_and_what_would_change_it() {
         "{answer}"
     );
     assert!(told(&answer["change"]).contains("no ALLOW policy overrides a DENY"), "{answer}");
+}
+
+#[test]
+fn hosts_with_wildcards_and_what_is_passed_through_are_told_as_such() {
+    let mesh = Mesh::new("why-wild");
+    let _a = mesh.enrolled_pod(1, "a");
+    for (name, host, more) in [
+        ("wild", "*.example", "resolution: STATIC, endpoints: [{ address: 192.0.2.7 }]"),
+        ("none", "*.none.example", "resolution: NONE, addresses: [192.0.2.50]"),
+    ] {
+        mesh.apply(
+            name,
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                 metadata: {{ namespace: default, name: {name} }}\n\
+                 spec: {{ hosts: ['{host}'], ports: [{{ number: 80, name: tcp }}], {more} }}\n"
+            ),
+        );
+    }
+    testbed::eventually(SOON, || {
+        let known = mesh.agent(1).rows("services")?;
+        anyhow::ensure!(known.len() == 2, "{known:?}");
+        Ok(())
+    })
+    .unwrap();
+    let service = |to: &str, name: &str| {
+        let answer = why(&mesh, "default/a", to);
+        assert_eq!(answer["destination"]["service"], name, "{answer}");
+        told(&answer["answers"][0]["decided_by"])
+    };
+    let decided = service("x.y.example", "default/*.example");
+    assert!(decided.contains("not enrolled"), "{decided}");
+    let decided = service("x.none.example:81", "default/*.none.example");
+    assert!(decided.contains("whatever its name resolves to"), "{decided}");
+    let answer = &why(&mesh, "default/a", "192.0.2.50:80")["answers"][0];
+    assert!(told(&answer["decided_by"]).contains("not of the mesh"), "{answer}");
 }
 
 #[test]

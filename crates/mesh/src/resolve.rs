@@ -1,7 +1,7 @@
 //! Where a connection of a source to an address goes.
 
 use crate::{
-    model::{Mode, Service, Workload},
+    model::{Service, Workload},
     state::Mesh,
 };
 use std::{
@@ -47,17 +47,14 @@ impl Mesh {
             if service.private && service.key.namespace != source.namespace {
                 return Resolved::Unreachable(Unreachable::NotVisible(service.key.to_string()));
             }
-            // Otherwise to whoever has the address, below.
-            if service.load_balancing.mode != Mode::Passthrough {
-                return match t.choose(service, destination, &mut rand::rng()) {
-                    Ok((workload, address)) => Resolved::Workload {
-                        workload: workload.clone(),
-                        address,
-                        service: Some(service.clone()),
-                    },
-                    Err(e) => Resolved::Unreachable(e),
-                };
-            }
+            return match t.choose(service, destination, &mut rand::rng()) {
+                Ok((workload, address)) => Resolved::Workload {
+                    workload: workload.clone(),
+                    address,
+                    service: Some(service.clone()),
+                },
+                Err(e) => Resolved::Unreachable(e),
+            };
         }
         match t.workload_by_address(&source.network, ip) {
             Some(w) => {

@@ -6,7 +6,9 @@ use crate::{
     endpoints::EndpointSet,
     hash::{HashMap, HashSet},
     judged::PolicySets,
-    model::{ByUid, LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload},
+    model::{
+        ByUid, LoadBalancing, Local, Mode, NamespacedHostname, PortMapping, Service, Workload,
+    },
     names::Hostnames,
     resolve::Unreachable,
     shared::Shared,
@@ -348,6 +350,12 @@ fn places(w: &Workload) -> impl Iterator<Item = Place> {
     own.iter().map(|ip| (w.network.clone(), *ip))
 }
 
+/// The addresses by which a service is found. Connections that pass through go to whoever has the
+/// address: such a service stands before nobody.
+fn vips(s: &Service) -> &[Place] {
+    if s.load_balancing.mode == Mode::Passthrough { &[] } else { &s.addresses }
+}
+
 fn split_policy_name(name: &str) -> Option<PolicyName> {
     let (namespace, name) = name.split_once('/')?;
     Some(PolicyName { namespace: namespace.into(), name: name.into() })
@@ -472,8 +480,8 @@ impl Tables {
         if !self.refused.is_empty() {
             self.refused.remove(&s.key.to_string());
         }
-        self.unindex_service(&s.key, &s.addresses);
-        for place in &s.addresses {
+        self.unindex_service(&s.key, vips(&s));
+        for place in vips(&s) {
             self.by_vip.claim(place.clone(), s.key.clone());
         }
         self.add_hostname(&s.key);

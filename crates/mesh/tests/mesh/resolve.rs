@@ -244,14 +244,24 @@ fn passthrough_goes_to_the_address_asked_for() {
 }
 
 #[test]
-fn passthrough_to_a_workloads_own_address_is_to_that_workload() {
+fn what_passes_through_stands_before_nobody() {
     let m = mesh();
     m.put(workload("a", "10.0.0.1"));
-    m.put(pb::Service {
-        addresses: vec![address("", "10.0.0.1")],
+    m.put(service());
+    let through = pb::Service {
+        hostname: "through.example".to_owned(),
+        addresses: vec![address("", VIP), address("", "10.0.0.1")],
         ..balanced(Mode::Passthrough, &[])
-    });
-    assert_eq!(m.reach("10.0.0.1:8080"), ["a 10.0.0.1:8080"]);
+    };
+    m.put(through.clone());
+    assert_eq!(m.reach(TO), ["a 10.0.0.1:8080"]);
+    assert_eq!(m.reach("10.0.0.1:9090"), ["a 10.0.0.1:9090"]);
+    // It ceases to pass through, and begins again.
+    m.put(pb::Service { load_balancing: None, ..through.clone() });
+    assert_eq!(m.reach("10.0.0.1:80"), ["no endpoint"]);
+    m.put(through);
+    assert_eq!(m.reach(TO), ["a 10.0.0.1:8080"]);
+    assert_eq!(m.reach("10.0.0.1:9090"), ["a 10.0.0.1:9090"]);
 }
 
 #[test]
