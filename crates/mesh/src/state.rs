@@ -315,7 +315,8 @@ fn parse_address(
                 Err(e) => Err((e, addresses)),
             }
         }
-        _ => Err(bad("is not one of a workload and a service".into())),
+        (None, None) => Err(bad("is neither a workload nor a service".into())),
+        (Some(_), Some(_)) => Err(bad("is a workload and a service at once".into())),
     }
 }
 
