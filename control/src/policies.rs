@@ -100,11 +100,16 @@ fn alternatives(
 }
 
 fn source(s: &Source, namespace: &str, mesh: &MeshConfig) -> Match {
+    // Of principals and trust domains, validation lets one through.
+    let mut of_principals = principals(&s.principals, mesh);
+    of_principals.extend(trust_domains(&s.trust_domains, mesh));
+    let mut of_no_principals = principals(&s.not_principals, mesh);
+    of_no_principals.extend(trust_domains(&s.not_trust_domains, mesh));
     Match {
         namespaces: patterns(&s.namespaces),
         not_namespaces: patterns(&s.not_namespaces),
-        principals: principals(&s.principals, mesh),
-        not_principals: principals(&s.not_principals, mesh),
+        principals: of_principals,
+        not_principals: of_no_principals,
         service_accounts: accounts(&s.service_accounts, namespace),
         not_service_accounts: accounts(&s.not_service_accounts, namespace),
         source_ips: blocks(&s.ip_blocks),
@@ -129,6 +134,9 @@ fn condition(c: &Condition, namespace: &str, mesh: &MeshConfig) -> Option<Match>
         "source.namespace" => (m.namespaces, m.not_namespaces) = (patterns(yes), patterns(no)),
         "source.principal" => {
             (m.principals, m.not_principals) = (principals(yes, mesh), principals(no, mesh));
+        }
+        "source.trustDomain" => {
+            (m.principals, m.not_principals) = (trust_domains(yes, mesh), trust_domains(no, mesh));
         }
         "source.serviceAccount" => {
             (m.service_accounts, m.not_service_accounts) =
@@ -170,6 +178,22 @@ fn principals(list: &[String], mesh: &MeshConfig) -> Vec<StringMatch> {
                 out.extend(own().map(|d| pattern(&format!("{d}/{rest}"))));
             }
             _ => out.push(pattern(s)),
+        }
+    }
+    out
+}
+
+/// As principals of any kind within them.
+fn trust_domains(list: &[String], mesh: &MeshConfig) -> Vec<StringMatch> {
+    let own = || mesh.trust_domain_aliases.iter().chain([&mesh.trust_domain]);
+    let mut out = Vec::new();
+    for s in list {
+        if s == "cluster.local" || own().any(|d| d == s) {
+            out.extend(own().map(|d| pattern(&format!("{d}/*"))));
+        } else if s.ends_with('*') {
+            out.push(pattern(s));
+        } else {
+            out.push(pattern(&format!("{s}/*")));
         }
     }
     out
@@ -227,7 +251,7 @@ pub fn converted(
     if p.port_level_mtls.is_empty() || p.selector.is_none() {
         return None;
     }
-    let base = match p.mtls.map(|m| m.mode) {
+    let base = match p.mtls.as_ref().map(|m| m.mode) {
         Some(mode) if mode != MutualTlsMode::Unset => mode,
         _ => inherited(snapshot, &object.key.namespace),
     };
@@ -280,7 +304,7 @@ pub fn mutual_tls_policy(snapshot: &Snapshot, namespace: &str, labels: &Labels) 
         if converted(object, p, snapshot).is_some() {
             return Some(format!("{namespace}/{}", converted_name(&object.key.name)));
         }
-        match p.mtls.map(|m| m.mode).unwrap_or_default() {
+        match p.mtls.as_ref().map(|m| m.mode).unwrap_or_default() {
             MutualTlsMode::Strict => return Some(strict()),
             MutualTlsMode::Permissive | MutualTlsMode::Disable => return None,
             MutualTlsMode::Unset => {}
@@ -297,7 +321,7 @@ fn inherited(snapshot: &Snapshot, namespace: &str) -> MutualTlsMode {
             .peer_authentications(ns)
             .into_iter()
             .filter(|(_, p)| p.selector.as_ref().is_none_or(|s| s.match_labels.is_empty()))
-            .map(|(_, p)| p.mtls.map(|m| m.mode).unwrap_or_default())
+            .map(|(_, p)| p.mtls.as_ref().map(|m| m.mode).unwrap_or_default())
             .find(|m| *m != MutualTlsMode::Unset);
         if let Some(mode) = mode {
             return mode;

@@ -205,3 +205,40 @@ fn a_wildcard_has_no_address_but_those_that_it_is_given() {
         assert!(objects.is_empty() && diagnostics.len() == 1, "{host} {more}: {diagnostics:?}");
     }
 }
+
+/// Istio's ztunnel is not told of them, which makes such an ALLOW an ALLOW for everybody.
+#[test]
+fn trust_domains_bind_at_l4() {
+    use prost::Message as _;
+    use xds::proto::security::{Authorization, string_match::MatchType};
+    let compiled = |source: &str| {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: p, namespace: ns}}\nspec: {{rules: [{{from: [{{source: {source}}}]}}]}}\n"
+        );
+        let mut compiler = Compiler::new(cluster(), Vips::default());
+        let out = compiler.apply(changes(&text));
+        let (_, made) = out.authorizations.updated.iter().find(|(n, _)| n == "ns/p").unwrap();
+        let policy = Authorization::decode(&*made.body).unwrap();
+        policy.rules[0].clauses[0].matches[0].clone()
+    };
+    let prefix = |s: &str| Some(MatchType::Prefix(s.to_owned()));
+    let m = compiled("{trustDomains: [cluster.local, partner.example, 'dev*']}");
+    let kinds: Vec<_> = m.principals.into_iter().map(|p| p.match_type).collect();
+    assert_eq!(kinds, [prefix("cluster.local/"), prefix("partner.example/"), prefix("dev")]);
+    let m = compiled("{notTrustDomains: [partner.example], notPrincipals: [a/ns/b/sa/c]}");
+    assert_eq!((m.principals.len(), m.not_principals.len()), (0, 2));
+    for (bad, words) in [
+        ("{trustDomains: ['*.example']}", "name each"),
+        ("{trustDomains: [a/b]}", "trust domain"),
+        ("{trustDomains: [a], principals: [a/ns/b/sa/c]}", "begin the principals"),
+    ] {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: p, namespace: ns}}\nspec: {{rules: [{{from: [{{source: {bad}}}]}}]}}\n"
+        );
+        let (objects, diagnostics) = parse_documents("test.yaml", &text);
+        assert!(objects.is_empty(), "{bad}");
+        assert!(diagnostics[0].remedy.contains(words), "{bad}: {diagnostics:?}");
+    }
+}

@@ -252,12 +252,11 @@ pub struct EndpointPort {
     pub port: Option<u16>,
 }
 
-/// Istio's selectors: equality only.
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LabelSelector {
-    #[serde(default, deserialize_with = "nullable")]
-    pub match_labels: Labels,
+crate::schema::messages! {
+    /// Istio's selectors: equality only.
+    LabelSelector = "WorkloadSelector" {
+        match_labels: Labels,
+    }
 }
 
 impl LabelSelector {

@@ -4,9 +4,11 @@
 //! and what to do; the same list serves whoever asks: a log, a status, a shell.
 
 mod diagnostic;
+pub mod istio;
 mod kinds;
 mod kubernetes;
 mod parse;
+pub mod schema;
 mod security;
 mod validate;
 
@@ -17,6 +19,7 @@ pub use kubernetes::{
     ServiceAccount, ServicePort, TargetPort,
 };
 pub use parse::parse_documents;
+pub use schema::{Base64, Number, Span};
 pub use security::{
     AuthorizationAction, AuthorizationPolicy, Condition, MeshConfig, MutualTls, MutualTlsMode,
     Operation, PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,

@@ -3,6 +3,7 @@
 
 use crate::{
     diagnostic::{Code, Diagnostic},
+    istio::mesh_config,
     kinds::{Kind, Object, ObjectKey, Spec},
     kubernetes::{ConfigMap, Meta},
     security::MeshConfig,
@@ -177,7 +178,10 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
 
 fn mesh_config(text: &str, found: &mut Found<'_>) -> Option<MeshConfig> {
     match serde_saphyr::from_str_with_options::<Value>(text, yaml()) {
-        Ok(value) => typed(value, "data.mesh", found),
+        Ok(value) => {
+            let whole: mesh_config::MeshConfig = typed(value, "data.mesh", found)?;
+            Some(whole.into())
+        }
         Err(e) => {
             found.push(Code::Malformed, "data.mesh", format!("not YAML: {e}"), "correct the text");
             None

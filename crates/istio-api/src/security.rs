@@ -1,106 +1,177 @@
-//! Istio's objects. Every field that Istio has is here, so that an unknown one is a mistake.
+//! Istio's security objects, and what stands for workloads outside Kubernetes.
 
-use crate::kubernetes::{LabelSelector, Labels, nullable};
-use serde::Deserialize;
-use serde_json::Value;
+use crate::{
+    istio::mesh_config,
+    kubernetes::{LabelSelector, Labels},
+    schema::{messages, names},
+};
 use std::collections::BTreeMap;
 
-/// security.istio.io AuthorizationPolicy
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct AuthorizationPolicy {
-    pub selector: Option<LabelSelector>,
-    pub target_ref: Option<Value>,
-    #[serde(deserialize_with = "nullable")]
-    pub target_refs: Vec<Value>,
-    #[serde(deserialize_with = "nullable")]
-    pub rules: Vec<Rule>,
-    #[serde(deserialize_with = "nullable")]
-    pub action: AuthorizationAction,
-    pub provider: Option<Value>,
+names! {
+    /// What an AuthorizationPolicy does with what it matches
+    AuthorizationAction = "AuthorizationPolicy.Action" {
+        Allow = "ALLOW",
+        Deny = "DENY",
+        Audit = "AUDIT",
+        Custom = "CUSTOM",
+    }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum AuthorizationAction {
-    #[default]
-    Allow,
-    Deny,
-    Audit,
-    Custom,
+names! {
+    /// `PeerAuthentication.MutualTLS.Mode`
+    MutualTlsMode = "PeerAuthentication.MutualTLS.Mode" {
+        Unset = "UNSET",
+        Disable = "DISABLE",
+        Permissive = "PERMISSIVE",
+        Strict = "STRICT",
+    }
 }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Rule {
-    #[serde(deserialize_with = "nullable")]
-    pub from: Vec<From>,
-    #[serde(deserialize_with = "nullable")]
-    pub to: Vec<To>,
-    #[serde(deserialize_with = "nullable")]
-    pub when: Vec<Condition>,
+names! {
+    /// Whether a ServiceEntry's hosts are of the mesh
+    Location = "ServiceEntry.Location" {
+        MeshExternal = "MESH_EXTERNAL",
+        MeshInternal = "MESH_INTERNAL",
+    }
 }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct From {
-    pub source: Source,
+names! {
+    /// How a ServiceEntry's hosts are found
+    Resolution = "ServiceEntry.Resolution" {
+        None = "NONE",
+        Static = "STATIC",
+        Dns = "DNS",
+        DnsRoundRobin = "DNS_ROUND_ROBIN",
+        DynamicDns = "DYNAMIC_DNS",
+    }
 }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Source {
-    #[serde(deserialize_with = "nullable")]
-    pub principals: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_principals: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub request_principals: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_request_principals: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub namespaces: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_namespaces: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub service_accounts: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_service_accounts: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub ip_blocks: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_ip_blocks: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub remote_ip_blocks: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_remote_ip_blocks: Vec<String>,
-}
+messages! {
+    /// security.istio.io AuthorizationPolicy
+    AuthorizationPolicy = "AuthorizationPolicy" {
+        selector: Option<LabelSelector>,
+        target_ref: Option<PolicyTargetReference>,
+        target_refs: Vec<PolicyTargetReference>,
+        rules: Vec<Rule>,
+        action: AuthorizationAction,
+        provider in action_detail: Option<ExtensionProvider>,
+    }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct To {
-    pub operation: Operation,
-}
+    /// `AuthorizationPolicy.ExtensionProvider`
+    ExtensionProvider = "AuthorizationPolicy.ExtensionProvider" {
+        name: String,
+    }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Operation {
-    #[serde(deserialize_with = "nullable")]
-    pub hosts: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_hosts: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub ports: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_ports: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub methods: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_methods: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub paths: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_paths: Vec<String>,
+    /// The object that a policy binds
+    PolicyTargetReference = "PolicyTargetReference" {
+        group: String,
+        kind: String,
+        name: String,
+        namespace: String,
+    }
+
+    /// `Rule`
+    Rule = "Rule" {
+        from: Vec<From>,
+        to: Vec<To>,
+        when: Vec<Condition>,
+    }
+
+    /// `Rule.From`
+    From = "Rule.From" {
+        source: Source,
+    }
+
+    /// `Source`
+    Source = "Source" {
+        principals: Vec<String>,
+        not_principals: Vec<String>,
+        request_principals: Vec<String>,
+        not_request_principals: Vec<String>,
+        namespaces: Vec<String>,
+        not_namespaces: Vec<String>,
+        service_accounts: Vec<String>,
+        not_service_accounts: Vec<String>,
+        ip_blocks: Vec<String>,
+        not_ip_blocks: Vec<String>,
+        remote_ip_blocks: Vec<String>,
+        not_remote_ip_blocks: Vec<String>,
+        trust_domains: Vec<String>,
+        not_trust_domains: Vec<String>,
+    }
+
+    /// `Rule.To`
+    To = "Rule.To" {
+        operation: Operation,
+    }
+
+    /// `Operation`
+    Operation = "Operation" {
+        hosts: Vec<String>,
+        not_hosts: Vec<String>,
+        ports: Vec<String>,
+        not_ports: Vec<String>,
+        methods: Vec<String>,
+        not_methods: Vec<String>,
+        paths: Vec<String>,
+        not_paths: Vec<String>,
+    }
+
+    /// `Condition`
+    Condition = "Condition" {
+        key: String,
+        values: Vec<String>,
+        not_values: Vec<String>,
+    }
+
+    /// security.istio.io PeerAuthentication
+    PeerAuthentication = "PeerAuthentication" {
+        selector: Option<LabelSelector>,
+        mtls: Option<MutualTls>,
+        port_level_mtls: BTreeMap<String, MutualTls>,
+    }
+
+    /// `PeerAuthentication.MutualTLS`
+    MutualTls = "PeerAuthentication.MutualTLS" {
+        mode: MutualTlsMode,
+    }
+
+    /// networking.istio.io WorkloadEntry
+    WorkloadEntry = "WorkloadEntry" {
+        address: String,
+        ports: BTreeMap<String, u16>,
+        labels: Labels,
+        network: String,
+        locality: String,
+        weight: Option<u32>,
+        service_account: String,
+    }
+
+    /// networking.istio.io ServiceEntry
+    ServiceEntry = "ServiceEntry" {
+        hosts: Vec<String>,
+        addresses: Vec<String>,
+        ports: Vec<ServiceEntryPort>,
+        location: Location,
+        resolution: Resolution,
+        endpoints: Vec<WorkloadEntry>,
+        workload_selector: Option<EntrySelector>,
+        export_to: Vec<String>,
+        subject_alt_names: Vec<String>,
+    }
+
+    /// `ServicePort`
+    ServiceEntryPort = "ServicePort" {
+        number: u16,
+        protocol: String,
+        name: String,
+        target_port: Option<u16>,
+    }
+
+    /// networking.istio.io's selector
+    EntrySelector = "WorkloadSelector" {
+        labels: Labels,
+    }
 }
 
 impl Operation {
@@ -131,121 +202,27 @@ impl Source {
     }
 }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Condition {
-    pub key: String,
-    #[serde(deserialize_with = "nullable")]
-    pub values: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub not_values: Vec<String>,
-}
-
-/// security.istio.io PeerAuthentication
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct PeerAuthentication {
-    pub selector: Option<LabelSelector>,
-    pub mtls: Option<MutualTls>,
-    #[serde(deserialize_with = "nullable")]
-    pub port_level_mtls: BTreeMap<String, MutualTls>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MutualTls {
-    pub mode: MutualTlsMode,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum MutualTlsMode {
-    #[default]
-    Unset,
-    Disable,
-    Permissive,
-    Strict,
-}
-
-/// networking.istio.io WorkloadEntry
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct WorkloadEntry {
-    pub address: String,
-    #[serde(deserialize_with = "nullable")]
-    pub ports: BTreeMap<String, u16>,
-    #[serde(deserialize_with = "nullable")]
-    pub labels: Labels,
-    #[serde(deserialize_with = "nullable")]
-    pub network: String,
-    #[serde(deserialize_with = "nullable")]
-    pub locality: String,
-    pub weight: Option<u32>,
-    #[serde(deserialize_with = "nullable")]
-    pub service_account: String,
-}
-
-/// networking.istio.io ServiceEntry
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct ServiceEntry {
-    pub hosts: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub addresses: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub ports: Vec<ServiceEntryPort>,
-    pub location: Option<Value>,
-    #[serde(deserialize_with = "nullable")]
-    pub resolution: Resolution,
-    #[serde(deserialize_with = "nullable")]
-    pub endpoints: Vec<WorkloadEntry>,
-    pub workload_selector: Option<EntrySelector>,
-    #[serde(deserialize_with = "nullable")]
-    pub export_to: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub subject_alt_names: Vec<String>,
-}
-
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct EntrySelector {
-    #[serde(deserialize_with = "nullable")]
-    pub labels: Labels,
-}
-
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct ServiceEntryPort {
-    pub number: u16,
-    pub protocol: String,
-    pub name: String,
-    pub target_port: Option<u16>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-pub enum Resolution {
-    #[default]
-    #[serde(rename = "NONE")]
-    None,
-    #[serde(rename = "STATIC")]
-    Static,
-    #[serde(rename = "DNS")]
-    Dns,
-    #[serde(rename = "DNS_ROUND_ROBIN")]
-    DnsRoundRobin,
-    #[serde(rename = "DYNAMIC_DNS")]
-    DynamicDns,
-}
-
-/// The `mesh` key of the ConfigMap `istio` in the root namespace. Istio's has many more fields;
-/// those that nothing here reads are kept out of the way.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+/// What is read of the `mesh` key of the ConfigMap `istio` in the root namespace.
+#[derive(Clone, PartialEq, Debug)]
 pub struct MeshConfig {
     pub trust_domain: String,
-    #[serde(deserialize_with = "nullable")]
     pub trust_domain_aliases: Vec<String>,
     pub root_namespace: String,
+}
+
+impl std::convert::From<mesh_config::MeshConfig> for MeshConfig {
+    fn from(whole: mesh_config::MeshConfig) -> Self {
+        let given = |text: String, otherwise: String| match text.is_empty() {
+            true => otherwise,
+            false => text,
+        };
+        let default = Self::default();
+        Self {
+            trust_domain: given(whole.trust_domain, default.trust_domain),
+            trust_domain_aliases: whole.trust_domain_aliases,
+            root_namespace: given(whole.root_namespace, default.root_namespace),
+        }
+    }
 }
 
 impl Default for MeshConfig {

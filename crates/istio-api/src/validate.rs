@@ -120,6 +120,23 @@ fn source(s: &Source, path: &str, found: &mut Found<'_>) {
             );
         }
     }
+    let domains = [
+        ("trustDomains", &s.trust_domains, &s.principals),
+        ("notTrustDomains", &s.not_trust_domains, &Vec::new()),
+    ];
+    for (field, list, principals) in domains {
+        for (k, value) in list.iter().enumerate() {
+            trust_domain(value, &format!("{path}.{field}[{k}]"), found);
+        }
+        if !list.is_empty() && !principals.is_empty() {
+            found.push(
+                Code::NotServed,
+                format!("{path}.{field}"),
+                "together with principals",
+                "begin the principals with their trust domain",
+            );
+        }
+    }
     let accounts =
         [("serviceAccounts", &s.service_accounts), ("notServiceAccounts", &s.not_service_accounts)];
     for (field, list) in accounts {
@@ -191,7 +208,8 @@ fn l7(action: AuthorizationAction, path: &str, found: &mut Found<'_>) {
 }
 
 /// Keys of `when` that say something about a connection.
-const L4_KEYS: [&str; 6] = [
+const L4_KEYS: [&str; 7] = [
+    "source.trustDomain",
     "source.ip",
     "source.namespace",
     "source.principal",
@@ -199,6 +217,25 @@ const L4_KEYS: [&str; 6] = [
     "destination.ip",
     "destination.port",
 ];
+
+fn trust_domain(value: &str, path: &str, found: &mut Found<'_>) {
+    let name = value.strip_suffix('*').unwrap_or(value);
+    if value.is_empty() || value.contains('/') || value.matches('*').count() > 1 {
+        found.push(
+            Code::InvalidValue,
+            path,
+            format!("{value:?}"),
+            "a trust domain, or its beginning and *",
+        );
+    } else if name.contains('*') {
+        found.push(
+            Code::NotServed,
+            path,
+            format!("{value:?}"),
+            "trust domains are matched whole or by their beginning: name each",
+        );
+    }
+}
 
 fn condition(
     c: &crate::security::Condition,
@@ -225,6 +262,10 @@ fn condition(
         let bad = match c.key.as_str() {
             "source.ip" | "destination.ip" => !is_block(value),
             "destination.port" => !is_port(value),
+            "source.trustDomain" => {
+                trust_domain(value, &format!("{path}.values"), found);
+                false
+            }
             _ => false,
         };
         if bad {

@@ -1,0 +1,360 @@
+//! What an API's messages are made of: declared once, read by serde, listed for the tables and
+//! tests that no field may escape.
+
+use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+/// What a field holds.
+#[derive(Clone, Copy)]
+pub enum Shape {
+    Leaf(&'static str),
+    /// With the names that it may have.
+    Names(&'static str, &'static [&'static str]),
+    Message(&'static str, fn() -> Vec<Field>),
+    List(fn() -> Shape),
+    Map(fn() -> Shape),
+}
+
+pub struct Field {
+    /// As it is written in JSON.
+    pub name: String,
+    pub shape: Shape,
+    /// At most one of a group may be given.
+    pub group: Option<&'static str>,
+}
+
+pub trait Schema {
+    fn shape() -> Shape;
+}
+
+macro_rules! leaves {
+    ($($ty:ty = $name:literal),* $(,)?) => {
+        $(impl Schema for $ty {
+            fn shape() -> Shape {
+                Shape::Leaf($name)
+            }
+        })*
+    };
+}
+
+leaves! {
+    String = "string", bool = "bool", i32 = "int32", u32 = "uint32", u16 = "uint32", f64 = "double",
+    Number<i64> = "int64", Number<u64> = "uint64", Span = "duration", Value = "struct",
+    Base64 = "bytes",
+}
+
+impl<T: Schema> Schema for Option<T> {
+    fn shape() -> Shape {
+        T::shape()
+    }
+}
+
+impl<T: Schema> Schema for Vec<T> {
+    fn shape() -> Shape {
+        Shape::List(T::shape)
+    }
+}
+
+impl<T: Schema> Schema for BTreeMap<String, T> {
+    fn shape() -> Shape {
+        Shape::Map(T::shape)
+    }
+}
+
+/// `http_redirect` as `httpRedirect`: what serde makes of a field's name.
+pub fn camel(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    let mut parts = name.trim_start_matches("r#").split('_');
+    out.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let mut letters = part.chars();
+        out.extend(letters.next().map(|c| c.to_ascii_uppercase()));
+        out.push_str(letters.as_str());
+    }
+    out
+}
+
+/// Declares messages: a struct each, with the name that Istio has for it. `in` names the oneof that a
+/// field belongs to, `as` its name in JSON where that is not the field's in camel case.
+macro_rules! messages {
+    ($($(#[$doc:meta])* $name:ident = $proto:literal {
+        $($(#[$more:meta])* $field:ident $(as $json:literal)? $(in $group:ident)? : $ty:ty,)*
+    })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, PartialEq, Debug, Default, serde::Deserialize)]
+            #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+            pub struct $name {
+                $(
+                    $(#[$more])*
+                    #[serde(deserialize_with = "crate::kubernetes::nullable")]
+                    $(#[serde(rename = $json)])?
+                    pub $field: $ty,
+                )*
+            }
+
+            impl crate::schema::Schema for $name {
+                fn shape() -> crate::schema::Shape {
+                    crate::schema::Shape::Message($proto, || vec![$(crate::schema::Field {
+                        name: crate::schema::name(stringify!($field), crate::schema::last(&[$($json)?])),
+                        shape: <$ty as crate::schema::Schema>::shape(),
+                        group: crate::schema::last(&[$(stringify!($group))?]),
+                    }),*])
+                }
+            }
+        )*
+    };
+}
+
+/// Declares an enum by the names of its values; the first is what is meant without any.
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident = $proto:literal {
+        $first:ident = $text:literal, $($rest:ident = $more:literal,)*
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Deserialize)]
+        pub enum $name {
+            #[default]
+            #[serde(rename = $text)]
+            $first,
+            $(#[serde(rename = $more)] $rest,)*
+        }
+
+        impl crate::schema::Schema for $name {
+            fn shape() -> crate::schema::Shape {
+                crate::schema::Shape::Names($proto, &[$text, $($more),*])
+            }
+        }
+    };
+}
+
+pub(crate) use {messages, names};
+
+pub fn name(field: &str, json: Option<&str>) -> String {
+    json.map_or_else(|| camel(field), str::to_owned)
+}
+
+pub const fn last(given: &[&'static str]) -> Option<&'static str> {
+    match given {
+        [] => None,
+        [.., last] => Some(last),
+    }
+}
+
+/// A length of time as Istio writes it, in Go's syntax: `1h`, `1m30s`, `10ms`, `1.5s`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Span(pub Duration);
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a duration, such as 1h, 1m30s, 1.5s or 10ms");
+        if text == "0" {
+            return Ok(Self::default());
+        }
+        let mut left = text;
+        let mut sum = Duration::ZERO;
+        while !left.is_empty() {
+            let digits = left.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+            let (number, rest) = left.split_at_checked(digits).ok_or_else(wrong)?;
+            let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+            let (unit, rest) = rest.split_at_checked(letters).ok_or_else(wrong)?;
+            sum = decimal(number, unit_nanos(unit).ok_or_else(wrong)?)
+                .and_then(|part| sum.checked_add(part))
+                .ok_or_else(wrong)?;
+            left = rest;
+        }
+        if text.is_empty() { Err(wrong()) } else { Ok(Self(sum)) }
+    }
+}
+
+fn unit_nanos(unit: &str) -> Option<u64> {
+    Some(match unit {
+        "h" => 3_600_000_000_000,
+        "m" => 60_000_000_000,
+        "s" => 1_000_000_000,
+        "ms" => 1_000_000,
+        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+        "ns" => 1,
+        _ => return None,
+    })
+}
+
+/// So many units, exactly; what is less than a nanosecond is cut off.
+fn decimal(number: &str, unit: u64) -> Option<Duration> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let parse = |digits: &str| match digits {
+        "" => Some(0),
+        d if d.bytes().all(|b| b.is_ascii_digit()) => d.parse::<u64>().ok(),
+        _ => None,
+    };
+    let mut nanos = parse(whole)?.checked_mul(unit)?;
+    let fraction = fraction.get(..fraction.len().min(15))?;
+    let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let part = u128::from(parse(fraction)?) * u128::from(unit) / scale;
+    nanos = nanos.checked_add(u64::try_from(part).ok()?)?;
+    Some(Duration::from_nanos(nanos))
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Bytes, as JSON writes them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Base64(pub String);
+
+/// A number of 64 bits, which JSON may write as a string.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Number<T>(pub T);
+
+impl<'de, T: Deserialize<'de> + FromStr> Deserialize<'de> for Number<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either<T> {
+            Number(T),
+            Text(String),
+        }
+        match Either::deserialize(d)? {
+            Either::Number(n) => Ok(Self(n)),
+            Either::Text(t) => t
+                .parse()
+                .map(Self)
+                .map_err(|_| de::Error::custom(format!("{t:?} is not a whole number"))),
+        }
+    }
+}
+
+/// Every field of a message and of those within it, as `Message.field`, with what it holds.
+pub fn fields(root: Shape) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    collect(root, &mut all);
+    all
+}
+
+fn collect(shape: Shape, all: &mut BTreeMap<String, String>) {
+    match shape {
+        Shape::List(of) | Shape::Map(of) => collect(of(), all),
+        Shape::Message(message, fields) => {
+            for field in fields() {
+                let group = field.group.map(|g| format!("oneof:{} ", camel(g))).unwrap_or_default();
+                let known = all.insert(
+                    format!("{message}.{}", field.name),
+                    format!("{group}{}", describe(field.shape)),
+                );
+                if known.is_none() {
+                    collect(field.shape, all);
+                }
+            }
+        }
+        Shape::Leaf(_) | Shape::Names(..) => {}
+    }
+}
+
+fn describe(shape: Shape) -> String {
+    match shape {
+        Shape::Leaf(name) => name.to_owned(),
+        Shape::Names(name, values) => format!("enum:{name}({})", values.join("|")),
+        Shape::Message(name, _) => format!("message:{name}"),
+        Shape::List(of) => format!("repeated {}", describe(of())),
+        Shape::Map(of) => format!("map<string,{}>", describe(of())),
+    }
+}
+
+/// A field that an object gives.
+pub struct Given<'a> {
+    /// As in `spec.http[0].retries.attempts`.
+    pub path: String,
+    pub message: &'static str,
+    pub field: &'a str,
+    /// Others of the same group that are given beside it.
+    pub rivals: Vec<String>,
+}
+
+/// Calls `visit` for each field that `value` gives; where it says no, not for those within.
+pub fn walk(shape: Shape, value: &Value, path: &str, visit: &mut impl FnMut(Given<'_>) -> bool) {
+    match (shape, value) {
+        (Shape::List(of), Value::Array(items)) => {
+            for (i, item) in items.iter().enumerate() {
+                walk(of(), item, &format!("{path}[{i}]"), visit);
+            }
+        }
+        (Shape::Map(of), Value::Object(items)) => {
+            for (key, item) in items {
+                walk(of(), item, &format!("{path}.{key}"), visit);
+            }
+        }
+        (Shape::Message(message, fields), Value::Object(items)) => {
+            let fields = fields();
+            let given = |f: &&Field| items.get(&f.name).is_some_and(|v| !v.is_null());
+            for field in fields.iter().filter(given) {
+                let rivals = fields
+                    .iter()
+                    .filter(given)
+                    .filter(|f| f.group.is_some() && f.group == field.group && f.name != field.name)
+                    .map(|f| f.name.clone())
+                    .collect();
+                let path = format!("{path}.{}", field.name);
+                let within = Given { path: path.clone(), message, field: &field.name, rivals };
+                if visit(within)
+                    && let Some(value) = items.get(&field.name)
+                {
+                    walk(field.shape, value, &path, visit);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        let span = |s: &str| s.parse::<Span>().map(|s| s.0);
+        assert_eq!(span("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(span("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(span("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(span(".5s"), Ok(Duration::from_millis(500)));
+        assert_eq!(span("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(span("0.000001s"), Ok(Duration::from_micros(1)));
+        assert_eq!(span("0"), Ok(Duration::ZERO));
+        for wrong in ["", "1", "s", ".s", "1d", "-1s", "1 s", "1.2.3s", "99999999999h", "1s1"] {
+            assert!(span(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_64_bits_may_be_strings() {
+        let number = |s: &str| serde_json::from_str::<Number<u64>>(s).map(|n| n.0);
+        assert_eq!(number("7").unwrap(), 7);
+        assert_eq!(number("\"18446744073709551615\"").unwrap(), u64::MAX);
+        assert!(number("\"seven\"").is_err());
+        assert!(number("-1").is_err());
+    }
+
+    #[test]
+    fn names_are_as_serde_makes_them() {
+        assert_eq!(camel("https_redirect"), "httpsRedirect");
+        assert_eq!(camel("r#match"), "match");
+        assert_eq!(camel("consecutive_5xx_errors"), "consecutive5xxErrors");
+    }
+}
