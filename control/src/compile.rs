@@ -100,7 +100,13 @@ impl Compiler {
         dirty.insert(key.clone());
         let both = || old.into_iter().chain(new);
         match key.kind {
-            Kind::Pod | Kind::WorkloadEntry | Kind::ServiceAccount => {}
+            Kind::Pod
+            | Kind::WorkloadEntry
+            | Kind::ServiceAccount
+            | Kind::VirtualService
+            | Kind::DestinationRule
+            | Kind::Gateway
+            | Kind::Telemetry => {}
             Kind::Namespace => {
                 let labels = |o: Option<&Object>| o.map(|o| o.meta.labels.clone());
                 if labels(old) != labels(new) {
@@ -351,7 +357,15 @@ impl Compiler {
                     insert_authorization(a, authorizations);
                 }
             }
-            Spec::Namespace(_) | Spec::Node(_) | Spec::ServiceAccount(_) | Spec::MeshConfig(_) => {}
+            // Agents have no use for them.
+            Spec::VirtualService(_)
+            | Spec::DestinationRule(_)
+            | Spec::Gateway(_)
+            | Spec::Telemetry(_)
+            | Spec::Namespace(_)
+            | Spec::Node(_)
+            | Spec::ServiceAccount(_)
+            | Spec::MeshConfig(_) => {}
         }
     }
 }

@@ -1,6 +1,10 @@
 //! An object of any kind that is read here.
 
 use crate::{
+    istio::{
+        destination_rule::DestinationRule, gateway::Gateway, telemetry::Telemetry,
+        virtual_service::VirtualService,
+    },
     kubernetes::{ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, Service, ServiceAccount},
     security::{AuthorizationPolicy, MeshConfig, PeerAuthentication, ServiceEntry, WorkloadEntry},
 };
@@ -18,7 +22,33 @@ pub enum Kind {
     ServiceEntry,
     AuthorizationPolicy,
     PeerAuthentication,
+    VirtualService,
+    DestinationRule,
+    Gateway,
+    Telemetry,
     MeshConfig,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+            Self::Gateway => "Gateway",
+            Self::Telemetry => "Telemetry",
+            Self::MeshConfig => "MeshConfig",
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -58,6 +88,10 @@ pub enum Spec {
     ServiceEntry(Box<ServiceEntry>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     PeerAuthentication(PeerAuthentication),
+    VirtualService(Box<VirtualService>),
+    DestinationRule(Box<DestinationRule>),
+    Gateway(Box<Gateway>),
+    Telemetry(Box<Telemetry>),
     MeshConfig(MeshConfig),
 }
 

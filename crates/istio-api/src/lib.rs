@@ -4,6 +4,7 @@
 //! and what to do; the same list serves whoever asks: a log, a status, a shell.
 
 mod diagnostic;
+pub mod honour;
 pub mod istio;
 mod kinds;
 mod kubernetes;

@@ -3,9 +3,11 @@
 
 use crate::{
     diagnostic::{Code, Diagnostic},
-    istio::mesh_config,
+    honour,
+    istio::mesh_config::MeshConfig as WholeMeshConfig,
     kinds::{Kind, Object, ObjectKey, Spec},
     kubernetes::{ConfigMap, Meta},
+    schema::Schema,
     security::MeshConfig,
     validate,
 };
@@ -100,6 +102,10 @@ fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
         "EndpointSlice" if api_version == "discovery.k8s.io/v1" => Some(Kind::EndpointSlice),
         "WorkloadEntry" if networking() => Some(Kind::WorkloadEntry),
         "ServiceEntry" if networking() => Some(Kind::ServiceEntry),
+        "VirtualService" if networking() => Some(Kind::VirtualService),
+        "DestinationRule" if networking() => Some(Kind::DestinationRule),
+        "Gateway" if networking() => Some(Kind::Gateway),
+        "Telemetry" if istio(&["v1", "v1alpha1"], "telemetry.istio.io") => Some(Kind::Telemetry),
         "AuthorizationPolicy" if security() => Some(Kind::AuthorizationPolicy),
         "PeerAuthentication" if security() => Some(Kind::PeerAuthentication),
         _ => None,
@@ -157,12 +163,16 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         Kind::Pod => Spec::Pod(Box::new(typed(item, "", found)?)),
         Kind::Service => Spec::Service(Box::new(typed(item, "", found)?)),
         Kind::EndpointSlice => Spec::EndpointSlice(typed(item, "", found)?),
-        Kind::WorkloadEntry => Spec::WorkloadEntry(spec_of(&mut item, found)?),
-        Kind::ServiceEntry => Spec::ServiceEntry(Box::new(spec_of(&mut item, found)?)),
+        Kind::WorkloadEntry => Spec::WorkloadEntry(spec_of(kind, &mut item, found)?),
+        Kind::ServiceEntry => Spec::ServiceEntry(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::AuthorizationPolicy => {
-            Spec::AuthorizationPolicy(Box::new(spec_of(&mut item, found)?))
+            Spec::AuthorizationPolicy(Box::new(spec_of(kind, &mut item, found)?))
         }
-        Kind::PeerAuthentication => Spec::PeerAuthentication(spec_of(&mut item, found)?),
+        Kind::PeerAuthentication => Spec::PeerAuthentication(spec_of(kind, &mut item, found)?),
+        Kind::VirtualService => Spec::VirtualService(Box::new(spec_of(kind, &mut item, found)?)),
+        Kind::DestinationRule => Spec::DestinationRule(Box::new(spec_of(kind, &mut item, found)?)),
+        Kind::Gateway => Spec::Gateway(Box::new(spec_of(kind, &mut item, found)?)),
+        Kind::Telemetry => Spec::Telemetry(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::MeshConfig => {
             let map: ConfigMap = typed(item, "", found)?;
             // Other ConfigMaps are nobody's business here.
@@ -178,9 +188,16 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
 
 fn mesh_config(text: &str, found: &mut Found<'_>) -> Option<MeshConfig> {
     match serde_saphyr::from_str_with_options::<Value>(text, yaml()) {
+        // Istio takes fields that it does not know, and so does a mesh of a later version.
         Ok(value) => {
-            let whole: mesh_config::MeshConfig = typed(value, "data.mesh", found)?;
-            Some(whole.into())
+            honour::check(
+                Kind::MeshConfig.name(),
+                WholeMeshConfig::shape(),
+                &value,
+                "data.mesh",
+                found,
+            );
+            typed(value, "data.mesh", found)
         }
         Err(e) => {
             found.push(Code::Malformed, "data.mesh", format!("not YAML: {e}"), "correct the text");
@@ -189,11 +206,19 @@ fn mesh_config(text: &str, found: &mut Found<'_>) -> Option<MeshConfig> {
     }
 }
 
-fn spec_of<T: DeserializeOwned + Default>(item: &mut Value, found: &mut Found<'_>) -> Option<T> {
-    match item.get_mut("spec").map(Value::take) {
-        None | Some(Value::Null) => Some(T::default()),
-        Some(spec) => typed(spec, "spec", found),
-    }
+fn spec_of<T: DeserializeOwned + Default + Schema>(
+    kind: Kind,
+    item: &mut Value,
+    found: &mut Found<'_>,
+) -> Option<T> {
+    let spec = match item.get_mut("spec").map(Value::take) {
+        None | Some(Value::Null) => Value::Object(serde_json::Map::new()),
+        Some(spec) => spec,
+    };
+    // Of what is not served at all, mistakes are named all the same.
+    let served = honour::check(kind.name(), T::shape(), &spec, "spec", found);
+    let typed = typed(spec, "spec", found)?;
+    served.then_some(typed)
 }
 
 /// Deserializes, or says at which field it could not be done.
@@ -241,7 +266,7 @@ fn advice(message: &str) -> (Code, String) {
 }
 
 /// The known name that a typo most likely meant.
-fn nearest<'a>(wrong: &str, known: &'a [String]) -> Option<&'a String> {
+pub(crate) fn nearest<'a>(wrong: &str, known: &'a [String]) -> Option<&'a String> {
     let lower = wrong.to_lowercase();
     known
         .iter()

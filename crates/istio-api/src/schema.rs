@@ -276,7 +276,7 @@ fn describe(shape: Shape) -> String {
     }
 }
 
-/// A field that an object gives.
+/// A field that an object gives, of those that the message has or not.
 pub struct Given<'a> {
     /// As in `spec.http[0].retries.attempts`.
     pub path: String,
@@ -284,6 +284,8 @@ pub struct Given<'a> {
     pub field: &'a str,
     /// Others of the same group that are given beside it.
     pub rivals: Vec<String>,
+    /// All that the message has.
+    pub known: Vec<String>,
 }
 
 /// Calls `visit` for each field that `value` gives; where it says no, not for those within.
@@ -301,18 +303,25 @@ pub fn walk(shape: Shape, value: &Value, path: &str, visit: &mut impl FnMut(Give
         }
         (Shape::Message(message, fields), Value::Object(items)) => {
             let fields = fields();
-            let given = |f: &&Field| items.get(&f.name).is_some_and(|v| !v.is_null());
-            for field in fields.iter().filter(given) {
-                let rivals = fields
-                    .iter()
-                    .filter(given)
-                    .filter(|f| f.group.is_some() && f.group == field.group && f.name != field.name)
-                    .map(|f| f.name.clone())
-                    .collect();
-                let path = format!("{path}.{}", field.name);
-                let within = Given { path: path.clone(), message, field: &field.name, rivals };
-                if visit(within)
-                    && let Some(value) = items.get(&field.name)
+            for (name, value) in items.iter().filter(|(_, v)| !v.is_null()) {
+                let field = fields.iter().find(|f| f.name == *name);
+                let group = field.and_then(|f| f.group);
+                let is_rival = |f: &&Field| {
+                    group.is_some()
+                        && f.group == group
+                        && f.name != *name
+                        && items.get(&f.name).is_some_and(|v| !v.is_null())
+                };
+                let path = format!("{path}.{name}");
+                let given = Given {
+                    path: path.clone(),
+                    message,
+                    field: name,
+                    rivals: fields.iter().filter(is_rival).map(|f| f.name.clone()).collect(),
+                    known: fields.iter().map(|f| f.name.clone()).collect(),
+                };
+                if visit(given)
+                    && let Some(field) = field
                 {
                     walk(field.shape, value, &path, visit);
                 }

@@ -1,10 +1,10 @@
 //! Istio's security objects, and what stands for workloads outside Kubernetes.
 
 use crate::{
-    istio::mesh_config,
-    kubernetes::{LabelSelector, Labels},
+    kubernetes::{LabelSelector, Labels, nullable},
     schema::{messages, names},
 };
+use serde::Deserialize;
 use std::collections::BTreeMap;
 
 names! {
@@ -202,27 +202,15 @@ impl Source {
     }
 }
 
-/// What is read of the `mesh` key of the ConfigMap `istio` in the root namespace.
-#[derive(Clone, PartialEq, Debug)]
+/// What is read of the `mesh` key of the ConfigMap `istio` in the root namespace; all that it may have
+/// is in [`crate::istio::mesh_config`].
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct MeshConfig {
     pub trust_domain: String,
+    #[serde(deserialize_with = "nullable")]
     pub trust_domain_aliases: Vec<String>,
     pub root_namespace: String,
-}
-
-impl std::convert::From<mesh_config::MeshConfig> for MeshConfig {
-    fn from(whole: mesh_config::MeshConfig) -> Self {
-        let given = |text: String, otherwise: String| match text.is_empty() {
-            true => otherwise,
-            false => text,
-        };
-        let default = Self::default();
-        Self {
-            trust_domain: given(whole.trust_domain, default.trust_domain),
-            trust_domain_aliases: whole.trust_domain_aliases,
-            root_namespace: given(whole.root_namespace, default.root_namespace),
-        }
-    }
 }
 
 impl Default for MeshConfig {

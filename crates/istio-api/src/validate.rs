@@ -27,7 +27,11 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
                 }
             }
         }
-        Spec::Pod(_)
+        Spec::VirtualService(_)
+        | Spec::DestinationRule(_)
+        | Spec::Gateway(_)
+        | Spec::Telemetry(_)
+        | Spec::Pod(_)
         | Spec::EndpointSlice(_)
         | Spec::Namespace(_)
         | Spec::Node(_)

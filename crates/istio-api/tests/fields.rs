@@ -1,12 +1,14 @@
 //! The types are Istio's, field by field: `tests/istio/` has what each of its messages holds.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use istio_api::{
     AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry,
+    honour::{Fate, TABLE},
     istio::{
         destination_rule::DestinationRule, gateway::Gateway, mesh_config, telemetry::Telemetry,
         virtual_service::VirtualService,
     },
+    parse_documents,
     schema::{Schema, fields},
 };
 use std::{collections::BTreeMap, fs};
@@ -31,6 +33,63 @@ fn same<T: Schema>(kind: &str) {
         let wanted = theirs.get(field).unwrap().replace("map<uint32,", "map<string,");
         assert_eq!(*holds, wanted, "{kind}: {field}");
     }
+}
+
+fn listed<T: Schema>(kind: &str) {
+    let ours = fields(T::shape());
+    let table = &TABLE[kind];
+    let missing: Vec<_> = ours.keys().filter(|f| !table.contains_key(f.as_str())).collect();
+    assert!(missing.is_empty(), "{kind}: honoured.tsv does not say what becomes of {missing:#?}");
+    let gone: Vec<_> = table.keys().filter(|f| **f != "*" && !ours.contains_key(**f)).collect();
+    assert!(gone.is_empty(), "{kind}: honoured.tsv has {gone:#?}, and no type has");
+    for (field, (fate, words)) in table {
+        let silent = words.is_empty() && *fate == Fate::Idle;
+        assert!(!silent, "{kind}: whoever gives {field} is told nothing");
+    }
+}
+
+#[test]
+fn of_every_field_the_table_says_what_becomes_of_it() {
+    listed::<VirtualService>("VirtualService");
+    listed::<DestinationRule>("DestinationRule");
+    listed::<Gateway>("Gateway");
+    listed::<Telemetry>("Telemetry");
+    listed::<mesh_config::MeshConfig>("MeshConfig");
+    listed::<ServiceEntry>("ServiceEntry");
+    listed::<WorkloadEntry>("WorkloadEntry");
+    listed::<AuthorizationPolicy>("AuthorizationPolicy");
+    listed::<PeerAuthentication>("PeerAuthentication");
+}
+
+/// What culvertd would say of an object: path, words.
+fn told(text: &str) -> Vec<(String, String)> {
+    let (_, diagnostics) = parse_documents("f.yaml", text);
+    diagnostics.into_iter().map(|d| (d.path, d.remedy)).collect()
+}
+
+#[test]
+fn what_is_not_obeyed_is_told() {
+    let entry = told(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\n\
+         spec: {hosts: [a.example], location: MESH_EXTERNAL, resolution: STATIC,\n\
+         ports: [{number: 80, name: http, protocol: HTTP}],\n\
+         endpoints: [{address: 192.0.2.1, weight: 3}]}\n",
+    );
+    let paths: Vec<&str> = entry.iter().map(|(p, _)| p.as_str()).collect();
+    assert_eq!(paths, ["spec.endpoints[0].weight", "spec.location"]);
+    let routes = told(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\n\
+         spec: {hosts: [a], http: [{rout: []}]}\n",
+    );
+    assert_eq!(routes[0].0, "kind");
+    assert_eq!(routes[1], ("spec.http[0].rout".to_owned(), "did you mean \"route\"?".to_owned()));
+    let mesh = told(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+         data: {mesh: \"trustDomain: td\\nconnectTimeout: 1s\\ntrustDomainAlias: [a]\"}\n",
+    );
+    let paths: Vec<&str> = mesh.iter().map(|(p, _)| p.as_str()).collect();
+    assert_eq!(paths, ["data.mesh.connectTimeout", "data.mesh.trustDomainAlias"]);
+    assert_eq!(mesh[1].1, "did you mean \"trustDomainAliases\"?");
 }
 
 #[test]

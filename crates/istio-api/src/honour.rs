@@ -1,0 +1,96 @@
+//! What becomes of each field: `honoured.tsv`, which has every field of every type, so that none is
+//! passed over in silence.
+
+use crate::{
+    diagnostic::Code,
+    parse::{Found, nearest},
+    schema::{Given, Shape, walk},
+};
+use serde_json::Value;
+use std::{collections::HashMap, sync::LazyLock};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    Obeyed,
+    /// Validation has its own words.
+    Told,
+    /// Taken, to no effect.
+    Idle,
+    Refused,
+}
+
+/// By kind, then by field (`*`: the kind itself): its fate, and what to say.
+type Table = HashMap<&'static str, HashMap<&'static str, (Fate, &'static str)>>;
+
+pub static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let mut table = Table::new();
+    for line in include_str!("../honoured.tsv").lines().filter(|l| !l.starts_with('#')) {
+        let mut columns = line.split('\t');
+        let mut column = || columns.next().unwrap_or_default();
+        let (kind, field, fate, words) = (column(), column(), column(), column());
+        let fate = match fate {
+            "yes" => Fate::Obeyed,
+            "told" => Fate::Told,
+            "no" => Fate::Idle,
+            _ => Fate::Refused,
+        };
+        table.entry(kind).or_default().insert(field, (fate, words));
+    }
+    table
+});
+
+fn fate(kind: &str, field: &str) -> Option<(Fate, &'static str)> {
+    TABLE.get(kind)?.get(field).copied()
+}
+
+/// Says what will not be obeyed of an object, and where two fields exclude each other. False: the
+/// kind as a whole is not.
+pub(crate) fn check(
+    kind: &'static str,
+    shape: Shape,
+    spec: &Value,
+    path: &str,
+    found: &mut Found<'_>,
+) -> bool {
+    if let Some((Fate::Refused, words)) = fate(kind, "*") {
+        found.push(Code::NotServed, "kind", kind, words);
+        return false;
+    }
+    walk(shape, spec, path, &mut |given| one(kind, &given, found));
+    true
+}
+
+/// Whether to look further within.
+fn one(kind: &'static str, given: &Given<'_>, found: &mut Found<'_>) -> bool {
+    if let Some(rival) = given.rivals.first() {
+        found.push(
+            Code::InvalidValue,
+            &given.path,
+            format!("together with {rival}"),
+            "they exclude each other: give one of them",
+        );
+    }
+    let key = format!("{}.{}", given.message, given.field);
+    match fate(kind, &key) {
+        Some((Fate::Obeyed | Fate::Told, _)) => true,
+        Some((Fate::Idle, words)) => {
+            found.push(Code::Warning, &given.path, "not obeyed", words);
+            false
+        }
+        Some((Fate::Refused, words)) => {
+            found.push(Code::NotServed, &given.path, "not served", words);
+            false
+        }
+        // No field of Istio's: the types say so, where they are strict.
+        None => {
+            let remedy = match nearest(given.field, &given.known) {
+                Some(meant) => format!("did you mean {meant:?}?"),
+                None => "it is passed over".to_owned(),
+            };
+            if kind == "MeshConfig" {
+                found.push(Code::Warning, &given.path, "no field of Istio's", remedy);
+            }
+            false
+        }
+    }
+}
