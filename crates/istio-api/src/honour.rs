@@ -43,25 +43,24 @@ fn fate(kind: &str, field: &str) -> Option<(Fate, &'static str)> {
     TABLE.get(kind)?.get(field).copied()
 }
 
-/// Says what will not be obeyed of an object, and where two fields exclude each other. False: the
-/// kind as a whole is not.
+/// Says what will not be obeyed of an object, and where two fields exclude each other.
 pub(crate) fn check(
     kind: &'static str,
     shape: Shape,
     spec: &Value,
     path: &str,
     found: &mut Found<'_>,
-) -> bool {
-    if let Some((Fate::Refused, words)) = fate(kind, "*") {
+) {
+    let whole = fate(kind, "*");
+    if let Some((Fate::Refused, words)) = whole {
         found.push(Code::NotServed, "kind", kind, words);
-        return false;
     }
-    walk(shape, spec, path, &mut |given| one(kind, &given, found));
-    true
+    let told = matches!(whole, Some((Fate::Refused, _)));
+    walk(shape, spec, path, &mut |given| one(kind, &given, told, found));
 }
 
 /// Whether to look further within.
-fn one(kind: &'static str, given: &Given<'_>, found: &mut Found<'_>) -> bool {
+fn one(kind: &'static str, given: &Given<'_>, told: bool, found: &mut Found<'_>) -> bool {
     if let Some(rival) = given.rivals.first() {
         found.push(
             Code::InvalidValue,
@@ -73,6 +72,8 @@ fn one(kind: &'static str, given: &Given<'_>, found: &mut Found<'_>) -> bool {
     let key = format!("{}.{}", given.message, given.field);
     match fate(kind, &key) {
         Some((Fate::Obeyed | Fate::Told, _)) => true,
+        // Of its kind as a whole it has been said already.
+        Some(_) if told => true,
         Some((Fate::Idle, words)) => {
             found.push(Code::Warning, &given.path, "not obeyed", words);
             false

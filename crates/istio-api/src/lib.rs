@@ -3,7 +3,9 @@
 //! What is wrong with an object is a list of [`Diagnostic`]s, each with the field, what was found
 //! and what to do; the same list serves whoever asks: a log, a status, a shell.
 
+mod destination_rule;
 mod diagnostic;
+mod form;
 pub mod honour;
 pub mod istio;
 mod kinds;
@@ -12,6 +14,7 @@ mod parse;
 pub mod schema;
 mod security;
 mod validate;
+mod virtual_service;
 
 pub use diagnostic::{Code, Diagnostic};
 pub use kinds::{Kind, Object, ObjectKey, Spec};

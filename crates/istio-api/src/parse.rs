@@ -85,6 +85,17 @@ impl Found<'_> {
     }
 }
 
+impl Found<'_> {
+    pub fn invalid(
+        &mut self,
+        path: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.push(Code::InvalidValue, path, found, remedy);
+    }
+}
+
 /// API groups and kinds, with the versions that are taken.
 fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
     let istio = |versions: &[&str], group: &str| {
@@ -216,9 +227,8 @@ fn spec_of<T: DeserializeOwned + Default + Schema>(
         Some(spec) => spec,
     };
     // Of what is not served at all, mistakes are named all the same.
-    let served = honour::check(kind.name(), T::shape(), &spec, "spec", found);
-    let typed = typed(spec, "spec", found)?;
-    served.then_some(typed)
+    honour::check(kind.name(), T::shape(), &spec, "spec", found);
+    typed(spec, "spec", found)
 }
 
 /// Deserializes, or says at which field it could not be done.

@@ -282,7 +282,7 @@ pub struct Given<'a> {
     pub path: String,
     pub message: &'static str,
     pub field: &'a str,
-    /// Others of the same group that are given beside it.
+    /// Others of the same group that are given before it.
     pub rivals: Vec<String>,
     /// All that the message has.
     pub known: Vec<String>,
@@ -309,7 +309,7 @@ pub fn walk(shape: Shape, value: &Value, path: &str, visit: &mut impl FnMut(Give
                 let is_rival = |f: &&Field| {
                     group.is_some()
                         && f.group == group
-                        && f.name != *name
+                        && f.name < *name
                         && items.get(&f.name).is_some_and(|v| !v.is_null())
                 };
                 let path = format!("{path}.{name}");

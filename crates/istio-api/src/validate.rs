@@ -2,6 +2,7 @@
 //! served here.
 
 use crate::{
+    destination_rule::destination_rule,
     diagnostic::Code,
     kinds::{Object, Spec},
     parse::Found,
@@ -9,6 +10,7 @@ use crate::{
         AuthorizationAction, AuthorizationPolicy, MeshConfig, PeerAuthentication, Resolution,
         ServiceEntry, Source, WorkloadEntry,
     },
+    virtual_service::virtual_service,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -27,9 +29,9 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
                 }
             }
         }
-        Spec::VirtualService(_)
-        | Spec::DestinationRule(_)
-        | Spec::Gateway(_)
+        Spec::VirtualService(v) => virtual_service(v, found),
+        Spec::DestinationRule(d) => destination_rule(d, &object.key.namespace, found),
+        Spec::Gateway(_)
         | Spec::Telemetry(_)
         | Spec::Pod(_)
         | Spec::EndpointSlice(_)

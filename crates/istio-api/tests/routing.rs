@@ -1,0 +1,311 @@
+//! VirtualServices, DestinationRules and Gateways that Istio refuses are refused, by the field's path.
+#![allow(clippy::unwrap_used)]
+
+use istio_api::{Code, Diagnostic, parse_documents};
+
+fn diagnostics(kind: &str, spec: &str) -> Vec<Diagnostic> {
+    let text = format!(
+        "apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: x, namespace: ns}}\nspec: {spec}\n"
+    );
+    let (_, all) = parse_documents("f.yaml", &text);
+    // That nothing here serves the kind yet is said of each.
+    all.into_iter().filter(|d| d.path != "kind").collect()
+}
+
+fn good(kind: &str, spec: &str) {
+    let all = diagnostics(kind, spec);
+    assert!(all.is_empty(), "{spec}: {all:#?}");
+}
+
+/// Each has one thing wrong: at `path`, and the words say something about it.
+fn bad(kind: &str, cases: &[(&str, &str, &str)]) {
+    for (spec, path, words) in cases {
+        let all = diagnostics(kind, spec);
+        let named = |d: &&Diagnostic| d.path == *path && d.code.is_error();
+        let found = all.iter().find(named).unwrap_or_else(|| panic!("{spec}: {all:#?}"));
+        let said = format!("{} {}", found.found, found.remedy);
+        assert!(said.contains(words), "{spec}: {said}");
+        assert_eq!(all.len(), 1, "{spec}: {all:#?}");
+    }
+}
+
+fn warned(kind: &str, spec: &str, path: &str) {
+    let all = diagnostics(kind, spec);
+    let found = all.iter().any(|d| d.path == path && d.code == Code::Warning);
+    assert!(found && all.iter().all(|d| !d.code.is_error()), "{spec}: {all:#?}");
+}
+
+/// A VirtualService of one HTTP rule to reviews, with more in it.
+fn http(more: &str) -> String {
+    format!("{{hosts: [reviews], http: [{{route: [{{destination: {{host: reviews}}}}], {more}}}]}}")
+}
+
+#[test]
+fn istios_own_examples_are_taken() {
+    let kind = "VirtualService";
+    good(kind, "{hosts: [reviews], http: [{route: [{destination: {host: reviews, subset: v1}}]}]}");
+    good(
+        kind,
+        "{hosts: [reviews], http: [{match: [{headers: {end-user: {exact: jason}}}], \
+         route: [{destination: {host: reviews, subset: v2}}]}, \
+         {route: [{destination: {host: reviews, subset: v1}, weight: 75}, \
+         {destination: {host: reviews, subset: v3}, weight: 25}]}]}",
+    );
+    good(
+        kind,
+        "{hosts: ['*'], gateways: [bookinfo-gateway], http: [{match: [{uri: {exact: /productpage}}, \
+         {uri: {prefix: /static}}], route: [{destination: {host: productpage, port: {number: 9080}}}]}]}",
+    );
+    good(kind, &http("fault: {delay: {percentage: {value: 100.0}, fixedDelay: 7s}}"));
+    good(kind, &http("fault: {abort: {percentage: {value: 0.1}, httpStatus: 500}}"));
+    good(
+        kind,
+        &http(
+            "timeout: 0.5s, retries: {attempts: 3, perTryTimeout: 2s, retryOn: 'connect-failure,503'}",
+        ),
+    );
+    good(kind, &http("mirrors: [{destination: {host: b}, percentage: {value: 5}}]"));
+    good(
+        kind,
+        &http("match: [{withoutHeaders: {x: {regex: '*'}}, queryParams: {q: {regex: '[a-z]+'}}}]"),
+    );
+    good(
+        kind,
+        "{hosts: [a.example.com], gateways: [ns/g], tls: [{match: [{sniHosts: [a.example.com], port: 443}], \
+         route: [{destination: {host: a}}]}]}",
+    );
+    good(kind, "{http: [{route: [{destination: {host: a}}]}]}");
+    let kind = "DestinationRule";
+    good(
+        kind,
+        "{host: reviews, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, \
+         http: {http1MaxPendingRequests: 1, maxRequestsPerConnection: 1}}, \
+         outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 3m, \
+         maxEjectionPercent: 100}}, subsets: [{name: v1, labels: {version: v1}}, {name: v2}]}",
+    );
+    good(
+        kind,
+        "{host: '*.local', trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, loadBalancer: \
+         {consistentHash: {httpCookie: {name: user, ttl: 0s}, maglev: {tableSize: '65537'}}}}}",
+    );
+}
+
+#[test]
+fn virtual_services_are_held_to_istios_rules() {
+    let at = |more: &str, path: &str, words: &'static str| {
+        (http(more), format!("spec.http[0].{path}"), words)
+    };
+    let cases = [
+        at("timeout: 0s", "timeout", "1ms"),
+        at("timeout: 1", "timeout", "string"),
+        at("match: [{uri: {exact: /a, prefix: /b}}]", "match[0].uri.prefix", "exact"),
+        at("match: [{method: {prefix: ''}}]", "match[0].method.prefix", "empty"),
+        at("match: [{uri: {regex: 'a('}}]", "match[0].uri.regex", "RE2"),
+        at("match: [{headers: {'a b': {}}}]", "match[0].headers.a b", "name"),
+        at("match: [{port: 70000}]", "match[0].port", "65535"),
+        at("match: [{sourceLabels: {'-a': b}}]", "match[0].sourceLabels.-a", "label"),
+        at("match: [{sourceNamespace: a/b}]", "match[0].sourceNamespace", "namespace"),
+        at("redirect: {uri: /x}", "route", "redirect"),
+        at("directResponse: {status: 200}", "route", "directResponse"),
+        at("delegate: {name: d}", "route", "delegate"),
+        at("mirror: {host: a}, mirrors: [{destination: {host: b}}]", "mirror", "mirrors"),
+        at("mirrors: [{percentage: {value: 1}}]", "mirrors[0].destination", "where"),
+        at("mirror: {host: a}, mirrorPercentage: {value: 101}", "mirrorPercentage.value", "100"),
+        at("corsPolicy: {allowOrigins: [{}]}", "corsPolicy.allowOrigins[0]", "exact"),
+        at("corsPolicy: {allowMethods: [get]}", "corsPolicy.allowMethods[0]", "GET"),
+        at("corsPolicy: {maxAge: 1500ms}", "corsPolicy.maxAge", "seconds"),
+        at("fault: {}", "fault", "delay"),
+        at("fault: {abort: {httpStatus: 99}}", "fault.abort.httpStatus", "599"),
+        at("fault: {abort: {grpcStatus: NOPE}}", "fault.abort.grpcStatus", "UNAVAILABLE"),
+        at("fault: {delay: {percentage: {value: 1}}}", "fault.delay", "how long"),
+        at(
+            "fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}",
+            "fault.abort.percentage.value",
+            "0.0001",
+        ),
+        at("retries: {attempts: -1}", "retries.attempts", "0 or more"),
+        at("retries: {attempts: 0, retryOn: 5xx}", "retries.attempts", "off"),
+        at("retries: {attempts: 1, retryOn: '5xx, reset'}", "retries.retryOn", "blanks"),
+        at("rewrite: {}", "rewrite", "uri"),
+        at(
+            "rewrite: {uri: /, uriRegexRewrite: {match: a, rewrite: b}}",
+            "rewrite.uriRegexRewrite",
+            "uri",
+        ),
+        at(
+            "rewrite: {authority: a}, headers: {request: {set: {host: b}}}",
+            "rewrite.authority",
+            "both",
+        ),
+        at("headers: {request: {set: {x: '50%'}}}", "headers.request.set.x", "%%"),
+        at("headers: {response: {set: {host: a}}}", "headers.response.set.host", "header"),
+        at("headers: {request: {remove: [':path']}}", "headers.request.remove[0]", "removed"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(s, p, w)| (s.as_str(), p.as_str(), *w)).collect();
+    bad("VirtualService", &cases);
+    let route = "route: [{destination: {host: a}}]";
+    bad(
+        "VirtualService",
+        &[
+            ("{hosts: [a]}", "spec", "at least one"),
+            ("{hosts: ['*'], http: [{redirect: {uri: /}}]}", "spec.hosts[0]", "gateway"),
+            ("{hosts: ['a_b'], http: [{redirect: {uri: /}}]}", "spec.hosts[0]", "host"),
+            (
+                "{hosts: ['*.foo.com', a.foo.com], http: [{redirect: {uri: /}}]}",
+                "spec.hosts[1]",
+                "already",
+            ),
+            ("{gateways: [g], http: [{redirect: {uri: /}}]}", "spec.gateways", "delegate"),
+            (
+                "{hosts: [a], gateways: [a/b/c], http: [{redirect: {uri: /}}]}",
+                "spec.gateways[0]",
+                "namespace",
+            ),
+            (
+                "{hosts: [a], exportTo: ['*', b], http: [{redirect: {uri: /}}]}",
+                "spec.exportTo[0]",
+                "alone",
+            ),
+            ("{hosts: [a], http: [{}]}", "spec.http[0]", "route"),
+            ("{hosts: [a], http: [{redirect: {}}]}", "spec.http[0].redirect", "uri"),
+            (
+                "{hosts: [a], http: [{redirect: {uri: /, redirectCode: 200}}]}",
+                "spec.http[0].redirect.redirectCode",
+                "301",
+            ),
+            (
+                "{hosts: [a], http: [{match: [{uri: {exact: /a}}], redirect: {prefixRewrite: /b}}]}",
+                "spec.http[0].redirect.prefixRewrite",
+                "prefix",
+            ),
+            ("{http: [{delegate: {name: d}}]}", "spec.http[0].delegate", "one level"),
+            (
+                "{hosts: [a], http: [{route: [{destination: {host: '*'}}]}]}",
+                "spec.http[0].route[0].destination.host",
+                "host",
+            ),
+            (
+                "{hosts: [a], http: [{route: [{weight: 1}]}]}",
+                "spec.http[0].route[0].destination",
+                "where",
+            ),
+            (
+                "{hosts: [a], http: [{route: [{destination: {host: a}}, {destination: {host: b}}]}]}",
+                "spec.http[0].route",
+                "sum",
+            ),
+            (
+                "{hosts: [a], tcp: [{match: [{destinationSubnets: [x]}], route: [{destination: {host: a}}]}]}",
+                "spec.tcp[0].match[0].destinationSubnets[0]",
+                "block",
+            ),
+            ("{hosts: [a], tcp: [{}]}", "spec.tcp[0].route", "where"),
+            (
+                &format!("{{hosts: [a], tls: [{{match: [{{sniHosts: [b]}}], {route}}}]}}"),
+                "spec.tls[0].match[0].sniHosts[0]",
+                "covers",
+            ),
+            (&format!("{{hosts: [a], tls: [{{{route}}}]}}"), "spec.tls[0].match", "sniHosts"),
+        ],
+    );
+}
+
+#[test]
+fn rules_that_nothing_reaches_are_warned_of() {
+    let kind = "VirtualService";
+    let to = "route: [{destination: {host: a}}]";
+    warned(
+        kind,
+        &format!("{{hosts: [a], http: [{{{to}}}, {{match: [{{uri: {{exact: /}}}}], {to}}}]}}"),
+        "spec.http[1]",
+    );
+    let matched = format!("match: [{{uri: {{exact: /}}}}], {to}");
+    warned(
+        kind,
+        &format!("{{hosts: [a], http: [{{{matched}}}, {{{matched}}}]}}"),
+        "spec.http[1].match[0]",
+    );
+    warned(
+        kind,
+        "{hosts: [a], gateways: [g.ns], http: [{redirect: {uri: /}}]}",
+        "spec.gateways[0]",
+    );
+}
+
+#[test]
+fn destination_rules_are_held_to_istios_rules() {
+    let policy = |p: &str| format!("{{host: a, trafficPolicy: {p}}}");
+    let at = |p: &str, path: &str, words: &'static str| {
+        (policy(p), format!("spec.trafficPolicy{path}"), words)
+    };
+    let cases = [
+        at("{}", "", "at least one"),
+        at("{outlierDetection: {interval: 1us}}", ".outlierDetection.interval", "1ms"),
+        at(
+            "{outlierDetection: {maxEjectionPercent: 101}}",
+            ".outlierDetection.maxEjectionPercent",
+            "100",
+        ),
+        at(
+            "{outlierDetection: {consecutiveLocalOriginFailures: 3}}",
+            ".outlierDetection.consecutiveLocalOriginFailures",
+            "split",
+        ),
+        at("{connectionPool: {}}", ".connectionPool", "tcp"),
+        at(
+            "{connectionPool: {tcp: {maxConnections: -1}}}",
+            ".connectionPool.tcp.maxConnections",
+            "0 or more",
+        ),
+        at(
+            "{connectionPool: {http: {http2KeepAlive: {interval: 1s}}}}",
+            ".connectionPool.http.http2KeepAlive",
+            "timeout",
+        ),
+        at("{loadBalancer: {simple: RANDM}}", ".loadBalancer.simple", "RANDOM"),
+        at(
+            "{loadBalancer: {consistentHash: {httpCookie: {}}}}",
+            ".loadBalancer.consistentHash.httpCookie.name",
+            "name",
+        ),
+        at(
+            "{loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 8}}}}",
+            ".loadBalancer.consistentHash.maglev.tableSize",
+            "prime",
+        ),
+        at(
+            "{loadBalancer: {localityLbSetting: {distribute: [{from: a/*, to: {b/*: 90}}]}}}",
+            ".loadBalancer.localityLbSetting.distribute[0].to",
+            "100",
+        ),
+        at("{loadBalancer: {warmup: {}}}", ".loadBalancer.warmup.duration", "how long"),
+        at("{tls: {mode: MUTUAL, clientCertificate: a}}", ".tls.privateKey", "credentialName"),
+        at(
+            "{tls: {mode: SIMPLE, credentialName: a, caCertificates: b}}",
+            ".tls.caCertificates",
+            "secret",
+        ),
+        at("{portLevelSettings: [{tls: {mode: DISABLE}}]}", ".portLevelSettings[0].port", "which"),
+        at(
+            "{tunnel: {protocol: GET, targetHost: a, targetPort: 80}}",
+            ".tunnel.protocol",
+            "CONNECT",
+        ),
+        at("{retryBudget: {percent: 120}}", ".retryBudget.percent", "100"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(s, p, w)| (s.as_str(), p.as_str(), *w)).collect();
+    bad("DestinationRule", &cases);
+    bad(
+        "DestinationRule",
+        &[
+            ("{host: ''}", "spec.host", "host"),
+            ("{host: a, subsets: [{name: v1}, {name: v1}]}", "spec.subsets[1].name", "twice"),
+            ("{host: a, subsets: [{name: a_b}]}", "spec.subsets[0].name", "letters"),
+            (
+                "{host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: ['*']}",
+                "spec.exportTo",
+                "own namespace",
+            ),
+        ],
+    );
+}
