@@ -6,6 +6,7 @@
 mod destination_rule;
 mod diagnostic;
 mod form;
+mod gateway;
 pub mod honour;
 pub mod istio;
 mod kinds;

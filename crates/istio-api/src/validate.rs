@@ -4,6 +4,7 @@
 use crate::{
     destination_rule::destination_rule,
     diagnostic::Code,
+    gateway::gateway,
     kinds::{Object, Spec},
     parse::Found,
     security::{
@@ -31,8 +32,8 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         }
         Spec::VirtualService(v) => virtual_service(v, found),
         Spec::DestinationRule(d) => destination_rule(d, &object.key.namespace, found),
-        Spec::Gateway(_)
-        | Spec::Telemetry(_)
+        Spec::Gateway(g) => gateway(g, &object.key.name, found),
+        Spec::Telemetry(_)
         | Spec::Pod(_)
         | Spec::EndpointSlice(_)
         | Spec::Namespace(_)

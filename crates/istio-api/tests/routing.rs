@@ -309,3 +309,70 @@ fn destination_rules_are_held_to_istios_rules() {
         ],
     );
 }
+
+#[test]
+fn gateways_are_held_to_istios_rules() {
+    let kind = "Gateway";
+    let server = |hosts: &str, port: &str, more: &str| {
+        format!("{{selector: {{istio: g}}, servers: [{{hosts: {hosts}, port: {port}{more}}}]}}")
+    };
+    let http = "{number: 80, name: http, protocol: HTTP}";
+    let https = "{number: 443, name: https, protocol: HTTPS}";
+    good(kind, &server("['*']", http, ""));
+    good(
+        kind,
+        &server("[ns/a.example.com, '*/*.example.com']", http, ", tls: {httpsRedirect: true}"),
+    );
+    good(kind, &server("['*']", https, ", tls: {mode: SIMPLE, credentialName: c}"));
+    good(kind, &server("['*']", https, ", tls: {mode: PASSTHROUGH}"));
+    let cases = [
+        (server("[]", http, ""), "spec.servers[0].hosts", "at least one"),
+        (server("[short]", http, ""), "spec.servers[0].hosts[0]", "whole"),
+        (server("['*a.com']", http, ""), "spec.servers[0].hosts[0]", "whole"),
+        (
+            server("['*']", "{number: 0, name: a, protocol: HTTP}", ""),
+            "spec.servers[0].port.number",
+            "65535",
+        ),
+        (server("['*']", "{number: 80, protocol: HTTP}", ""), "spec.servers[0].port.name", "name"),
+        (
+            server("['*']", "{number: 80, name: a, protocol: HTPP}", ""),
+            "spec.servers[0].port.protocol",
+            "HTTPS",
+        ),
+        (server("['*']", https, ""), "spec.servers[0].tls", "certificate"),
+        (
+            server("['*']", http, ", tls: {mode: SIMPLE, credentialName: c}"),
+            "spec.servers[0].tls",
+            "HTTPS",
+        ),
+        (
+            server("['*']", https, ", tls: {mode: SIMPLE, serverCertificate: a}"),
+            "spec.servers[0].tls.privateKey",
+            "credentialName",
+        ),
+        (
+            server(
+                "['*']",
+                https,
+                ", tls: {mode: SIMPLE, credentialName: a, credentialNames: [b]}",
+            ),
+            "spec.servers[0].tls.credentialNames",
+            "one place",
+        ),
+        (
+            server("['*']", https, ", tls: {mode: ISTIO_MUTUAL, credentialName: a}"),
+            "spec.servers[0].tls.credentialName",
+            "mesh's own",
+        ),
+        (server("['*']", http, ", bind: x"), "spec.servers[0].bind", "unix"),
+        ("{servers: []}".to_owned(), "spec.servers", "at least one"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(s, p, w)| (s.as_str(), *p, *w)).collect();
+    bad(kind, &cases);
+    warned(
+        kind,
+        &server("['*']", https, ", tls: {mode: PASSTHROUGH, credentialName: a}"),
+        "spec.servers[0].tls.credentialName",
+    );
+}
