@@ -360,9 +360,11 @@ fn operations(o: &HeaderOperations, request: bool, path: &str, found: &mut Found
     for (field, all) in [("set", &o.set), ("add", &o.add)] {
         for (name, value) in all {
             let at = format!("{path}.{field}.{name}");
-            if !form::is_token(name) && !(request && is_authority(name))
-                || !request && is_authority(name)
-            {
+            let writable = match is_authority(name) {
+                true => request,
+                false => form::is_token(name),
+            };
+            if !writable {
                 found.invalid(&at, format!("{name:?}"), "no header that can be written");
             }
             if let Some(why) = form::header_value_error(value) {
