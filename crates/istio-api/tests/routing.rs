@@ -1,5 +1,5 @@
 //! VirtualServices, DestinationRules and Gateways that Istio refuses are refused, by the field's path.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use istio_api::{Code, Diagnostic, parse_documents};
 
