@@ -85,7 +85,9 @@ impl View {
     /// Every answer that is right. There are several where an address or a service is shared.
     pub fn resolve(&self, namespace: &str, network: &str, to: SocketAddr) -> Answers {
         let has = |(n, ip): &(&str, IpAddr)| *n == network && *ip == to.ip();
-        let services: Vec<&Service> = self.services().filter(|s| s.vips.iter().any(has)).collect();
+        // What passes through goes to whoever has the address.
+        let claims = |s: &&Service| s.mode != lb::Mode::Passthrough && s.vips.iter().any(has);
+        let services: Vec<&Service> = self.services().filter(claims).collect();
         if !services.is_empty() {
             return services.iter().flat_map(|s| self.of_service(s, namespace, to)).collect();
         }
@@ -104,9 +106,6 @@ impl View {
     fn of_service(&self, s: &Service, namespace: &str, to: SocketAddr) -> Answers {
         if s.private && namespace_of(s.name) != namespace {
             return ["not visible".to_owned()].into();
-        }
-        if s.mode == lb::Mode::Passthrough {
-            return [format!("outside at {to}")].into();
         }
         if !s.ports.contains(&to.port()) {
             return ["no port".to_owned()].into();
