@@ -106,6 +106,9 @@ impl Compiler {
             | Kind::VirtualService
             | Kind::DestinationRule
             | Kind::Gateway
+            | Kind::KubernetesGateway
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
             | Kind::Telemetry => {}
             Kind::Namespace => {
                 let labels = |o: Option<&Object>| o.map(|o| o.meta.labels.clone());
@@ -361,6 +364,9 @@ impl Compiler {
             Spec::VirtualService(_)
             | Spec::DestinationRule(_)
             | Spec::Gateway(_)
+            | Spec::KubernetesGateway(_)
+            | Spec::HttpRoute(_)
+            | Spec::GrpcRoute(_)
             | Spec::Telemetry(_)
             | Spec::Namespace(_)
             | Spec::Node(_)

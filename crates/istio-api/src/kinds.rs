@@ -1,6 +1,7 @@
 //! An object of any kind that is read here.
 
 use crate::{
+    gateway_api::{gateway::GatewaySpec, grpc_route::GrpcRouteSpec, http_route::HttpRouteSpec},
     istio::{
         destination_rule::DestinationRule, gateway::Gateway, telemetry::Telemetry,
         virtual_service::VirtualService,
@@ -26,6 +27,9 @@ pub enum Kind {
     DestinationRule,
     Gateway,
     Telemetry,
+    KubernetesGateway,
+    HttpRoute,
+    GrpcRoute,
     MeshConfig,
 }
 
@@ -46,6 +50,9 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::Gateway => "Gateway",
             Self::Telemetry => "Telemetry",
+            Self::KubernetesGateway => "gateway.networking.k8s.io/Gateway",
+            Self::HttpRoute => "gateway.networking.k8s.io/HTTPRoute",
+            Self::GrpcRoute => "gateway.networking.k8s.io/GRPCRoute",
             Self::MeshConfig => "MeshConfig",
         }
     }
@@ -92,6 +99,9 @@ pub enum Spec {
     DestinationRule(Box<DestinationRule>),
     Gateway(Box<Gateway>),
     Telemetry(Box<Telemetry>),
+    KubernetesGateway(Box<GatewaySpec>),
+    HttpRoute(Box<HttpRouteSpec>),
+    GrpcRoute(Box<GrpcRouteSpec>),
     MeshConfig(MeshConfig),
 }
 

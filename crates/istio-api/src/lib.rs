@@ -7,6 +7,7 @@ mod destination_rule;
 mod diagnostic;
 mod form;
 mod gateway;
+pub mod gateway_api;
 pub mod honour;
 pub mod istio;
 mod kinds;

@@ -102,6 +102,7 @@ fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
         api_version.split_once('/').is_some_and(|(g, v)| g == group && versions.contains(&v))
     };
     let networking = || istio(&["v1", "v1beta1", "v1alpha3"], "networking.istio.io");
+    let kubernetes = || istio(&["v1", "v1beta1"], "gateway.networking.k8s.io");
     let security = || istio(&["v1", "v1beta1"], "security.istio.io");
     match kind {
         "Namespace" if api_version == "v1" => Some(Kind::Namespace),
@@ -116,6 +117,9 @@ fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
         "VirtualService" if networking() => Some(Kind::VirtualService),
         "DestinationRule" if networking() => Some(Kind::DestinationRule),
         "Gateway" if networking() => Some(Kind::Gateway),
+        "Gateway" if kubernetes() => Some(Kind::KubernetesGateway),
+        "HTTPRoute" if kubernetes() => Some(Kind::HttpRoute),
+        "GRPCRoute" if istio(&["v1"], "gateway.networking.k8s.io") => Some(Kind::GrpcRoute),
         "Telemetry" if istio(&["v1", "v1alpha1"], "telemetry.istio.io") => Some(Kind::Telemetry),
         "AuthorizationPolicy" if security() => Some(Kind::AuthorizationPolicy),
         "PeerAuthentication" if security() => Some(Kind::PeerAuthentication),
@@ -183,6 +187,11 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         Kind::VirtualService => Spec::VirtualService(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::DestinationRule => Spec::DestinationRule(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::Gateway => Spec::Gateway(Box::new(spec_of(kind, &mut item, found)?)),
+        Kind::KubernetesGateway => {
+            Spec::KubernetesGateway(Box::new(spec_of(kind, &mut item, found)?))
+        }
+        Kind::HttpRoute => Spec::HttpRoute(Box::new(spec_of(kind, &mut item, found)?)),
+        Kind::GrpcRoute => Spec::GrpcRoute(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::Telemetry => Spec::Telemetry(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::MeshConfig => {
             let map: ConfigMap = typed(item, "", found)?;

@@ -33,7 +33,10 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::VirtualService(v) => virtual_service(v, found),
         Spec::DestinationRule(d) => destination_rule(d, &object.key.namespace, found),
         Spec::Gateway(g) => gateway(g, &object.key.name, found),
-        Spec::Telemetry(_)
+        Spec::KubernetesGateway(_)
+        | Spec::HttpRoute(_)
+        | Spec::GrpcRoute(_)
+        | Spec::Telemetry(_)
         | Spec::Pod(_)
         | Spec::EndpointSlice(_)
         | Spec::Namespace(_)

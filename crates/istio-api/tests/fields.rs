@@ -1,8 +1,10 @@
-//! The types are Istio's, field by field: `tests/istio/` has what each of its messages holds.
+//! The types are Istio's and Gateway API's, field by field: `tests/istio/` and `tests/gateway-api/` have
+//! what each of their messages holds.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use istio_api::{
     AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry,
+    gateway_api::{gateway::GatewaySpec, grpc_route::GrpcRouteSpec, http_route::HttpRouteSpec},
     honour::{Fate, TABLE},
     istio::{
         destination_rule::DestinationRule, gateway::Gateway, mesh_config, telemetry::Telemetry,
@@ -14,8 +16,12 @@ use istio_api::{
 use std::{collections::BTreeMap, fs};
 
 /// `Message.field<TAB>what it holds`, a line each.
-fn istios(kind: &str) -> BTreeMap<String, String> {
-    let path = format!("{}/tests/istio/{kind}.txt", env!("CARGO_MANIFEST_DIR"));
+fn theirs(kind: &str) -> BTreeMap<String, String> {
+    let file = match kind.split_once('/') {
+        Some((_, kind)) => format!("gateway-api/{kind}"),
+        None => format!("istio/{kind}"),
+    };
+    let path = format!("{}/tests/{file}.txt", env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(path).unwrap();
     let lines = text.lines().filter(|l| !l.starts_with('#'));
     let pairs = lines.map(|l| l.split_once('\t').unwrap());
@@ -23,11 +29,11 @@ fn istios(kind: &str) -> BTreeMap<String, String> {
 }
 
 fn same<T: Schema>(kind: &str) {
-    let (ours, theirs) = (fields(T::shape()), istios(kind));
+    let (ours, theirs) = (fields(T::shape()), theirs(kind));
     let gone: Vec<_> = theirs.iter().filter(|(f, _)| !ours.contains_key(*f)).collect();
     assert!(gone.is_empty(), "{kind}: not here: {gone:#?}");
     let more: Vec<_> = ours.iter().filter(|(f, _)| !theirs.contains_key(*f)).collect();
-    assert!(more.is_empty(), "{kind}: not Istio's: {more:#?}");
+    assert!(more.is_empty(), "{kind}: not theirs: {more:#?}");
     for (field, holds) in &ours {
         // JSON's keys are strings.
         let wanted = theirs.get(field).unwrap().replace("map<uint32,", "map<string,");
@@ -59,6 +65,9 @@ fn of_every_field_the_table_says_what_becomes_of_it() {
     listed::<WorkloadEntry>("WorkloadEntry");
     listed::<AuthorizationPolicy>("AuthorizationPolicy");
     listed::<PeerAuthentication>("PeerAuthentication");
+    listed::<GatewaySpec>("gateway.networking.k8s.io/Gateway");
+    listed::<HttpRouteSpec>("gateway.networking.k8s.io/HTTPRoute");
+    listed::<GrpcRouteSpec>("gateway.networking.k8s.io/GRPCRoute");
 }
 
 /// What culvertd would say of an object: path, words.
@@ -93,7 +102,7 @@ fn what_is_not_obeyed_is_told() {
 }
 
 #[test]
-fn every_field_of_istios_is_here_and_no_other() {
+fn every_field_of_theirs_is_here_and_no_other() {
     same::<VirtualService>("VirtualService");
     same::<DestinationRule>("DestinationRule");
     same::<Gateway>("Gateway");
@@ -103,4 +112,7 @@ fn every_field_of_istios_is_here_and_no_other() {
     same::<WorkloadEntry>("WorkloadEntry");
     same::<AuthorizationPolicy>("AuthorizationPolicy");
     same::<PeerAuthentication>("PeerAuthentication");
+    same::<GatewaySpec>("gateway.networking.k8s.io/Gateway");
+    same::<HttpRouteSpec>("gateway.networking.k8s.io/HTTPRoute");
+    same::<GrpcRouteSpec>("gateway.networking.k8s.io/GRPCRoute");
 }
