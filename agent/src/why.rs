@@ -306,11 +306,19 @@ fn find_destination(
         let is_virtual = |s: &Service| {
             s.load_balancing.mode != Mode::Passthrough && s.addresses.iter().any(|(_, a)| *a == ip)
         };
-        if let Some((s, _)) = services.iter().find(|(s, _)| is_virtual(s)) {
-            return Ok(Destination::Service(s.clone()));
-        }
-        let there = agent.mesh.workload_at(&agent.mesh.local_network(), ip);
-        return Ok(there.map_or(Destination::Outside(ip), Destination::Workload));
+        // In the order in which a connection would find them.
+        let own = |s: &Service| s.private && *s.key.namespace == *own_namespace;
+        let public = |s: &Service| !s.private;
+        let find = |seen: &dyn Fn(&Service) -> bool| {
+            let found = services.iter().find(|(s, _)| is_virtual(s) && seen(s));
+            found.map(|(s, _)| Destination::Service(s.clone()))
+        };
+        let there = || agent.mesh.workload_at(&agent.mesh.local_network(), ip);
+        return Ok(find(&own)
+            .or_else(|| find(&public))
+            .or_else(|| there().map(Destination::Workload))
+            .or_else(|| find(&|_| true))
+            .unwrap_or(Destination::Outside(ip)));
     }
     // NAMESPACE/NAME is a pod's first; what is said without a namespace is a host name first.
     if wanted.contains('/')

@@ -57,6 +57,10 @@ impl<V: Clone + Eq + Hash> Queue<V> {
 }
 
 impl<V: Clone + Eq + Hash> Claims<V> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.holders.is_empty()
+    }
+
     pub(crate) fn holder(&self, network: &str, ip: IpAddr) -> Option<&V> {
         self.holders.get(network)?.get(&ip)
     }

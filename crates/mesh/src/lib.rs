@@ -14,6 +14,7 @@ mod names;
 mod resolve;
 mod shared;
 mod state;
+mod vips;
 
 pub use convert::{Invalid, policy_from_proto, service_from_proto, workload_from_proto};
 pub use model::{

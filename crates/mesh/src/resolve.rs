@@ -43,10 +43,7 @@ impl Mesh {
         let ip = destination.ip().to_canonical();
         let destination = SocketAddr::new(ip, destination.port());
         let t = self.tables();
-        if let Some(service) = t.service_by_address(&source.network, ip) {
-            if service.private && service.key.namespace != source.namespace {
-                return Resolved::Unreachable(Unreachable::NotVisible(service.key.to_string()));
-            }
+        if let Some(service) = t.service_by_address(source, ip) {
             return match t.choose(service, destination, &mut rand::rng()) {
                 Ok((workload, address)) => Resolved::Workload {
                     workload: workload.clone(),
@@ -56,13 +53,16 @@ impl Mesh {
                 Err(e) => Resolved::Unreachable(e),
             };
         }
-        match t.workload_by_address(&source.network, ip) {
-            Some(w) => {
-                Resolved::Workload { workload: w.clone(), address: destination, service: None }
-            }
-            None if t.is_refused(ip) => Resolved::Unreachable(Unreachable::Refused(ip)),
-            None => Resolved::Outside(destination),
+        if let Some(w) = t.workload_by_address(&source.network, ip) {
+            return Resolved::Workload { workload: w.clone(), address: destination, service: None };
         }
+        if let Some(key) = t.hidden_service(source, ip) {
+            return Resolved::Unreachable(Unreachable::NotVisible(key.to_string()));
+        }
+        if t.is_refused(ip) {
+            return Resolved::Unreachable(Unreachable::Refused(ip));
+        }
+        Resolved::Outside(destination)
     }
 
     /// Whoever has this address.

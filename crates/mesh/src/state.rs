@@ -6,12 +6,11 @@ use crate::{
     endpoints::EndpointSet,
     hash::{HashMap, HashSet},
     judged::PolicySets,
-    model::{
-        ByUid, LoadBalancing, Local, Mode, NamespacedHostname, PortMapping, Service, Workload,
-    },
+    model::{ByUid, LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload},
     names::Hostnames,
     resolve::Unreachable,
     shared::Shared,
+    vips::Vips,
 };
 use policy::{Policy, PolicyName, Scope};
 use prost::{Message as _, bytes::Bytes};
@@ -70,7 +69,7 @@ pub(crate) struct Tables {
     by_address: Claims<Arc<str>>,
     pub(crate) services: HashMap<NamespacedHostname, Arc<Service>>,
     pub(crate) hostnames: Hostnames,
-    by_vip: Claims<NamespacedHostname>,
+    vips: Vips,
     /// Addresses of workloads and services that were refused and of which there is no earlier
     /// version: nobody knows how to reach them, so nobody is let through to them.
     refused: HashMap<String, Vec<IpAddr>>,
@@ -351,12 +350,6 @@ fn places(w: &Workload) -> impl Iterator<Item = Place> {
     own.iter().map(|ip| (w.network.clone(), *ip))
 }
 
-/// The addresses by which a service is found. Connections that pass through go to whoever has the
-/// address: such a service stands before nobody.
-fn vips(s: &Service) -> &[Place] {
-    if s.load_balancing.mode == Mode::Passthrough { &[] } else { &s.addresses }
-}
-
 fn split_policy_name(name: &str) -> Option<PolicyName> {
     let (namespace, name) = name.split_once('/')?;
     Some(PolicyName { namespace: namespace.into(), name: name.into() })
@@ -368,8 +361,22 @@ fn service_key(name: &str) -> Option<NamespacedHostname> {
 }
 
 impl Tables {
-    pub(crate) fn service_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Service>> {
-        self.services.get(self.by_vip.holder(network, ip)?)
+    /// The service that the address means to `source`.
+    pub(crate) fn service_by_address(
+        &self,
+        source: &Workload,
+        ip: IpAddr,
+    ) -> Option<&Arc<Service>> {
+        self.services.get(self.vips.holder(source, ip)?)
+    }
+
+    /// A service that has the address, and that `source` may not see.
+    pub(crate) fn hidden_service(
+        &self,
+        source: &Workload,
+        ip: IpAddr,
+    ) -> Option<&NamespacedHostname> {
+        self.vips.hidden(source, ip)
     }
 
     pub(crate) fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
@@ -481,26 +488,15 @@ impl Tables {
         if !self.refused.is_empty() {
             self.refused.remove(&s.key.to_string());
         }
-        self.unindex_service(&s.key, vips(&s));
-        for place in vips(&s) {
-            self.by_vip.claim(place.clone(), s.key.clone());
-        }
         self.add_hostname(&s.key);
         let s = Arc::new(s);
         let old = self.services.insert(s.key.clone(), s.clone());
+        self.vips.replace(old.as_deref(), Some(&s));
         let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
         if before != s.load_balancing
             && let Some(set) = self.endpoints.get_mut(&s.key)
         {
             set.rerank(&s.load_balancing, &self.local);
-        }
-    }
-
-    fn unindex_service(&mut self, key: &NamespacedHostname, kept: &[Place]) {
-        if let Some(old) = self.services.get(key) {
-            for place in old.addresses.iter().filter(|p| !kept.contains(p)) {
-                self.by_vip.release(place, key);
-            }
         }
     }
 
@@ -512,9 +508,10 @@ impl Tables {
             self.unindex(old, None);
         }
         if let Some(key) = service_key(name) {
-            self.unindex_service(&key, &[]);
             self.remove_hostname(&key);
-            if self.services.remove(&key).is_some()
+            let old = self.services.remove(&key);
+            self.vips.replace(old.as_deref(), None);
+            if old.is_some()
                 && let Some(set) = self.endpoints.get_mut(&key)
             {
                 set.rerank(&LoadBalancing::default(), &self.local);

@@ -144,8 +144,10 @@ impl Reference {
             .values()
             .filter(|s| s.addresses.iter().any(|a| a.address == ip))
             .collect();
-        if !services.is_empty() {
-            return services.into_iter().flat_map(|s| self.through(s, to)).collect();
+        let (visible, hidden): (Vec<_>, Vec<_>) =
+            services.into_iter().partition(|s| s.visibility == 0);
+        if !visible.is_empty() {
+            return visible.into_iter().flat_map(|s| self.through(s, to)).collect();
         }
         let holders: Vec<String> = self
             .workloads
@@ -153,13 +155,14 @@ impl Reference {
             .filter(|w| w.network_mode == 0 && w.addresses.contains(&ip))
             .map(|w| format!("{} {to}", w.uid))
             .collect();
-        if holders.is_empty() { vec!["outside".to_owned()] } else { holders }
+        match (holders.is_empty(), hidden.is_empty()) {
+            (false, _) => holders,
+            (true, false) => vec!["not visible".to_owned()],
+            (true, true) => vec!["outside".to_owned()],
+        }
     }
 
     fn through(&self, s: &pb::Service, to: SocketAddr) -> Vec<String> {
-        if s.visibility != 0 {
-            return vec!["not visible".to_owned()];
-        }
         let find = |ports: &[pb::Port]| {
             ports.iter().find(|p| p.service_port == u32::from(to.port())).map(|p| p.target_port)
         };

@@ -265,6 +265,25 @@ fn what_passes_through_stands_before_nobody() {
 }
 
 #[test]
+fn a_private_service_stands_in_nobody_elses_way() {
+    let m = mesh();
+    let private = pb::Service {
+        visibility: pb::Visibility::Namespace as i32,
+        addresses: vec![address("", "10.0.0.1"), address("", "10.96.0.9")],
+        ..service()
+    };
+    m.put(workload("a", "10.0.0.1"));
+    m.put(private.clone());
+    assert_eq!(m.reach("10.0.0.1:80"), ["a 10.0.0.1:80"]);
+    assert_eq!(m.reach("10.96.0.9:80"), ["not visible"]);
+    // Public from now on, and gone again.
+    m.put(pb::Service { visibility: 0, ..private.clone() });
+    assert_eq!(m.reach("10.0.0.1:80"), ["a 10.0.0.1:8080"]);
+    m.put(private);
+    assert_eq!(m.reach("10.0.0.1:80"), ["a 10.0.0.1:80"]);
+}
+
+#[test]
 fn a_private_service_is_for_its_own_namespace() {
     let m = mesh();
     m.put(workload("a", "10.0.0.1"));

@@ -88,8 +88,13 @@ impl View {
         // What passes through goes to whoever has the address.
         let claims = |s: &&Service| s.mode != lb::Mode::Passthrough && s.vips.iter().any(has);
         let services: Vec<&Service> = self.services().filter(claims).collect();
-        if !services.is_empty() {
-            return services.iter().flat_map(|s| self.of_service(s, namespace, to)).collect();
+        let own = |s: &&&Service| s.private && namespace_of(s.name) == namespace;
+        for visible in [&own as &dyn Fn(&&&Service) -> bool, &|s| !s.private] {
+            let answers: Answers =
+                services.iter().filter(visible).flat_map(|s| self.of_service(s, to)).collect();
+            if !answers.is_empty() {
+                return answers;
+            }
         }
         let pods: Answers = self
             .pods()
@@ -99,14 +104,14 @@ impl View {
         if !pods.is_empty() {
             return pods;
         }
+        if !services.is_empty() {
+            return ["not visible".to_owned()].into();
+        }
         let refused = self.refused.values().flatten().any(|ip| *ip == to.ip());
         [if refused { "refused".to_owned() } else { format!("outside at {to}") }].into()
     }
 
-    fn of_service(&self, s: &Service, namespace: &str, to: SocketAddr) -> Answers {
-        if s.private && namespace_of(s.name) != namespace {
-            return ["not visible".to_owned()].into();
-        }
+    fn of_service(&self, s: &Service, to: SocketAddr) -> Answers {
         if !s.ports.contains(&to.port()) {
             return ["no port".to_owned()].into();
         }
