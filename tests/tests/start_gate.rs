@@ -39,9 +39,10 @@ fn after_a_reboot_a_pod_that_starts_first_sends_no_plaintext_byte() {
     let traffic = Traffic::start(&before, &to, token);
     traffic.succeeds(5);
     let link = mesh.agent(1).node.capture_link("link").unwrap();
-    mesh.agent(1).lose_everything();
+    // What ran there is gone before what held it.
     traffic.stop();
     mesh.kill_pod(&before);
+    mesh.agent(1).lose_everything();
 
     // The object is still there, as it was: with an address, and said to be captured.
     let web = mesh.sandbox_again(1, &before);
