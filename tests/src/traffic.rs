@@ -1,7 +1,7 @@
 //! Connections that are made for as long as a test wants, one after the other.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,20 +23,30 @@ pub struct Traffic {
     stop: Arc<AtomicBool>,
     ok: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
+    last_failure: Arc<Mutex<Option<String>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Traffic {
     /// Each connection carries `token` there and back.
     pub fn start(from: &Pod, to: &str, token: Token) -> Self {
-        let mut traffic =
-            Self { stop: Arc::default(), ok: Arc::default(), failed: Arc::default(), thread: None };
+        let mut traffic = Self {
+            stop: Arc::default(),
+            ok: Arc::default(),
+            failed: Arc::default(),
+            last_failure: Arc::default(),
+            thread: None,
+        };
+        let last_failure = traffic.last_failure.clone();
         let (stop, ok, failed) = (traffic.stop.clone(), traffic.ok.clone(), traffic.failed.clone());
         let (from, to) = (from.clone(), to.to_owned());
         traffic.thread = Some(std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 let said = say(&from, &to, &token);
                 let tally = if said.is_ok() { &ok } else { &failed };
+                if let Err(e) = said {
+                    *last_failure.lock().unwrap() = Some(e.to_string());
+                }
                 tally.fetch_add(1, Ordering::Relaxed);
             }
         }));
@@ -45,6 +55,11 @@ impl Traffic {
 
     pub fn tally(&self) -> Tally {
         Tally { ok: self.ok.load(Ordering::Relaxed), failed: self.failed.load(Ordering::Relaxed) }
+    }
+
+    /// Why the last of those that failed did.
+    pub fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().unwrap().clone()
     }
 
     /// Waits until so many more connections have succeeded.
