@@ -25,6 +25,7 @@ struct Summary {
     passed: usize,
     failed: Vec<String>,
     skipped: Vec<String>,
+    unsteady: Vec<String>,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -42,9 +43,31 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     run_tests(&unit, &[], args, &mut summary)?;
     if !args.unit {
         run_tests(&["--package", "testbed"], &[], args, &mut summary)?;
-        run_tests(&["--package", "culvert-tests"], &["--test-threads=2"], args, &mut summary)?;
+        end_to_end(args, &mut summary)?;
     }
     report(&summary, begun)
+}
+
+/// So many end-to-end tests may fail beside others and pass alone; they are named as unsteady.
+const UNSTEADY: usize = 2;
+
+fn end_to_end(args: &Args, summary: &mut Summary) -> anyhow::Result<()> {
+    let what = ["--package", "culvert-tests"];
+    let before = summary.failed.len();
+    run_tests(&what, &["--test-threads=2"], args, summary)?;
+    if summary.failed.len() - before > UNSTEADY {
+        return Ok(());
+    }
+    let everything = Args { filter: None, unit: false };
+    for name in summary.failed.split_off(before) {
+        println!("once more, alone: {name}");
+        let still = summary.failed.len();
+        run_tests(&what, &["--exact", &name], &everything, summary)?;
+        if summary.failed.len() == still {
+            summary.unsteady.push(name);
+        }
+    }
+    Ok(())
 }
 
 fn run_tests(
@@ -109,6 +132,9 @@ fn report(summary: &Summary, begun: Instant) -> anyhow::Result<()> {
                 println!("skipped  {name}: NO REASON in tests/skips.txt");
             }
         }
+    }
+    for name in &summary.unsteady {
+        println!("UNSTEADY {name}: failed, and passed alone; why it failed is above");
     }
     for name in &summary.failed {
         println!("FAILED   {name}");
