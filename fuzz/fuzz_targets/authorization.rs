@@ -38,7 +38,8 @@ fuzz_target!(|data: &[u8]| {
             type_url: AUTHORIZATION_TYPE.to_owned(),
             value: message.body.to_vec(),
         };
-        let rejected = mesh.apply(AUTHORIZATION_TYPE, vec![(name.clone(), any)], Vec::new());
+        let rejected =
+            mesh.apply(AUTHORIZATION_TYPE, vec![(name.as_str().into(), any)], Vec::new());
         if rejected.is_empty() {
             continue;
         }
@@ -66,7 +67,7 @@ fuzz_target!(|data: &[u8]| {
 /// A workload of the policy's namespace that names it, or does not.
 fn workload(policy: &str, names: bool) -> Option<Workload> {
     let (namespace, _) = policy.split_once('/')?;
-    mesh::workload_from_proto(pb::Workload {
+    mesh::workload_from_proto(&pb::Workload {
         uid: "w".into(),
         namespace: namespace.into(),
         authorization_policies: names.then(|| policy.to_owned()).into_iter().collect(),
