@@ -218,6 +218,31 @@ impl<'de> Deserialize<'de> for Span {
 #[serde(transparent)]
 pub struct Base64(pub String);
 
+impl Base64 {
+    /// What it stands for; empty where it is not base64, which parsing has refused.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.0.len() * 3 / 4);
+        let (mut bits, mut held) = (0_u32, 0);
+        for digit in self.0.bytes().filter(|b| *b != b'=') {
+            let value = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'+' | b'-' => 62,
+                b'/' | b'_' => 63,
+                _ => return Vec::new(),
+            };
+            bits = bits << 6 | u32::from(value);
+            held += 6;
+            if held >= 8 {
+                held -= 8;
+                out.push((bits >> held & 0xff) as u8);
+            }
+        }
+        out
+    }
+}
+
 /// A number of 64 bits, which JSON may write as a string.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Number<T>(pub T);
@@ -358,6 +383,14 @@ mod tests {
         assert_eq!(number("\"18446744073709551615\"").unwrap(), u64::MAX);
         assert!(number("\"seven\"").is_err());
         assert!(number("-1").is_err());
+    }
+
+    #[test]
+    fn base64_stands_for_bytes() {
+        let bytes = |s: &str| Base64(s.to_owned()).bytes();
+        assert_eq!(bytes("aGVsbG8="), b"hello");
+        assert_eq!(bytes("_-8="), [0xff, 0xef]);
+        assert_eq!(bytes(""), b"");
     }
 
     #[test]

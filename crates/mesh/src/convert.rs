@@ -319,6 +319,13 @@ pub(crate) fn deny_instead(name: PolicyName, scope: PolicyScope) -> Policy {
     Policy { name, scope, action: Action::Deny, rules: vec![Rule::default()], dry_run: false }
 }
 
+/// `istio.security.Match`, encoded: what one clause asks of a connection.
+pub fn match_from_bytes(bytes: &[u8]) -> Result<Match, Invalid> {
+    let m = security::Match::decode(bytes)
+        .map_err(|e| invalid("connection", format!("cannot be decoded: {e}")))?;
+    match_from_proto(m)
+}
+
 fn match_from_proto(m: security::Match) -> Result<Match, Invalid> {
     if let Some(e) = m.extensions.first() {
         return Err(invalid("extensions", format!("{:?} is not known here", e.name)));

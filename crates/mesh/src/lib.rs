@@ -16,7 +16,7 @@ mod shared;
 mod state;
 mod vips;
 
-pub use convert::{Invalid, policy_from_proto, service_from_proto, workload_from_proto};
+pub use convert::{Invalid, match_from_bytes, policy_from_proto, service_from_proto, workload_from_proto};
 pub use model::{
     Addresses, Dns, HealthPolicy, Kin, Labels, LoadBalancing, Local, Locality, Mode,
     NamespacedHostname, PortMapping, Scope, Service, Services, Site, Workload, incarnation,

@@ -148,6 +148,13 @@ pub(crate) fn match_matches(m: &Match, r: &Request) -> bool {
         && !m.not_destination_ports.contains(&port)
 }
 
+impl Match {
+    /// Whether it holds of a connection; an empty match never does.
+    pub fn holds(&self, request: &Request) -> bool {
+        match_matches(self, request)
+    }
+}
+
 fn is_empty(m: &Match) -> bool {
     *m == Match::default()
 }

@@ -1,0 +1,10 @@
+//! Generates the wire types from `proto/`, without a protoc on the machine.
+
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(["routes.proto"], [Path::new("proto")])?;
+    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+    Ok(())
+}

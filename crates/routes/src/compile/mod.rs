@@ -1,0 +1,397 @@
+//! From objects to resources, incrementally.
+//!
+//! A unit is one host as one proxy serves it. What a unit depends on is found through indexes by
+//! host ([`Rules`]) and through what its compilation asked for by name; a change marks the units that
+//! depend on it, and each marked unit is compiled anew. Compiling a change gives what compiling the
+//! whole would.
+
+mod destination;
+mod http;
+mod policy;
+mod select;
+mod tcp;
+mod view;
+
+pub use select::Rules;
+pub use view::{
+    GATEWAY_NAME, Objects, Serves, ServiceView, View, WAYPOINT_CLASSES, protocol, serves,
+};
+
+use crate::{
+    DESTINATION_TYPE, HOST_TABLE_TYPE,
+    names::{ProxyName, ServiceName},
+    proto,
+};
+use http::Scope;
+use istio_api::{Kind, Object, ObjectKey};
+use prost::Message as _;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// One host at one proxy.
+pub type UnitKey = (ProxyName, ServiceName);
+
+/// A policy as an object says it, in the part that a proxy judges.
+pub type PolicyOf = fn(&Object, &istio_api::MeshConfig) -> Option<proto::HttpPolicy>;
+
+#[derive(Default)]
+pub struct Compiler {
+    rules: Rules,
+    units: BTreeMap<UnitKey, Unit>,
+    /// Units by their hostname.
+    by_hostname: HashMap<String, BTreeSet<UnitKey>>,
+    /// Units that a delegate, present or not, is part of.
+    users: HashMap<ObjectKey, BTreeSet<UnitKey>>,
+    /// Destinations, and how many units name each.
+    destinations: BTreeMap<UnitKey, BTreeSet<UnitKey>>,
+    /// The same by their hostname.
+    destinations_by_hostname: HashMap<String, BTreeSet<UnitKey>>,
+}
+
+#[derive(Default)]
+struct Unit {
+    used: BTreeSet<ObjectKey>,
+    destinations: BTreeSet<UnitKey>,
+}
+
+/// A change of an object: its key, and what it was.
+pub struct Changed<'a> {
+    pub key: &'a ObjectKey,
+    pub old: Option<&'a Object>,
+    pub new: Option<&'a Object>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub struct Output {
+    /// Type, name and encoded resource.
+    pub updated: Vec<(&'static str, String, Vec<u8>)>,
+    pub removed: Vec<(&'static str, String)>,
+}
+
+/// `<proxy>/<namespace>/<hostname>`
+pub fn resource_name((proxy, service): &UnitKey) -> String {
+    format!("{proxy}/{service}")
+}
+
+impl Compiler {
+    /// Applies changes; `view` already has them.
+    pub fn apply(
+        &mut self,
+        view: View<'_>,
+        changes: &[Changed<'_>],
+        policy_of: PolicyOf,
+    ) -> Output {
+        let changes: Vec<_> = changes.iter().filter(|c| select::is_routing(c.key.kind)).collect();
+        let mut dirty = BTreeSet::new();
+        let mut moved = BTreeSet::new();
+        let mut destinations = BTreeSet::new();
+        for change in &changes {
+            self.rules.follow(view, change.key, change.old, change.new);
+        }
+        for change in &changes {
+            self.mark(view, change, &mut dirty, &mut moved);
+            match change.key.kind {
+                Kind::DestinationRule | Kind::Service | Kind::ServiceEntry => {
+                    for host in self.hosts(view, change) {
+                        destinations.extend(self.destinations_matching(&host));
+                    }
+                }
+                Kind::MeshConfig => destinations.extend(self.destinations.keys().cloned()),
+                _ => {}
+            }
+        }
+        for service in moved {
+            self.bind(view, &service, &mut dirty);
+        }
+        let mut out = Output::default();
+        for unit in dirty {
+            self.compile(view, &unit, policy_of, &mut destinations, &mut out);
+        }
+        for key in destinations {
+            let name = resource_name(&key);
+            let service = self.rules.service(&key.1).map(|(_, s)| s);
+            match service.filter(|_| self.destinations.contains_key(&key)) {
+                Some(s) => {
+                    let d = destination::destination(view, &self.rules, &key.0, s);
+                    out.updated.push((DESTINATION_TYPE, name, d.encode_to_vec()));
+                }
+                None => out.removed.push((DESTINATION_TYPE, name)),
+            }
+        }
+        out
+    }
+
+    /// Hosts that the object names, or named.
+    fn hosts(&self, view: View<'_>, change: &Changed<'_>) -> BTreeSet<String> {
+        let both = change.old.into_iter().chain(change.new);
+        both.flat_map(|o| Rules::hosts_of(view, o)).collect()
+    }
+
+    fn units_matching(&self, host: &str) -> Vec<UnitKey> {
+        if host.contains('*') {
+            let all = self.units.keys();
+            return all
+                .filter(|(_, s)| crate::names::matches(host, &s.hostname))
+                .cloned()
+                .collect();
+        }
+        self.by_hostname.get(host).into_iter().flatten().cloned().collect()
+    }
+
+    fn destinations_matching(&self, host: &str) -> Vec<UnitKey> {
+        if host.contains('*') {
+            let matching = |(_, s): &&UnitKey| crate::names::matches(host, &s.hostname);
+            return self.destinations.keys().filter(matching).cloned().collect();
+        }
+        self.destinations_by_hostname.get(host).into_iter().flatten().cloned().collect()
+    }
+
+    /// Units to compile anew, and services whose proxy may be another now.
+    fn mark(
+        &self,
+        view: View<'_>,
+        change: &Changed<'_>,
+        dirty: &mut BTreeSet<UnitKey>,
+        moved: &mut BTreeSet<ServiceName>,
+    ) {
+        let key = change.key;
+        match key.kind {
+            Kind::VirtualService => {
+                for host in self.hosts(view, change) {
+                    dirty.extend(self.units_matching(&host));
+                }
+                dirty.extend(self.users.get(key).into_iter().flatten().cloned());
+            }
+            Kind::DestinationRule => {
+                // Whether a route's subset exists is part of the route.
+                for host in self.hosts(view, change) {
+                    dirty.extend(self.units_naming(&host));
+                }
+            }
+            Kind::Service | Kind::ServiceEntry => {
+                for o in change.old.into_iter().chain(change.new) {
+                    moved.extend(view.services_of(o).into_iter().map(|s| s.name));
+                }
+                for host in self.hosts(view, change) {
+                    dirty.extend(self.units_matching(&host));
+                    dirty.extend(self.units_naming(&host));
+                }
+            }
+            Kind::Namespace => {
+                let of = self.rules.services().filter(|s| s.name.namespace == key.name);
+                moved.extend(of.map(|s| s.name.clone()));
+            }
+            Kind::KubernetesGateway => {
+                let serves = |o: Option<&Object>| o.and_then(serves);
+                if serves(change.old) != serves(change.new) {
+                    moved.extend(self.rules.services().map(|s| s.name.clone()));
+                }
+                // Its class may be a policy's target.
+                let own = self
+                    .units
+                    .keys()
+                    .filter(|(p, _)| p.namespace == key.namespace && p.name == key.name);
+                dirty.extend(own.cloned());
+            }
+            Kind::AuthorizationPolicy => {
+                let both: Vec<&Object> = change.old.into_iter().chain(change.new).collect();
+                let bound = |unit: &&UnitKey| {
+                    both.iter().any(|o| policy::binds(view, &self.rules, o, unit))
+                };
+                dirty.extend(self.units.keys().filter(bound).cloned());
+            }
+            Kind::MeshConfig => dirty.extend(self.units.keys().cloned()),
+            _ => {}
+        }
+    }
+
+    /// Units that send to a host, or would if it were there.
+    fn units_naming(&self, host: &str) -> BTreeSet<UnitKey> {
+        let named = self.destinations_matching(host);
+        named.iter().filter_map(|d| self.destinations.get(d)).flatten().cloned().collect()
+    }
+
+    /// Finds the proxy that serves a service now.
+    fn bind(&mut self, view: View<'_>, name: &ServiceName, dirty: &mut BTreeSet<UnitKey>) {
+        let now = self
+            .rules
+            .service(name)
+            .and_then(|(key, _)| view.objects.get(key))
+            .and_then(|o| view.waypoint_of_service(o))
+            .map(|proxy| (proxy, name.clone()));
+        let before: Vec<UnitKey> = self
+            .by_hostname
+            .get(&name.hostname)
+            .into_iter()
+            .flatten()
+            .filter(|(_, s)| s == name)
+            .cloned()
+            .collect();
+        if let Some(unit) = &now
+            && !before.contains(unit)
+        {
+            self.units.insert(unit.clone(), Unit::default());
+            self.by_hostname.entry(name.hostname.clone()).or_default().insert(unit.clone());
+        }
+        // What is no longer bound is compiled to nothing.
+        dirty.extend(before.into_iter().chain(now));
+    }
+
+    fn compile(
+        &mut self,
+        view: View<'_>,
+        unit: &UnitKey,
+        policy_of: PolicyOf,
+        destinations: &mut BTreeSet<UnitKey>,
+        out: &mut Output,
+    ) {
+        let (proxy, name) = unit;
+        let service = self.rules.service(name);
+        let bound = service
+            .filter(|(key, _)| {
+                let proxy_now = view.objects.get(*key).and_then(|o| view.waypoint_of_service(o));
+                proxy_now.as_ref() == Some(proxy)
+            })
+            .map(|(_, s)| s.clone());
+        let Some(service) = bound else {
+            self.forget(unit, destinations);
+            out.removed.push((HOST_TABLE_TYPE, resource_name(unit)));
+            return;
+        };
+        let mut used = BTreeSet::new();
+        let table = self.table(view, proxy, &service, policy_of, &mut used);
+        let named: BTreeSet<UnitKey> = refs(&table).map(|name| (proxy.clone(), name)).collect();
+        self.relink(unit, Unit { used, destinations: named }, destinations);
+        out.updated.push((HOST_TABLE_TYPE, resource_name(unit), table.encode_to_vec()));
+    }
+
+    fn table(
+        &self,
+        view: View<'_>,
+        proxy: &ProxyName,
+        service: &ServiceView,
+        policy_of: PolicyOf,
+        used: &mut BTreeSet<ObjectKey>,
+    ) -> proto::HostTable {
+        let name = &service.name;
+        // Whoever owns the host, and whoever serves it, may route it; nobody else.
+        let allowed = [name.namespace.as_str(), proxy.namespace.as_str()];
+        let mut all = self
+            .rules
+            .virtual_services(view, &name.hostname, &allowed, &proxy.namespace)
+            .filter(|(_, v)| select::of_mesh(v));
+        let chosen = all.next();
+        let ports = service
+            .ports
+            .iter()
+            .map(|(port, protocol)| {
+                let mut scope = Scope {
+                    view,
+                    rules: &self.rules,
+                    proxy,
+                    gateway: select::MESH,
+                    port: *port,
+                    used: &mut *used,
+                };
+                let mut http = Vec::new();
+                let mut tcp = Vec::new();
+                if let Some((o, v)) = &chosen {
+                    http = scope.http_routes(o, v);
+                    tcp = tcp::routes(&scope, o, v);
+                }
+                if http.is_empty() {
+                    http.push(http::default_route(name, *port));
+                }
+                if tcp.is_empty() {
+                    tcp.push(tcp::default_route(name, *port));
+                }
+                proto::PortTable { port: u32::from(*port), protocol: *protocol as i32, http, tcp }
+            })
+            .collect();
+        let unit = (proxy.clone(), name.clone());
+        let policies = view
+            .of_kind(Kind::AuthorizationPolicy)
+            .filter(|o| policy::binds(view, &self.rules, o, &unit))
+            .filter_map(|o| policy_of(o, view.mesh))
+            .collect();
+        proto::HostTable {
+            namespace: name.namespace.clone(),
+            hostname: name.hostname.clone(),
+            service_name: service.short.clone(),
+            ports,
+            policies,
+        }
+    }
+
+    fn forget(&mut self, unit: &UnitKey, destinations: &mut BTreeSet<UnitKey>) {
+        self.relink(unit, Unit::default(), destinations);
+        self.units.remove(unit);
+        drop_from(&mut self.by_hostname, unit);
+    }
+
+    /// Notes what a unit uses now. `changed` has what is no longer, or newly, named by anyone.
+    fn relink(&mut self, unit: &UnitKey, now: Unit, changed: &mut BTreeSet<UnitKey>) {
+        let before = self.units.insert(unit.clone(), now).unwrap_or_default();
+        for key in before.used {
+            if let Some(users) = self.users.get_mut(&key) {
+                users.remove(unit);
+                if users.is_empty() {
+                    self.users.remove(&key);
+                }
+            }
+        }
+        let Some(now) = self.units.get(unit) else { return };
+        for key in &now.used {
+            self.users.entry(key.clone()).or_default().insert(unit.clone());
+        }
+        for gone in before.destinations.difference(&now.destinations) {
+            if let Some(by) = self.destinations.get_mut(gone) {
+                by.remove(unit);
+                if by.is_empty() {
+                    self.destinations.remove(gone);
+                    drop_from(&mut self.destinations_by_hostname, gone);
+                    changed.insert(gone.clone());
+                }
+            }
+        }
+        for named in &now.destinations {
+            let by = self.destinations.entry(named.clone()).or_default();
+            if by.is_empty() {
+                changed.insert(named.clone());
+                let same = self.destinations_by_hostname.entry(named.1.hostname.clone());
+                same.or_default().insert(named.clone());
+            }
+            by.insert(unit.clone());
+        }
+    }
+}
+
+fn drop_from(index: &mut HashMap<String, BTreeSet<UnitKey>>, key: &UnitKey) {
+    if let Some(same) = index.get_mut(&key.1.hostname) {
+        same.remove(key);
+        if same.is_empty() {
+            index.remove(&key.1.hostname);
+        }
+    }
+}
+
+/// The services that a table names, broken ones too: they may come to be.
+fn refs(table: &proto::HostTable) -> impl Iterator<Item = ServiceName> {
+    let of_http = table.ports.iter().flat_map(|p| &p.http).flat_map(|r| {
+        let forward = match &r.action {
+            Some(proto::http_route::Action::Forward(f)) => Some(f),
+            _ => None,
+        };
+        forward
+            .into_iter()
+            .flat_map(|f| f.destinations.iter().filter_map(|d| d.to.as_ref()))
+            .chain(r.mirrors.iter().filter_map(|m| m.to.as_ref()))
+    });
+    let of_tcp = table
+        .ports
+        .iter()
+        .flat_map(|p| &p.tcp)
+        .flat_map(|r| r.destinations.iter().filter_map(|d| d.to.as_ref()));
+    of_http
+        .chain(of_tcp)
+        .map(|d| ServiceName { namespace: d.namespace.clone(), hostname: d.hostname.clone() })
+}

@@ -1,0 +1,331 @@
+//! A host's routes, ready to be asked.
+
+use super::{
+    change::{HeaderChange, Redirect, Rewrite},
+    cors::Cors,
+    find::Finder,
+    policy::{HttpPolicies, LoadMatch},
+    request::RequestView,
+    split::Split,
+    tcp::TcpRoute,
+};
+use crate::{
+    names::ServiceName,
+    proto::{self, Protocol},
+};
+use http::StatusCode;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+/// A resource that cannot be executed, and where.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{at}: {why}")]
+pub struct Bad {
+    pub at: String,
+    pub why: String,
+}
+
+#[derive(Debug)]
+pub struct HostTable {
+    pub name: ServiceName,
+    pub service_name: Arc<str>,
+    ports: Vec<PortTable>,
+    pub policies: HttpPolicies,
+    /// Everything that must be known before the table can be used.
+    pub destinations: BTreeSet<ServiceName>,
+}
+
+#[derive(Debug)]
+pub struct PortTable {
+    pub port: u16,
+    pub protocol: Protocol,
+    finder: Finder,
+    routes: Vec<Arc<Route>>,
+    pub tcp: Vec<TcpRoute>,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    /// The object that it comes from.
+    pub origin: String,
+    pub name: String,
+    pub action: Action,
+    pub timeout: Option<Duration>,
+    pub retry: Option<Retry>,
+    pub fault: Option<Fault>,
+    pub mirrors: Vec<Mirror>,
+    pub cors: Option<Cors>,
+    pub request_headers: HeaderChange,
+    pub response_headers: HeaderChange,
+    pub rewrite: Option<Rewrite>,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Forward(Forward),
+    Redirect(Redirect),
+    Direct(DirectResponse),
+}
+
+#[derive(Debug)]
+pub struct DirectResponse {
+    pub status: StatusCode,
+    pub body: bytes::Bytes,
+}
+
+#[derive(Debug)]
+pub struct Forward {
+    split: Split,
+    to: Vec<Weighted>,
+}
+
+#[derive(Debug)]
+pub struct Weighted {
+    pub target: Target,
+    pub request_headers: HeaderChange,
+    pub response_headers: HeaderChange,
+}
+
+/// Where requests go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    pub service: ServiceName,
+    pub port: u16,
+    /// Empty: all endpoints.
+    pub subset: String,
+    /// Why nothing can go there.
+    pub broken: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Retry {
+    /// Beyond the first.
+    pub attempts: u32,
+    pub per_try_timeout: Option<Duration>,
+    pub on: Vec<String>,
+    pub statuses: Vec<u16>,
+    pub backoff: Duration,
+    pub same_host_again: bool,
+    pub remote_localities: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub delay: Option<(Duration, Share)>,
+    pub abort: Option<(Abort, Share)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Abort {
+    Http(StatusCode),
+    Grpc(u32),
+}
+
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    pub target: Target,
+    pub share: Share,
+}
+
+/// A part of all requests, in millionths.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Share(u32);
+
+impl Share {
+    /// Whether a draw from 0 to 999,999 falls within it.
+    pub fn includes(self, draw: u32) -> bool {
+        draw < self.0
+    }
+}
+
+impl HostTable {
+    /// `seed`: where weighted rounds begin.
+    pub fn load(t: &proto::HostTable, load: LoadMatch<'_>, seed: usize) -> Result<Self, Bad> {
+        let bad = |at: &str, why: String| Bad { at: at.to_owned(), why };
+        let mut destinations = BTreeSet::new();
+        let policies = HttpPolicies::load(&t.policies, load).map_err(|e| bad("policies", e))?;
+        let mut ports = Vec::with_capacity(t.ports.len());
+        for p in &t.ports {
+            let port = u16::try_from(p.port)
+                .map_err(|_| bad("ports", format!("{} is no port", p.port)))?;
+            let finder = Finder::load(&p.http).map_err(|e| bad("matches", e.to_string()))?;
+            let mut routes = Vec::with_capacity(p.http.len());
+            for r in &p.http {
+                let at = if r.name.is_empty() { &r.origin } else { &r.name };
+                let route = Route::load(r, seed).map_err(|e| bad(at, e))?;
+                route.targets().for_each(|t| {
+                    destinations.insert(t.service.clone());
+                });
+                routes.push(Arc::new(route));
+            }
+            let mut tcp = Vec::with_capacity(p.tcp.len());
+            for r in &p.tcp {
+                let route = TcpRoute::load(r, seed).map_err(|e| bad(&r.origin, e))?;
+                route.targets().for_each(|t| {
+                    destinations.insert(t.service.clone());
+                });
+                tcp.push(route);
+            }
+            ports.push(PortTable {
+                port,
+                // A protocol of a later version is looked for in the bytes.
+                protocol: Protocol::try_from(p.protocol).unwrap_or(Protocol::Detect),
+                finder,
+                routes,
+                tcp,
+            });
+        }
+        Ok(Self {
+            name: ServiceName { namespace: t.namespace.clone(), hostname: t.hostname.clone() },
+            service_name: t.service_name.as_str().into(),
+            ports,
+            policies,
+            destinations,
+        })
+    }
+
+    pub fn port(&self, port: u16) -> Option<&PortTable> {
+        self.ports.iter().find(|p| p.port == port)
+    }
+}
+
+impl PortTable {
+    /// The route of a request, and how much of its path the route asked for.
+    pub fn route(&self, request: &RequestView<'_>) -> Option<(&Arc<Route>, usize)> {
+        let found = self.finder.find(request)?;
+        Some((self.routes.get(found.route)?, found.matched))
+    }
+}
+
+impl Target {
+    pub fn load(d: Option<&proto::DestinationRef>) -> Result<Self, String> {
+        let d = d.ok_or("a destination that names nothing")?;
+        Ok(Self {
+            service: ServiceName { namespace: d.namespace.clone(), hostname: d.hostname.clone() },
+            port: u16::try_from(d.port).map_err(|_| format!("{} is no port", d.port))?,
+            subset: d.subset.clone(),
+            broken: (!d.broken.is_empty()).then(|| d.broken.clone()),
+        })
+    }
+}
+
+impl Forward {
+    pub fn load(all: &[proto::WeightedDestination], seed: usize) -> Result<Self, String> {
+        let weights: Vec<u32> = all.iter().map(|d| d.weight).collect();
+        let to = all
+            .iter()
+            .map(|d| {
+                Ok(Weighted {
+                    target: Target::load(d.to.as_ref())?,
+                    request_headers: HeaderChange::load(d.request_headers.as_ref())?,
+                    response_headers: HeaderChange::load(d.response_headers.as_ref())?,
+                })
+            })
+            .collect::<Result<_, String>>()?;
+        Ok(Self { split: Split::new(&weights, seed), to })
+    }
+
+    pub fn pick(&self) -> Option<&Weighted> {
+        self.to.get(self.split.pick()?)
+    }
+
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.to.iter().map(|w| &w.target)
+    }
+}
+
+impl Route {
+    fn load(r: &proto::HttpRoute, seed: usize) -> Result<Self, String> {
+        let text = |e: super::text::BadText| e.to_string();
+        let action = match r.action.as_ref().ok_or("a route without an action")? {
+            proto::http_route::Action::Forward(f) => {
+                Action::Forward(Forward::load(&f.destinations, seed)?)
+            }
+            proto::http_route::Action::Redirect(x) => Action::Redirect(Redirect::load(x)?),
+            proto::http_route::Action::Direct(d) => Action::Direct(DirectResponse {
+                status: status(d.status)?,
+                body: d.body.clone().into(),
+            }),
+        };
+        Ok(Self {
+            origin: r.origin.clone(),
+            name: r.name.clone(),
+            action,
+            timeout: duration(r.timeout_ms),
+            retry: r.retry.as_ref().map(Retry::load),
+            fault: r.fault.as_ref().map(Fault::load).transpose()?,
+            mirrors: r
+                .mirrors
+                .iter()
+                .map(|m| Ok(Mirror { target: Target::load(m.to.as_ref())?, share: share(m.share) }))
+                .collect::<Result<_, String>>()?,
+            cors: r.cors.as_ref().map(Cors::load).transpose().map_err(text)?,
+            request_headers: HeaderChange::load(r.request_headers.as_ref())?,
+            response_headers: HeaderChange::load(r.response_headers.as_ref())?,
+            rewrite: r.rewrite.as_ref().map(Rewrite::load).transpose().map_err(text)?,
+        })
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        let forward = match &self.action {
+            Action::Forward(f) => Some(f),
+            _ => None,
+        };
+        let sound = |t: &&Target| t.broken.is_none();
+        forward
+            .into_iter()
+            .flat_map(Forward::targets)
+            .chain(self.mirrors.iter().map(|m| &m.target))
+            .filter(sound)
+    }
+}
+
+impl Retry {
+    fn load(r: &proto::Retry) -> Self {
+        Self {
+            attempts: r.attempts,
+            per_try_timeout: duration(r.per_try_timeout_ms),
+            on: r.on.clone(),
+            statuses: r.statuses.iter().filter_map(|s| u16::try_from(*s).ok()).collect(),
+            backoff: Duration::from_millis(r.backoff_ms),
+            same_host_again: r.same_host_again,
+            remote_localities: r.remote_localities,
+        }
+    }
+
+    pub fn is_on(&self, condition: &str) -> bool {
+        self.on.iter().any(|c| c == condition)
+    }
+}
+
+impl Fault {
+    fn load(f: &proto::Fault) -> Result<Self, String> {
+        let abort = if f.abort_grpc {
+            Some(Abort::Grpc(f.grpc_status))
+        } else if f.abort_status > 0 {
+            Some(Abort::Http(status(f.abort_status)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            delay: duration(f.delay_ms).map(|d| (d, share(f.delayed))),
+            abort: abort.map(|a| (a, share(f.aborted))),
+        })
+    }
+}
+
+fn share(p: Option<proto::Percent>) -> Share {
+    Share(p.map_or(0, |p| p.ppm))
+}
+
+pub(super) fn duration(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+fn status(code: u32) -> Result<StatusCode, String> {
+    u16::try_from(code)
+        .ok()
+        .and_then(|c| StatusCode::from_u16(c).ok())
+        // What is before 200 is no answer.
+        .filter(|s| s.as_u16() >= 200)
+        .ok_or_else(|| format!("{code} is no status of an answer"))
+}
