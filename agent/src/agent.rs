@@ -7,11 +7,12 @@ use crate::{
     dns::Counters,
     fault,
     pods::Pods,
+    sockets,
 };
 use hbone::Pool;
 use identity::CertStore;
 use mesh::{Mesh, Workload};
-use policy::{Request, Verdict};
+use policy::{Decision, Request, Verdict};
 use std::{sync::Arc, time::Duration};
 use telemetry::Metrics;
 use tokio::sync::watch;
@@ -48,12 +49,34 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 impl Agent {
     /// What policy says of a connection to `destination`, whose record is this workload.
     pub fn judge(&self, destination: &Workload, request: &Request) -> Verdict {
+        if let Some(decision) = self.around_waypoint(destination, request) {
+            let allowed = decision == Decision::ThroughWaypoint;
+            return Verdict { allowed, decision, dry_run: Vec::new() };
+        }
         let verdict = self.mesh.policies_for(destination).evaluate(request);
         for name in &verdict.dry_run {
             tracing::info!(policy = %name, source = %request.source, destination = %request.destination,
                 "a dry-run policy matches");
         }
         verdict
+    }
+
+    /// What a waypoint before the destination makes of a connection: one from it has been judged
+    /// there, and any other goes around it. None where policies decide.
+    pub fn around_waypoint(&self, destination: &Workload, request: &Request) -> Option<Decision> {
+        let guard = self.mesh.guard(destination, request.destination.port())?;
+        let source = request.source.ip().to_canonical();
+        let own = destination.addresses.contains(&source);
+        // The kubelet's probes come from the node itself, in plaintext.
+        let node = || request.peer.is_none() && sockets::is_of_this_host(source);
+        if own || node() {
+            return None;
+        }
+        let through = request.peer.as_ref().is_some_and(|peer| guard.identities.contains(peer));
+        Some(match through {
+            true => Decision::ThroughWaypoint,
+            false => Decision::AroundWaypoint(guard.waypoints),
+        })
     }
 
     /// A verdict for the log: what met it, or what came nearest to allowing it.

@@ -119,12 +119,16 @@ async fn carry(
         Resolved::Unreachable(why) => {
             begun.failed(None, ResponseFlags::Connect, &why.to_string());
         }
+        Resolved::Waypoint { proxy, address, asked, service } => {
+            over_hbone(&begun, &own, downstream, proxy, address, asked, service).await;
+        }
         Resolved::Outside(to) => passthrough(&begun, &own, downstream, to, None, None).await,
         Resolved::Workload { workload, address, service } if workload.uid == own.uid => {
             to_itself(&begun, &workload, downstream, address, service).await;
         }
         Resolved::Workload { workload, address, service } if workload.hbone => {
-            over_hbone(&begun, &own, downstream, workload, address, service).await;
+            let hbone = SocketAddr::new(address.ip(), capture_abi::HBONE_PORT);
+            over_hbone(&begun, &own, downstream, workload, hbone, address, service).await;
         }
         Resolved::Workload { workload, address, service } => {
             passthrough(&begun, &own, downstream, address, Some(workload), service).await;
@@ -270,15 +274,17 @@ async fn to_itself(
     }
 }
 
+/// To `address`, by way of `workload`: its own, or the one that a waypoint is asked for.
+#[allow(clippy::too_many_arguments)]
 async fn over_hbone(
     begun: &Begun<'_>,
     own: &Workload,
     downstream: TcpStream,
     workload: Arc<Workload>,
+    hbone_address: SocketAddr,
     address: SocketAddr,
     service: Option<Arc<Service>>,
 ) {
-    let hbone_address = SocketAddr::new(address.ip(), capture_abi::HBONE_PORT);
     let mut route = Route {
         own: Some(own),
         workload: Some(&workload),
@@ -296,10 +302,10 @@ async fn over_hbone(
         }
     };
     route.peer = Some(destination.to_string());
-    let Some(source_address) = same_family(begun.source.ip(), address.ip())
-        .or_else(|| begun.pod.address_like(address.ip()))
+    let Some(source_address) = same_family(begun.source.ip(), hbone_address.ip())
+        .or_else(|| begun.pod.address_like(hbone_address.ip()))
     else {
-        let why = format!("this pod has no address of the family of {address}");
+        let why = format!("this pod has no address of the family of {hbone_address}");
         begun.failed(Some(&route), ResponseFlags::Connect, &why);
         return;
     };

@@ -44,7 +44,7 @@ fn explain(agent: &Agent, source: &str, destination: &str) -> Result<Value, Stri
         }
         Destination::Workload(w) => {
             let port = port.ok_or("which port? say NAMESPACE/NAME:PORT or ADDRESS:PORT")?;
-            (workload(w), vec![told.reach_workload(w, port)])
+            (workload(w), vec![told.reach_workload(w, port, false)])
         }
         Destination::Service(s) => {
             let port = match (port, &s.ports[..]) {
@@ -155,10 +155,16 @@ impl Told<'_> {
         if !endpoints.iter().any(|(w, _)| w.healthy) {
             self.notes.push(format!("none of the endpoints of {} is ready", s.key));
         }
+        if let Some(waypoint) = &s.waypoint {
+            self.notes.push(format!(
+                "connections to {} go through its waypoint {waypoint}, which judges each request as well",
+                s.key
+            ));
+        }
         // Endpoints with the same answer are told together.
         let mut answers: BTreeMap<String, Value> = BTreeMap::new();
         for (w, target) in endpoints {
-            let mut answer = self.reach_workload(w, target);
+            let mut answer = self.reach_workload(w, target, s.waypoint.is_some());
             let names = answer.as_object_mut().and_then(|a| a.remove("endpoints"));
             let there = answers.entry(answer.to_string()).or_insert_with(|| {
                 answer.as_object_mut().map(|a| a.insert("endpoints".to_owned(), json!([])));
@@ -173,7 +179,8 @@ impl Told<'_> {
         answers.into_values().collect()
     }
 
-    fn reach_workload(&mut self, w: &Arc<Workload>, port: u16) -> Value {
+    /// `through`: by way of its service's waypoint, if that has one.
+    fn reach_workload(&mut self, w: &Arc<Workload>, port: u16, through: bool) -> Value {
         self.about_workload(w, "the destination");
         if !w.hbone {
             let mut answer = self.passthrough("not enrolled");
@@ -198,8 +205,17 @@ impl Told<'_> {
             destination: SocketAddr::new(ip, port),
             trust_domains: self.agent.trust_domains(w),
         };
-        let set = self.agent.mesh.policies_for(w);
-        let mut answer = explanation(&policy::explain(&set, &request));
+        let around = if through { None } else { self.agent.around_waypoint(w, &request) };
+        let mut answer = match around {
+            Some(decision) => json!({
+                "allowed": decision == policy::Decision::ThroughWaypoint,
+                "decided_by": decision.to_string(),
+            }),
+            None => {
+                let set = self.agent.mesh.policies_for(w);
+                explanation(&policy::explain(&set, &request))
+            }
+        };
         if let Some(a) = answer.as_object_mut() {
             a.insert("endpoints".to_owned(), json!([name(w)]));
             a.insert("transport".to_owned(), json!(transport));

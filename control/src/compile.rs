@@ -9,6 +9,10 @@ use crate::{
     workloads::{self, Cluster, selects},
 };
 use istio_api::{Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
+use routes::{
+    DESTINATION_TYPE, HOST_TABLE_TYPE,
+    compile::{Changed, Compiler as RouteCompiler, serves},
+};
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,6 +29,8 @@ use xds::{
 pub struct Output {
     pub addresses: Delta,
     pub authorizations: Delta,
+    pub host_tables: Delta,
+    pub destinations: Delta,
     /// Objects that were compiled.
     pub compiled: usize,
 }
@@ -39,6 +45,7 @@ pub struct Compiler {
     cluster: Cluster,
     snapshot: Snapshot,
     vips: Vips,
+    routes: RouteCompiler,
     /// What each object has become, by name, so that what it no longer becomes can be removed.
     made: HashMap<ObjectKey, BTreeSet<Made>>,
     makers: HashMap<Made, BTreeSet<ObjectKey>>,
@@ -53,6 +60,7 @@ impl Compiler {
             cluster,
             snapshot: Snapshot::default(),
             vips,
+            routes: RouteCompiler::default(),
             made: HashMap::new(),
             makers: HashMap::new(),
         }
@@ -68,6 +76,7 @@ impl Compiler {
 
     pub fn apply(&mut self, changes: Vec<Change>) -> Output {
         let mut dirty = BTreeSet::new();
+        let mut done = Vec::with_capacity(changes.len());
         for change in changes {
             let new = change.object.clone();
             let before = self.static_strict_name();
@@ -76,13 +85,31 @@ impl Compiler {
             if before != self.static_strict_name() {
                 self.mark_all(&mut dirty);
             }
+            done.push((change.key, old, new));
         }
         let mut out = Output::default();
+        self.compile_routes(&done, &mut out);
         while let Some(key) = dirty.pop_first() {
             dirty.extend(self.compile(&key, &mut out));
         }
         out.settle();
         out
+    }
+
+    fn compile_routes(&mut self, done: &[Done], out: &mut Output) {
+        let changed: Vec<Changed<'_>> = done
+            .iter()
+            .map(|(key, old, new)| Changed { key, old: old.as_deref(), new: new.as_deref() })
+            .collect();
+        let view = self.snapshot.view(&self.cluster.domain);
+        let made = self.routes.apply(view, &changed, policies::of_requests);
+        for (type_url, name, body) in made.updated {
+            let encoded = Encoded { version: version(&body), body, aliases: Vec::new() };
+            out.of_routes(type_url).updated.push((name, encoded));
+        }
+        for (type_url, name) in made.removed {
+            out.of_routes(type_url).removed.push(name);
+        }
     }
 
     fn static_strict_name(&self) -> String {
@@ -100,20 +127,29 @@ impl Compiler {
         dirty.insert(key.clone());
         let both = || old.into_iter().chain(new);
         match key.kind {
+            Kind::KubernetesGateway => {
+                let serves = |o: Option<&Object>| o.and_then(serves);
+                if serves(old) != serves(new) {
+                    for kind in [Kind::Pod, Kind::Service, Kind::ServiceEntry] {
+                        self.mark_kind(kind, None, dirty, |_| true);
+                    }
+                }
+            }
             Kind::Pod
             | Kind::WorkloadEntry
             | Kind::ServiceAccount
             | Kind::VirtualService
             | Kind::DestinationRule
             | Kind::Gateway
-            | Kind::KubernetesGateway
             | Kind::HttpRoute
             | Kind::GrpcRoute
             | Kind::Telemetry => {}
             Kind::Namespace => {
                 let labels = |o: Option<&Object>| o.map(|o| o.meta.labels.clone());
                 if labels(old) != labels(new) {
-                    self.mark_kind(Kind::Pod, Some(&key.name), dirty, |_| true);
+                    for kind in [Kind::Pod, Kind::Service, Kind::ServiceEntry] {
+                        self.mark_kind(kind, Some(&key.name), dirty, |_| true);
+                    }
                 }
             }
             Kind::Node => {
@@ -344,14 +380,13 @@ impl Compiler {
                 }
             }
             Spec::Service(s) => {
-                if let Some(s) = workloads::service(o, s, cluster) {
+                if let Some(s) = workloads::service(o, s, snapshot, cluster) {
                     insert_service(s, addresses);
                 }
             }
             Spec::AuthorizationPolicy(p) => {
-                let dry_run =
-                    o.meta.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true");
-                let a = policies::authorization(&o.key, p, dry_run, snapshot.mesh());
+                let a =
+                    policies::authorization(&o.key, p, policies::is_dry_run(o), snapshot.mesh());
                 a.into_iter().for_each(|a| insert_authorization(a, authorizations));
             }
             Spec::PeerAuthentication(p) => {
@@ -406,19 +441,37 @@ fn alias(network: &str, address: &[u8]) -> Option<String> {
 
 fn encoded(message: &impl prost::Message, aliases: Vec<String>) -> Encoded {
     let body = message.encode_to_vec();
-    let hash = Sha256::digest(&body);
-    let version = hash.iter().take(8).map(|b| format!("{b:02x}")).collect();
-    Encoded { version, body, aliases }
+    Encoded { version: version(&body), body, aliases }
 }
+
+fn version(body: &[u8]) -> String {
+    Sha256::digest(body).iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+/// A change that has been made: the object's key, what it was and what it is.
+type Done = (ObjectKey, Option<Arc<Object>>, Option<Arc<Object>>);
 
 impl Output {
     fn delta(&mut self, is_policy: bool) -> &mut Delta {
         if is_policy { &mut self.authorizations } else { &mut self.addresses }
     }
 
+    fn of_routes(&mut self, type_url: &str) -> &mut Delta {
+        match type_url {
+            HOST_TABLE_TYPE => &mut self.host_tables,
+            _ => &mut self.destinations,
+        }
+    }
+
     /// What was removed and made again, by another object, is an update.
     fn settle(&mut self) {
-        for delta in [&mut self.addresses, &mut self.authorizations] {
+        let all = [
+            &mut self.addresses,
+            &mut self.authorizations,
+            &mut self.host_tables,
+            &mut self.destinations,
+        ];
+        for delta in all {
             let made: BTreeSet<&String> = delta.updated.iter().map(|(n, _)| n).collect();
             delta.removed.retain(|n| !made.contains(n));
         }
@@ -426,12 +479,22 @@ impl Output {
 
     /// The deltas with their types, in the order in which they are served: policies come before
     /// the workloads that name them, and go after nobody does. A policy that is named and not
-    /// known denies, and ends live connections.
-    pub fn into_deltas(self) -> [(&'static str, Delta); 3] {
-        let Delta { updated, removed } = self.authorizations;
-        let come = Delta { updated, ..Delta::default() };
-        let go = Delta { removed, ..Delta::default() };
-        [(AUTHORIZATION_TYPE, come), (ADDRESS_TYPE, self.addresses), (AUTHORIZATION_TYPE, go)]
+    /// known denies, and ends live connections. In the same way host tables name destinations; and
+    /// agents send to a waypoint once it has had its table.
+    pub fn into_deltas(self) -> [(&'static str, Delta); 6] {
+        let split = |Delta { updated, removed }| {
+            (Delta { updated, ..Delta::default() }, Delta { removed, ..Delta::default() })
+        };
+        let (policies, no_policies) = split(self.authorizations);
+        let (destinations, no_destinations) = split(self.destinations);
+        [
+            (DESTINATION_TYPE, destinations),
+            (HOST_TABLE_TYPE, self.host_tables),
+            (DESTINATION_TYPE, no_destinations),
+            (AUTHORIZATION_TYPE, policies),
+            (ADDRESS_TYPE, self.addresses),
+            (AUTHORIZATION_TYPE, no_policies),
+        ]
     }
 }
 

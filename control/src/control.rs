@@ -1,8 +1,9 @@
 //! The control plane's state: objects in, resources served, questions answered.
 
-use crate::{compile::Compiler, source::Batch, vips::Vips, workloads::Cluster};
+use crate::{compile::Compiler, grant::Account, source::Batch, vips::Vips, workloads::Cluster};
 use identity::SpiffeId;
-use istio_api::Diagnostic;
+use istio_api::{Diagnostic, Kind, Spec};
+use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, compile::GATEWAY_NAME};
 use std::{
     fmt::Write as _,
     path::PathBuf,
@@ -35,7 +36,10 @@ impl Control {
     pub fn new(cluster: Cluster, vips: PathBuf) -> anyhow::Result<Arc<Self>> {
         let given = Vips::read(&vips)?;
         Ok(Arc::new(Self {
-            store: Store::new(&[ADDRESS_TYPE, AUTHORIZATION_TYPE]),
+            store: Store::with_scoped(
+                &[ADDRESS_TYPE, AUTHORIZATION_TYPE],
+                &[HOST_TABLE_TYPE, DESTINATION_TYPE],
+            ),
             compiler: Mutex::new(Compiler::new(cluster, given)),
             vips,
             diagnostics: Mutex::default(),
@@ -125,6 +129,57 @@ impl Control {
             })
     }
 
+    /// A workload asks for its own identity, while a pod of its own is pending or running.
+    pub async fn may_be(&self, caller: &Account, identity: &SpiffeId) -> Result<(), Status> {
+        let own = identity.namespace() == caller.namespace
+            && identity.service_account() == caller.name
+            && identity.trust_domain() == self.trust_domain();
+        if own && self.eventually(|| self.runs(caller, None)).await {
+            return Ok(());
+        }
+        self.issued_refusals.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%caller, %identity, "certificate refused");
+        Err(Status::permission_denied(format!(
+            "{caller} is not {identity}, or none of its pods is pending or running"
+        )))
+    }
+
+    /// What is served to the proxies of a Gateway goes to pods that carry its name, under their own
+    /// service account. The answer is what the names of its resources begin with.
+    pub async fn may_serve(&self, caller: &Account, gateway: &str) -> Result<String, Status> {
+        let named = !gateway.is_empty() && !gateway.contains('/');
+        if named && self.eventually(|| self.runs(caller, Some(gateway))).await {
+            return Ok(format!("{}/{gateway}/", caller.namespace));
+        }
+        tracing::warn!(%caller, gateway, "routes refused");
+        Err(Status::permission_denied(format!(
+            "no pod of {caller} is pending or running with the label {GATEWAY_NAME}: {gateway}"
+        )))
+    }
+
+    /// Somebody may be ahead of the source.
+    async fn eventually(&self, is_so: impl Fn() -> bool) -> bool {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !is_so() {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        true
+    }
+
+    fn runs(&self, caller: &Account, gateway: Option<&str>) -> bool {
+        let compiler = lock(&self.compiler);
+        compiler.snapshot().in_namespace(Kind::Pod, &caller.namespace).any(|o| {
+            let Spec::Pod(p) = &o.spec else { return false };
+            let label = || o.meta.labels.get(GATEWAY_NAME).map(String::as_str);
+            p.live()
+                && p.service_account() == caller.name
+                && (gateway.is_none() || label() == gateway)
+        })
+    }
+
     pub fn trust_domain(&self) -> String {
         lock(&self.compiler).snapshot().mesh().trust_domain.clone()
     }
@@ -148,7 +203,12 @@ impl Control {
             out,
             "# HELP culvertd_resources Resources served.\n# TYPE culvertd_resources gauge"
         );
-        for (name, url) in [("address", ADDRESS_TYPE), ("authorization", AUTHORIZATION_TYPE)] {
+        for (name, url) in [
+            ("address", ADDRESS_TYPE),
+            ("authorization", AUTHORIZATION_TYPE),
+            ("host_table", HOST_TABLE_TYPE),
+            ("destination", DESTINATION_TYPE),
+        ] {
             let _ = writeln!(out, "culvertd_resources{{type={name:?}}} {}", self.store.len(url));
         }
         let errors = self.diagnostics().iter().filter(|d| d.code.is_error()).count();

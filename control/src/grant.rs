@@ -3,7 +3,7 @@
 use crate::{ca::Authority, control::Control};
 use identity::SpiffeId;
 use prost_types::value::Kind;
-use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, fs, path::PathBuf, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use xds::proto::ca::{
     IstioCertificateRequest, IstioCertificateResponse,
@@ -15,9 +15,36 @@ use xds::proto::ca::{
 pub enum Caller {
     /// An agent: impersonates the pods that run on its node.
     Node(String),
+    /// A waypoint or gateway: itself.
+    Workload(Account),
 }
 
-/// Tokens of nodes: a file of lines `<node> <token>`, read anew for each call, since it rotates.
+/// A service account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Account {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "service account {}/{}", self.namespace, self.name)
+    }
+}
+
+impl Caller {
+    /// A node's name has no slash; `<namespace>/<service account>` has one.
+    fn named(name: &str) -> Self {
+        match name.split_once('/') {
+            Some((namespace, name)) => {
+                Self::Workload(Account { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            None => Self::Node(name.to_owned()),
+        }
+    }
+}
+
+/// Tokens: a file of lines `<node> <token>` and `<namespace>/<service account> <token>`, read anew for each call, since it rotates.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     pub file: PathBuf,
@@ -43,10 +70,11 @@ impl Tokens {
         let mut found = None;
         for (node, token) in known {
             if same(token.as_bytes(), presented.as_bytes()) && !token.is_empty() {
-                found = Some(Caller::Node(node.to_owned()));
+                found = Some(Caller::named(node));
             }
         }
-        found.ok_or_else(|| Status::unauthenticated("the token is not that of any node"))
+        found
+            .ok_or_else(|| Status::unauthenticated("the token is not that of any node or workload"))
     }
 }
 
@@ -68,29 +96,40 @@ impl IstioCertificateService for CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let caller = self.tokens.caller(request.metadata())?;
         let request = request.into_inner();
-        let asked = request
-            .metadata
-            .as_ref()
-            .and_then(|m| m.fields.get("ImpersonatedIdentity"))
-            .and_then(|v| match &v.kind {
-                Some(Kind::StringValue(s)) => Some(s.as_str()),
-                _ => None,
-            })
-            .ok_or_else(|| {
-                Status::permission_denied(
+        let asked =
+            request.metadata.as_ref().and_then(|m| m.fields.get("ImpersonatedIdentity")).and_then(
+                |v| match &v.kind {
+                    Some(Kind::StringValue(s)) => Some(s.as_str()),
+                    _ => None,
+                },
+            );
+        let parsed = asked.map(str::parse::<SpiffeId>).transpose();
+        let asked = parsed.map_err(|e| Status::invalid_argument(format!("{e}")))?;
+        let identity = match (&caller, asked) {
+            (Caller::Node(node), Some(identity)) => {
+                self.control.may_impersonate(node, &identity).await?;
+                identity
+            }
+            (Caller::Node(_), None) => {
+                return Err(Status::permission_denied(
                     "a node has no identity of its own: ImpersonatedIdentity is missing",
-                )
-            })?;
-        let identity: SpiffeId =
-            asked.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
-        let Caller::Node(node) = &caller;
-        self.control.may_impersonate(node, &identity).await?;
+                ));
+            }
+            (Caller::Workload(account), asked) => {
+                let own =
+                    SpiffeId::new(&self.control.trust_domain(), &account.namespace, &account.name);
+                let own = own.map_err(|e| Status::invalid_argument(format!("{e}")))?;
+                let identity = asked.unwrap_or(own);
+                self.control.may_be(account, &identity).await?;
+                identity
+            }
+        };
         let life = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
         let cert_chain = self
             .authority
             .certify(&identity, &request.csr, life)
             .map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
-        tracing::info!(%identity, node, "certificate issued");
+        tracing::info!(%identity, ?caller, "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
 }

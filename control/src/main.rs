@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use ca::Authority;
 use clap::{Args, Parser, Subcommand};
 use control::Control;
-use grant::{CertificateService, Tokens};
+use grant::{Caller, CertificateService, Tokens};
 use istio_api::Code;
 use source::{Directory, Source as _};
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -28,7 +28,7 @@ use xds::{
         ca::istio_certificate_service_server::IstioCertificateServiceServer,
         discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     },
-    server::Ads,
+    server::{Ads, Client},
 };
 
 #[derive(Parser)]
@@ -67,7 +67,7 @@ struct Run {
     /// /ready, /metrics and /debug/diagnostics
     #[arg(long, default_value = "0.0.0.0:15014")]
     monitor: SocketAddr,
-    /// Lines of `<node> <token>`
+    /// Lines of `<node> <token>`, and for waypoints `<namespace>/<service account> <token>`
     #[arg(long)]
     tokens: PathBuf,
     /// The DNS name of this control plane's certificate
@@ -173,10 +173,11 @@ async fn serve_grpc(
     let (certificate, key) = authority.own(&run.name)?;
     let tokens = Tokens { file: run.tokens.clone() };
     let authorize: xds::server::Authorize = {
-        let tokens = tokens.clone();
+        let (tokens, control) = (tokens.clone(), control.clone());
         Arc::new(move |metadata| {
             let caller = tokens.caller(metadata);
-            Box::pin(async move { caller.map(|grant::Caller::Node(name)| format!("node {name}")) })
+            let control = control.clone();
+            Box::pin(async move { Ok(discovery_client(caller?, control)) })
         })
     };
     let ads = AggregatedDiscoveryServiceServer::new(Ads::new(control.store.clone(), authorize))
@@ -196,6 +197,19 @@ async fn serve_grpc(
         .serve_with_shutdown(run.listen, terminated())
         .await
         .with_context(|| format!("serving on {}", run.listen))
+}
+
+fn discovery_client(caller: Caller, control: Arc<Control>) -> Client {
+    match caller {
+        Caller::Node(name) => Client { name: format!("node {name}"), scope: None },
+        Caller::Workload(account) => Client {
+            name: account.to_string(),
+            scope: Some(Box::new(move |gateway| {
+                let (account, control) = (account.clone(), control.clone());
+                Box::pin(async move { control.may_serve(&account, &gateway).await })
+            })),
+        },
+    }
 }
 
 /// Agents come back by themselves: nothing here needs draining.

@@ -1,11 +1,14 @@
 //! AuthorizationPolicy and PeerAuthentication, as an agent reads them.
 
+mod requests;
+
 use crate::snapshot::Snapshot;
 use ipnet::IpNet;
 use istio_api::{
     AuthorizationAction, AuthorizationPolicy, Condition, Labels, MeshConfig, MutualTlsMode, Object,
-    ObjectKey, Operation, PeerAuthentication, Source,
+    ObjectKey, Operation, PeerAuthentication, Source, Spec,
 };
+use routes::proto::{HttpPolicy, PolicyAction};
 use std::net::IpAddr;
 use xds::proto::security::{
     Action, Address, Authorization, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
@@ -23,6 +26,10 @@ pub fn authorization(
     dry_run: bool,
     mesh: &MeshConfig,
 ) -> Option<Authorization> {
+    // Those bind waypoints and gateways, and nobody's pods.
+    if p.has_targets() {
+        return None;
+    }
     let action = match p.action {
         AuthorizationAction::Allow => Action::Allow,
         AuthorizationAction::Deny => Action::Deny,
@@ -43,6 +50,28 @@ pub fn authorization(
         dry_run,
         extensions: Vec::new(),
     })
+}
+
+/// The policy as a waypoint judges it, where it binds one by its targetRefs.
+pub fn of_requests(o: &Object, mesh: &MeshConfig) -> Option<HttpPolicy> {
+    let Spec::AuthorizationPolicy(p) = &o.spec else { return None };
+    let action = match p.action {
+        AuthorizationAction::Allow => PolicyAction::Allow,
+        AuthorizationAction::Deny => PolicyAction::Deny,
+        AuthorizationAction::Audit | AuthorizationAction::Custom => return None,
+    };
+    let namespace = &o.key.namespace;
+    Some(HttpPolicy {
+        namespace: namespace.clone(),
+        name: o.key.name.clone(),
+        action: action as i32,
+        dry_run: is_dry_run(o),
+        rules: p.rules.iter().map(|r| requests::rule(r, namespace, mesh)).collect(),
+    })
+}
+
+pub fn is_dry_run(o: &Object) -> bool {
+    o.meta.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true")
 }
 
 /// Whether agents get policies of this action: a workload must name no other.

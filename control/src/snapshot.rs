@@ -3,6 +3,7 @@
 use istio_api::{
     AuthorizationPolicy, Kind, Labels, MeshConfig, Object, ObjectKey, PeerAuthentication, Pod, Spec,
 };
+use routes::compile::View;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
@@ -52,6 +53,11 @@ impl Snapshot {
 
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.objects.get(key)
+    }
+
+    /// The objects, as routing reads them.
+    pub fn view<'a>(&'a self, domain: &'a str) -> View<'a> {
+        View { objects: &self.objects, mesh: &self.mesh, domain }
     }
 
     pub fn mesh(&self) -> &MeshConfig {

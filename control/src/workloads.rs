@@ -7,6 +7,7 @@ use istio_api::{
 };
 use prost::Message as _;
 use prost_types::{Any, ListValue, Struct, Value, value::Kind as ValueKind};
+use routes::{compile::GATEWAY_NAME, names::ProxyName};
 use std::{collections::BTreeMap, net::IpAddr};
 use xds::proto::workload as pb;
 
@@ -52,7 +53,9 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
     // Written by whoever has enrolled the pod, once it is captured.
     let redirected =
         o.meta.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
-    let hbone = ambient && redirected && !p.spec.host_network;
+    // A waypoint's proxy ends HBONE itself.
+    let proxy = is_proxy(o, snapshot, cluster);
+    let hbone = proxy || ambient && redirected && !p.spec.host_network;
     let (workload_name, workload_type) = owner(o);
     let node = snapshot.node_labels(&p.spec.node_name);
     let mut services: BTreeMap<String, pb::PortList> = selecting(snapshot, namespace, labels)
@@ -66,7 +69,8 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
     if starting {
         services.clear();
     }
-    let enroll = ambient && !p.spec.host_network;
+    let enroll = ambient && !proxy && !p.spec.host_network;
+    let waypoint = snapshot.view(&cluster.domain).waypoint_of_workload(o);
     Some(pb::Workload {
         uid: pod_uid(&cluster.id, namespace, &o.key.name),
         name: o.key.name.clone(),
@@ -101,8 +105,31 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
             )
             .collect(),
         pod_uid: o.meta.uid.clone(),
+        native_tunnel: proxy,
+        waypoint: waypoint.map(|w| gateway_address(&w, cluster)),
         ..pb::Workload::default()
     })
+}
+
+/// Whether the pod stands for a waypoint's Gateway.
+fn is_proxy(o: &Object, snapshot: &Snapshot, cluster: &Cluster) -> bool {
+    let gateway = o.meta.labels.get(GATEWAY_NAME);
+    gateway.is_some_and(|name| {
+        let proxy = ProxyName { namespace: o.key.namespace.clone(), name: name.clone() };
+        snapshot.view(&cluster.domain).waypoint(&proxy).is_some()
+    })
+}
+
+/// The Service of a waypoint has its Gateway's name.
+fn gateway_address(proxy: &ProxyName, cluster: &Cluster) -> pb::GatewayAddress {
+    let hostname = pb::NamespacedHostname {
+        namespace: proxy.namespace.clone(),
+        hostname: service_hostname(cluster, &proxy.namespace, &proxy.name),
+    };
+    pb::GatewayAddress {
+        destination: Some(pb::gateway_address::Destination::Hostname(hostname)),
+        hbone_mtls_port: 15008,
+    }
 }
 
 /// What is unlike other pods' about this one's names.
@@ -538,6 +565,8 @@ pub fn service_entry(
         }
         addresses(s.addresses.iter(), cluster)
     };
+    let waypoint = snapshot.view(&cluster.domain).waypoint_of_service(o);
+    let waypoint = waypoint.map(|w| gateway_address(&w, cluster));
     let services = s
         .hosts
         .iter()
@@ -550,6 +579,7 @@ pub fn service_entry(
             subject_alt_names: s.subject_alt_names.clone(),
             load_balancing: (s.resolution == Resolution::None).then(passthrough),
             visibility: visibility(&s.export_to, namespace),
+            waypoint: waypoint.clone(),
             ..pb::Service::default()
         })
         .collect();
@@ -597,7 +627,12 @@ fn network_address(ip: IpAddr, cluster: &Cluster) -> pb::NetworkAddress {
     pb::NetworkAddress { network: cluster.network.clone(), address: bytes(ip), length: None }
 }
 
-pub fn service(o: &Object, s: &Service, cluster: &Cluster) -> Option<pb::Service> {
+pub fn service(
+    o: &Object,
+    s: &Service,
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+) -> Option<pb::Service> {
     if s.spec.r#type == "ExternalName" {
         return None;
     }
@@ -645,6 +680,10 @@ pub fn service(o: &Object, s: &Service, cluster: &Cluster) -> Option<pb::Service
             s.spec.publish_not_ready_addresses,
         ),
         visibility: visibility(&exported, namespace),
+        waypoint: snapshot
+            .view(&cluster.domain)
+            .waypoint_of_service(o)
+            .map(|w| gateway_address(&w, cluster)),
         ..pb::Service::default()
     })
 }

@@ -174,6 +174,13 @@ messages! {
     }
 }
 
+impl AuthorizationPolicy {
+    /// Whether it binds what its targetRefs name, rather than pods.
+    pub fn has_targets(&self) -> bool {
+        self.target_ref.is_some() || !self.target_refs.is_empty()
+    }
+}
+
 impl Operation {
     /// Says something that only an L7 proxy can know.
     pub fn has_l7(&self) -> bool {

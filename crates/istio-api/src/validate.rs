@@ -5,6 +5,7 @@ use crate::{
     destination_rule::destination_rule,
     diagnostic::Code,
     gateway::gateway,
+    gateway_api::gateway::GatewaySpec,
     kinds::{Object, Spec},
     parse::Found,
     security::{
@@ -33,8 +34,8 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::VirtualService(v) => virtual_service(v, found),
         Spec::DestinationRule(d) => destination_rule(d, &object.key.namespace, found),
         Spec::Gateway(g) => gateway(g, &object.key.name, found),
-        Spec::KubernetesGateway(_)
-        | Spec::HttpRoute(_)
+        Spec::KubernetesGateway(g) => kubernetes_gateway(g, found),
+        Spec::HttpRoute(_)
         | Spec::GrpcRoute(_)
         | Spec::Telemetry(_)
         | Spec::Pod(_)
@@ -42,6 +43,36 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         | Spec::Namespace(_)
         | Spec::Node(_)
         | Spec::ServiceAccount(_) => {}
+    }
+}
+
+/// A waypoint has one listener, of HBONE. Other classes are somebody else's.
+fn kubernetes_gateway(g: &GatewaySpec, found: &mut Found<'_>) {
+    if !matches!(g.gateway_class_name.as_str(), "istio-waypoint" | "culvert-waypoint") {
+        found.push(
+            Code::Warning,
+            "spec.gatewayClassName",
+            format!("{:?}", g.gateway_class_name),
+            "nothing here serves that class: waypoints are of istio-waypoint or culvert-waypoint",
+        );
+        return;
+    }
+    if g.listeners.is_empty() {
+        found.push(
+            Code::MissingValue,
+            "spec.listeners",
+            "none",
+            "a waypoint has one: name mesh, port 15008, protocol HBONE",
+        );
+    }
+    for (i, l) in g.listeners.iter().enumerate() {
+        if l.protocol != "HBONE" || l.port != Some(15008) {
+            found.invalid(
+                format!("spec.listeners[{i}]"),
+                format!("protocol {:?}, port {}", l.protocol, l.port.unwrap_or(0)),
+                "a waypoint takes HBONE on port 15008",
+            );
+        }
     }
 }
 
@@ -79,14 +110,7 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
         ),
         AuthorizationAction::Allow | AuthorizationAction::Deny => {}
     }
-    if p.target_ref.is_some() || !p.target_refs.is_empty() {
-        found.push(
-            Code::NotServed,
-            "spec.targetRefs",
-            "a policy for a waypoint or gateway",
-            "this version runs none: bind the policy with spec.selector, or to the whole namespace",
-        );
-    }
+    targets(p, found);
     if p.provider.is_some() && p.action != AuthorizationAction::Custom {
         found.push(Code::InvalidValue, "spec.provider", "set", "it goes with action CUSTOM only");
     }
@@ -102,8 +126,13 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
                     port(found, &format!("{path}.{field}[{k}]"), value);
                 }
             }
-            if o.has_l7() {
+            if o.has_l7() && !p.has_targets() {
                 l7(p.action, &path, found);
+            }
+            for (field, list) in [("paths", &o.paths), ("notPaths", &o.not_paths)] {
+                for (k, value) in list.iter().enumerate() {
+                    path_pattern(value, &format!("{path}.{field}[{k}]"), found);
+                }
             }
             if *o == Default::default() {
                 found.push(Code::InvalidValue, path, "empty", "name at least one attribute");
@@ -111,8 +140,67 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
         }
         for (j, when) in rule.when.iter().enumerate() {
             let path = format!("spec.rules[{i}].when[{j}]");
-            condition(when, p.action, &path, found);
+            condition(when, p.action, p.has_targets(), &path, found);
         }
+    }
+}
+
+/// What a policy may bind by name, and that nothing else binds it as well.
+fn targets(p: &AuthorizationPolicy, found: &mut Found<'_>) {
+    let all = [("spec.targetRef".to_owned(), p.target_ref.as_ref())];
+    let many = p.target_refs.iter().enumerate();
+    let many = many.map(|(i, t)| (format!("spec.targetRefs[{i}]"), Some(t)));
+    for (path, t) in all.into_iter().chain(many) {
+        let Some(t) = t else { continue };
+        let known = matches!(
+            (t.group.as_str(), t.kind.as_str()),
+            ("" | "core", "Service")
+                | ("networking.istio.io", "ServiceEntry")
+                | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
+        );
+        if !known {
+            found.invalid(
+                format!("{path}.kind"),
+                format!("{:?} of {:?}", t.kind, t.group),
+                "a Service, a ServiceEntry of networking.istio.io, or a Gateway or GatewayClass of \
+                 gateway.networking.k8s.io",
+            );
+        }
+        if t.name.is_empty() {
+            found.push(Code::MissingValue, format!("{path}.name"), "no name", "name the object");
+        }
+        if !t.namespace.is_empty() {
+            found.invalid(
+                format!("{path}.namespace"),
+                format!("{:?}", t.namespace),
+                "a policy binds objects of its own namespace: leave it out",
+            );
+        }
+    }
+    if p.has_targets() && p.selector.is_some() {
+        found.invalid("spec.selector", "together with targetRefs", "give one of them");
+    }
+    if p.target_ref.is_some() && !p.target_refs.is_empty() {
+        found.invalid("spec.targetRef", "together with targetRefs", "use targetRefs for all");
+    }
+}
+
+/// `{*}` for one segment and `{**}` at the end, or `*` at one end: not both.
+fn path_pattern(value: &str, path: &str, found: &mut Found<'_>) {
+    let template = value.contains(['{', '}']);
+    let fine = if template {
+        let rest = value.strip_suffix("{**}").unwrap_or(value).replace("{*}", "");
+        !rest.contains(['{', '}', '*'])
+            && value.split('/').all(|s| !s.contains('{') || s == "{*}" || s == "{**}")
+    } else {
+        !value.is_empty() && pattern(value)
+    };
+    if !fine {
+        found.invalid(
+            path,
+            format!("{value:?}"),
+            "a path, \"prefix*\", \"*suffix\", or segments with {*} for one and {**} as the last",
+        );
     }
 }
 
@@ -250,6 +338,7 @@ fn trust_domain(value: &str, path: &str, found: &mut Found<'_>) {
 fn condition(
     c: &crate::security::Condition,
     action: AuthorizationAction,
+    at_waypoint: bool,
     path: &str,
     found: &mut Found<'_>,
 ) {
@@ -257,7 +346,17 @@ fn condition(
         found.push(Code::MissingValue, path, "neither values nor notValues", "give at least one");
     }
     if c.key.starts_with("request.") || matches!(c.key.as_str(), "connection.sni" | "remote.ip") {
-        l7(action, path, found);
+        let of_token = c.key.starts_with("request.auth.");
+        if at_waypoint && (of_token || c.key == "connection.sni") {
+            found.push(
+                Code::Warning,
+                format!("{path}.key"),
+                format!("{:?}", c.key),
+                "no token and no SNI is read here: values never match, and notValues always do",
+            );
+        } else if !at_waypoint {
+            l7(action, path, found);
+        }
         return;
     }
     if !L4_KEYS.contains(&c.key.as_str()) {

@@ -4,7 +4,7 @@
 use crate::{
     model::{
         Dns, HealthPolicy, Kin, LoadBalancing, Mode, NamespacedHostname, PortMapping, Scope,
-        Service, Workload,
+        Service, Waypoint, Workload,
     },
     shared::Shared,
 };
@@ -95,6 +95,7 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
         services,
         host_network,
         labels,
+        waypoint: w.waypoint.map(waypoint),
         enroll: w.extensions.iter().any(|e| e.name == xds::ENROLL_EXTENSION),
         dns,
     };
@@ -174,12 +175,7 @@ pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
         None => LoadBalancing::default(),
         Some(lb) => load_balancing(lb)?,
     };
-    let waypoint = s.waypoint.and_then(|w| match w.destination {
-        Some(pb::gateway_address::Destination::Hostname(h)) => {
-            Some(NamespacedHostname { namespace: h.namespace.into(), hostname: h.hostname.into() })
-        }
-        _ => None,
-    });
+    let waypoint = s.waypoint.map(waypoint);
     Ok(Service {
         key: NamespacedHostname { namespace: s.namespace.into(), hostname: s.hostname.into() },
         name: s.name.into(),
@@ -190,6 +186,23 @@ pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
         waypoint,
         private,
     })
+}
+
+fn waypoint(w: pb::GatewayAddress) -> Waypoint {
+    use pb::gateway_address::Destination;
+    match w.destination {
+        Some(Destination::Hostname(h)) if !h.hostname.is_empty() => {
+            Waypoint::Named(NamespacedHostname {
+                namespace: h.namespace.into(),
+                hostname: h.hostname.into(),
+            })
+        }
+        Some(Destination::Address(a)) => match ip("waypoint", &a.address) {
+            Ok(ip) => Waypoint::At(a.network.into(), ip),
+            Err(_) => Waypoint::Unreadable,
+        },
+        Some(Destination::Hostname(_)) | None => Waypoint::Unreadable,
+    }
 }
 
 fn load_balancing(lb: &pb::LoadBalancing) -> Result<LoadBalancing, Invalid> {

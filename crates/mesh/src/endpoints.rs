@@ -134,6 +134,16 @@ impl EndpointSet {
         self.groups.iter().flat_map(|g| &g.members)
     }
 
+    /// Those that there are, fit to be chosen or not.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.eligible().chain(self.ineligible.iter().map(|(w, _)| w))
+    }
+
+    /// Each with its ports, in no order.
+    pub(crate) fn with_ports(&self) -> impl Iterator<Item = (&Arc<Workload>, &[PortMapping])> {
+        self.groups.iter().flat_map(|g| g.members.iter().map(|w| (w, &*g.ports)))
+    }
+
     /// How many may be chosen, and how many there are.
     pub(crate) fn len(&self) -> (usize, usize) {
         let eligible = self.groups.iter().map(|g| g.members.len()).sum();

@@ -15,12 +15,17 @@ mod resolve;
 mod shared;
 mod state;
 mod vips;
+mod waypoints;
 
-pub use convert::{Invalid, match_from_bytes, policy_from_proto, service_from_proto, workload_from_proto};
+pub use convert::{
+    Invalid, match_from_bytes, policy_from_proto, service_from_proto, workload_from_proto,
+};
 pub use model::{
     Addresses, Dns, HealthPolicy, Kin, Labels, LoadBalancing, Local, Locality, Mode,
-    NamespacedHostname, PortMapping, Scope, Service, Services, Site, Workload, incarnation,
+    NamespacedHostname, PortMapping, Scope, Service, Services, Site, Waypoint, Workload,
+    incarnation,
 };
 pub use names::Named;
 pub use resolve::{Resolved, Unreachable};
 pub use state::{Mesh, Synced};
+pub use waypoints::{Guard, WAYPOINT_PORT};

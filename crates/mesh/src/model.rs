@@ -27,6 +27,26 @@ impl fmt::Display for NamespacedHostname {
     }
 }
 
+/// A waypoint: the service that its proxies are behind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Waypoint {
+    Named(NamespacedHostname),
+    /// By network and virtual address.
+    At(Arc<str>, IpAddr),
+    /// It has one, and what was said of it cannot be understood here: there is no way to it.
+    Unreadable,
+}
+
+impl fmt::Display for Waypoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(key) => key.fmt(f),
+            Self::At(_, ip) => ip.fmt(f),
+            Self::Unreadable => f.write_str("(in a form that is not known here)"),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct PortMapping {
     pub service_port: u16,
@@ -149,6 +169,8 @@ pub struct Kin {
     /// Shares its node's addresses, which therefore name no workload.
     pub host_network: bool,
     pub labels: Labels,
+    /// Whom traffic to its own addresses goes through.
+    pub waypoint: Option<Waypoint>,
     /// Its namespace or its own label wants it in the mesh: it must not start uncaptured.
     pub enroll: bool,
     /// What a control plane says about its names; most workloads need none of it.
@@ -279,8 +301,7 @@ pub struct Service {
     pub ports: Vec<PortMapping>,
     pub subject_alt_names: Vec<String>,
     pub load_balancing: LoadBalancing,
-    /// Whether a waypoint serves it. Agents here send to the endpoint; the waypoint's namespace
-    /// and hostname are kept for those who ask.
-    pub waypoint: Option<NamespacedHostname>,
+    /// Whom its traffic goes through.
+    pub waypoint: Option<Waypoint>,
     pub private: bool,
 }

@@ -17,6 +17,13 @@ pub enum Resolved {
         address: SocketAddr,
         service: Option<Arc<Service>>,
     },
+    /// By HBONE to `address`, a waypoint's proxy, which takes it on from there.
+    Waypoint {
+        proxy: Arc<Workload>,
+        address: SocketAddr,
+        asked: SocketAddr,
+        service: Option<Arc<Service>>,
+    },
     /// Nothing that the mesh knows.
     Outside(SocketAddr),
     Unreachable(Unreachable),
@@ -31,6 +38,11 @@ pub enum Unreachable {
     #[error("service {0} is visible in its own namespace only")]
     NotVisible(String),
     #[error(
+        "its waypoint {0} has no healthy proxy (is the Gateway's Deployment ready, and does its \
+         Service have port 15008?)"
+    )]
+    NoWaypoint(String),
+    #[error(
         "the workload or service at {0} was refused: the log says which field of it could not be read"
     )]
     Refused(IpAddr),
@@ -44,6 +56,11 @@ impl Mesh {
         let destination = SocketAddr::new(ip, destination.port());
         let t = self.tables();
         if let Some(service) = t.service_by_address(source, ip) {
+            if let Some(waypoint) = &service.waypoint
+                && let Some(way) = t.through(source, waypoint, destination, Some(service))
+            {
+                return way;
+            }
             return match t.choose(service, destination, &mut rand::rng()) {
                 Ok((workload, address)) => Resolved::Workload {
                     workload: workload.clone(),
@@ -54,6 +71,12 @@ impl Mesh {
             };
         }
         if let Some(w) = t.workload_by_address(&source.network, ip) {
+            if let Some(waypoint) = &w.waypoint
+                && w.uid != source.uid
+                && let Some(way) = t.through(source, waypoint, destination, None)
+            {
+                return way;
+            }
             return Resolved::Workload { workload: w.clone(), address: destination, service: None };
         }
         if let Some(key) = t.hidden_service(source, ip) {

@@ -199,7 +199,7 @@ impl Mesh {
                 for address in parsed.by_ref().take(SLICE) {
                     match address {
                         Address::Workload(w) => policies_moved |= t.insert_workload(w),
-                        Address::Service(s) => t.insert_service(s),
+                        Address::Service(s) => policies_moved |= t.insert_service(s),
                     }
                 }
             });
@@ -432,6 +432,7 @@ impl Tables {
                 || o.trust_domain != w.trust_domain
                 || o.namespace != w.namespace
                 || o.service_account != w.service_account
+                || o.waypoint != w.waypoint
         });
         if let Some(old) = &old {
             self.unindex(old, Some(&w));
@@ -484,7 +485,8 @@ impl Tables {
         }
     }
 
-    fn insert_service(&mut self, s: Service) {
+    /// Whether the change can change a verdict.
+    fn insert_service(&mut self, s: Service) -> bool {
         if !self.refused.is_empty() {
             self.refused.remove(&s.key.to_string());
         }
@@ -492,12 +494,14 @@ impl Tables {
         let s = Arc::new(s);
         let old = self.services.insert(s.key.clone(), s.clone());
         self.vips.replace(old.as_deref(), Some(&s));
+        let guarded = old.as_ref().and_then(|o| o.waypoint.as_ref()) != s.waypoint.as_ref();
         let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
         if before != s.load_balancing
             && let Some(set) = self.endpoints.get_mut(&s.key)
         {
             set.rerank(&s.load_balancing, &self.local);
         }
+        guarded
     }
 
     /// A name may be a workload's and a service's, if the control plane is careless.

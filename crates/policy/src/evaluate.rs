@@ -33,6 +33,10 @@ pub enum Decision {
     NoAllowMatched { nearest: PolicyName },
     /// A workload names this policy, and it is not known.
     Unknown { policy: PolicyName },
+    /// It comes from the waypoint that stands before the destination, which has judged it.
+    ThroughWaypoint,
+    /// It must come through these waypoints, and does not.
+    AroundWaypoint(String),
 }
 
 /// [`Action`], with the equality that a log wants.
@@ -51,6 +55,10 @@ impl fmt::Display for Decision {
             }
             Decision::NoAllowMatched { nearest } => {
                 write!(f, "no allow policy matched (applied: {nearest} and any others)")
+            }
+            Decision::ThroughWaypoint => f.write_str("judged by the destination's waypoint"),
+            Decision::AroundWaypoint(names) => {
+                write!(f, "the destination has a waypoint, {names}, and is reached through it only")
             }
             Decision::Unknown { policy } => write!(
                 f,

@@ -91,7 +91,10 @@ pub fn in_words(set: &PolicySet, request: &Request, verdict: &Verdict) -> String
                 None => decision,
             }
         }
-        Decision::NoPolicy | Decision::Unknown { .. } => decision,
+        Decision::NoPolicy
+        | Decision::Unknown { .. }
+        | Decision::ThroughWaypoint
+        | Decision::AroundWaypoint(_) => decision,
     }
 }
 
@@ -120,6 +123,11 @@ fn what_would_change(verdict: &Verdict, nearly: &[Near]) -> String {
         Decision::Matched { policy, action: Action::Deny, rule } => format!(
             "rule {rule} of {policy} must not match: narrow it, or exempt this source with one of \
              its not-fields; no ALLOW policy overrides a DENY"
+        ),
+        Decision::ThroughWaypoint => "a policy for the waypoint".to_owned(),
+        Decision::AroundWaypoint(names) => format!(
+            "connect to the service, so that the connection goes through {names}; or take the \
+             label istio.io/use-waypoint away"
         ),
         Decision::Unknown { policy } => format!(
             "{policy} must arrive: check that it exists, and culvertd's diagnostics for why it was \

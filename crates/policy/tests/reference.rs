@@ -45,6 +45,9 @@ fn judge(request: &Request, entries: &[Entry]) -> Verdict {
         Decision::NoPolicy | Decision::Unknown { .. } => {
             assert!(!matches(Action::Deny), "{explanation:?}");
         }
+        Decision::ThroughWaypoint | Decision::AroundWaypoint(_) => {
+            panic!("no policy decides this: {explanation:?}");
+        }
     }
     assert!(explanation.nearly.iter().all(|n| !n.unmet.is_empty()), "{explanation:?}");
     verdict

@@ -47,5 +47,8 @@ pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
 /// In the metadata of a client's node (true): a first answer may come in parts.
 pub const TAKES_PARTS: &str = "culvert.io/takes-parts";
 
+/// In the metadata of a proxy's node: the Gateway of its own namespace that it stands for.
+pub const GATEWAY_NAME: &str = "GATEWAY_NAME";
+
 /// In a response's `system_version_info`: it is a part of an answer, and not the last.
 pub const MORE_FOLLOWS: &str = "culvert.io/more-follows";

@@ -2,7 +2,7 @@
 //! what the client does not have.
 
 use crate::{
-    MORE_FOLLOWS, TAKES_PARTS,
+    GATEWAY_NAME, MORE_FOLLOWS, TAKES_PARTS,
     proto::discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
         aggregated_discovery_service_server::AggregatedDiscoveryService,
@@ -40,6 +40,8 @@ struct Change {
 
 /// What is served, by type and name.
 pub struct Store {
+    /// Types whose resources are one proxy's business each: the name says whose.
+    scoped: Vec<&'static str>,
     types: RwLock<BTreeMap<&'static str, BTreeMap<String, Arc<Encoded>>>>,
     aliases: RwLock<HashMap<String, String>>,
     changes: broadcast::Sender<Arc<Change>>,
@@ -48,8 +50,15 @@ pub struct Store {
 
 impl Store {
     pub fn new(types: &[&'static str]) -> Arc<Self> {
+        Self::with_scoped(types, &[])
+    }
+
+    /// Resources of `scoped` types go only to clients whose scope their names begin with.
+    pub fn with_scoped(types: &[&'static str], scoped: &[&'static str]) -> Arc<Self> {
+        let all = types.iter().chain(scoped);
         Arc::new(Self {
-            types: RwLock::new(types.iter().map(|t| (*t, BTreeMap::new())).collect()),
+            scoped: scoped.to_vec(),
+            types: RwLock::new(all.map(|t| (*t, BTreeMap::new())).collect()),
             aliases: RwLock::default(),
             changes: broadcast::channel(1024).0,
             sent: AtomicU64::new(0),
@@ -126,6 +135,10 @@ impl Store {
         read(&self.aliases).get(name).cloned().unwrap_or_else(|| name.to_owned())
     }
 
+    fn may_see(&self, type_url: &str, name: &str, scope: Option<&str>) -> bool {
+        !self.scoped.contains(&type_url) || scope.is_some_and(|s| name.starts_with(s))
+    }
+
     fn knows(&self, type_url: &str) -> Option<&'static str> {
         read(&self.types).keys().find(|t| **t == type_url).copied()
     }
@@ -150,14 +163,21 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Who may listen, by the metadata of a call. The answer is a name for the log.
-pub type Authorize = Arc<
-    dyn Fn(
-            &tonic::metadata::MetadataMap,
-        ) -> Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>
-        + Send
-        + Sync,
->;
+type Answered<T> = Pin<Box<dyn Future<Output = Result<T, Status>> + Send>>;
+
+/// Who listens.
+pub struct Client {
+    /// For the log.
+    pub name: String,
+    /// For a proxy: what the names of its resources begin with, by the Gateway that it says it stands
+    /// for, if it may.
+    pub scope: Option<Scope>,
+}
+
+pub type Scope = Box<dyn Fn(String) -> Answered<String> + Send + Sync>;
+
+/// Who may listen, by the metadata of a call.
+pub type Authorize = Arc<dyn Fn(&tonic::metadata::MetadataMap) -> Answered<Client> + Send + Sync>;
 
 /// The gRPC service over a [`Store`].
 pub struct Ads {
@@ -184,9 +204,10 @@ impl AggregatedDiscoveryService for Ads {
         let (tx, rx) = mpsc::channel(4);
         let store = self.store.clone();
         tokio::spawn(async move {
-            tracing::info!(client, "discovery client connected");
-            let why = serve(&store, request.into_inner(), &tx, &client).await;
-            tracing::info!(client, why, "discovery client gone");
+            let name = client.name.clone();
+            tracing::info!(client = name, "discovery client connected");
+            let why = serve(&store, request.into_inner(), &tx, client).await;
+            tracing::info!(client = name, why, "discovery client gone");
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
@@ -198,15 +219,31 @@ async fn serve(
     store: &Store,
     mut requests: Streaming<DeltaDiscoveryRequest>,
     responses: &Responses,
-    client: &str,
+    client: Client,
 ) -> String {
+    let Client { name: client, mut scope } = client;
+    let client = client.as_str();
     // Before any snapshot is taken, so that nothing falls between the two.
     let mut changes = store.changes.subscribe();
     let mut session = Session::default();
     loop {
         let out: Vec<Answer> = tokio::select! {
             request = requests.message() => match request {
-                Ok(Some(r)) => session.request(store, r, client).into_iter().collect(),
+                Ok(Some(r)) => {
+                    if let Some(gateway) = gateway_of(&r)
+                        && let Some(may) = scope.take()
+                    {
+                        match may(gateway).await {
+                            Ok(prefix) => session.scope = Some(prefix),
+                            Err(status) => {
+                                let why = status.message().to_owned();
+                                let _ = responses.send(Err(status)).await;
+                                return why;
+                            }
+                        }
+                    }
+                    session.request(store, r, client).into_iter().collect()
+                }
                 Ok(None) => return "closed".into(),
                 Err(s) => return s.message().to_owned(),
             },
@@ -225,9 +262,19 @@ async fn serve(
     }
 }
 
+/// The Gateway that a proxy says it stands for.
+fn gateway_of(request: &DeltaDiscoveryRequest) -> Option<String> {
+    let metadata = request.node.as_ref()?.metadata.as_ref()?;
+    match metadata.fields.get(GATEWAY_NAME)?.kind.as_ref()? {
+        Kind::StringValue(name) => Some(name.clone()),
+        _ => None,
+    }
+}
+
 /// What one client asked for and has been sent: the part that is not I/O.
 #[derive(Default)]
 pub struct Session {
+    scope: Option<String>,
     types: BTreeMap<&'static str, Subscription>,
     nonce: u64,
     takes_parts: bool,
@@ -349,14 +396,18 @@ impl Session {
         if !asked {
             return None;
         }
+        let scope = self.scope.as_deref();
         let absent: Vec<String> = subscribed
             .into_iter()
-            .filter(|n| n != "*" && store.get(type_url, n).is_none())
+            .filter(|n| {
+                let seen = || store.may_see(type_url, n, scope) && store.get(type_url, n).is_some();
+                n != "*" && !seen()
+            })
             .collect();
         // What replaces something comes at once with its replacement: only of one who has nothing
         // yet can it not be missed.
         let from_nothing = first && sub.has.is_empty();
-        let (updated, mut removed) = Self::difference(sub, store, type_url);
+        let (updated, mut removed) = Self::difference(sub, store, type_url, scope);
         removed.extend(absent);
         let mut answer = self.answer(type_url, updated, removed);
         answer.in_parts = self.takes_parts && from_nothing;
@@ -370,6 +421,9 @@ impl Session {
         let mut updated = Vec::new();
         for name in &change.updated {
             let Some(e) = store.get(change.type_url, name) else { continue };
+            if !store.may_see(change.type_url, name, self.scope.as_deref()) {
+                continue;
+            }
             if sub.wants(name) && sub.has.get(name) != Some(&e.version) {
                 sub.has.insert(name.clone(), e.version.clone());
                 updated.push((name.clone(), e));
@@ -390,7 +444,7 @@ impl Session {
         let mut out = Vec::new();
         for type_url in types {
             let Some(sub) = self.types.get_mut(type_url) else { continue };
-            let (updated, removed) = Self::difference(sub, store, type_url);
+            let (updated, removed) = Self::difference(sub, store, type_url, self.scope.as_deref());
             if !updated.is_empty() || !removed.is_empty() {
                 out.push(self.answer(type_url, updated, removed));
             }
@@ -402,8 +456,9 @@ impl Session {
         sub: &mut Subscription,
         store: &Store,
         type_url: &str,
+        scope: Option<&str>,
     ) -> (Vec<(String, Arc<Encoded>)>, Vec<String>) {
-        let wanted: Vec<(String, Arc<Encoded>)> = if sub.wildcard {
+        let mut wanted: Vec<(String, Arc<Encoded>)> = if sub.wildcard {
             store.all(type_url)
         } else {
             sub.names
@@ -411,6 +466,7 @@ impl Session {
                 .filter_map(|n| store.get(type_url, n).map(|e| (n.clone(), e)))
                 .collect()
         };
+        wanted.retain(|(name, _)| store.may_see(type_url, name, scope));
         let mut gone = std::mem::take(&mut sub.has);
         let mut updated = Vec::new();
         for (name, e) in wanted {

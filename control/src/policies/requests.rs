@@ -1,0 +1,108 @@
+//! A rule as a waypoint judges it: what a connection has as `istio.security.Match`, and what a
+//! request has beside it.
+
+use super::{condition as of_connection, operation, source};
+use istio_api::{Condition, MeshConfig, Operation, Rule, Source};
+use prost::Message as _;
+use routes::proto::{
+    HeaderValues, PathMatch, PolicyClause, PolicyMatch, PolicyRule, StringMatch, path_match,
+    string_match::Kind,
+};
+use xds::proto::security::Match;
+
+pub fn rule(r: &Rule, namespace: &str, mesh: &MeshConfig) -> PolicyRule {
+    let mut clauses = Vec::new();
+    if !r.from.is_empty() {
+        let matches = r.from.iter().map(|f| of_source(&f.source, namespace, mesh)).collect();
+        clauses.push(PolicyClause { matches });
+    }
+    if !r.to.is_empty() {
+        let matches = r.to.iter().map(|t| of_operation(&t.operation)).collect();
+        clauses.push(PolicyClause { matches });
+    }
+    clauses.extend(
+        r.when.iter().map(|c| PolicyClause { matches: vec![of_condition(c, namespace, mesh)] }),
+    );
+    PolicyRule { clauses }
+}
+
+fn encoded(m: &Match) -> Vec<u8> {
+    m.encode_to_vec()
+}
+
+/// Within the mesh the connection's source is the request's: `remoteIpBlocks` are `ipBlocks`. No
+/// token is read here, so no request has a principal of its own.
+fn of_source(s: &Source, namespace: &str, mesh: &MeshConfig) -> PolicyMatch {
+    let mut m = source(s, namespace, mesh);
+    if !s.remote_ip_blocks.is_empty() {
+        m.source_ips.extend(super::blocks(&s.remote_ip_blocks));
+    }
+    m.not_source_ips.extend(super::blocks(&s.not_remote_ip_blocks));
+    PolicyMatch {
+        connection: encoded(&m),
+        unknown: !s.request_principals.is_empty(),
+        ..PolicyMatch::default()
+    }
+}
+
+fn of_operation(o: &Operation) -> PolicyMatch {
+    let hosts = |all: &[String]| all.iter().map(|h| pattern(&h.to_ascii_lowercase())).collect();
+    PolicyMatch {
+        connection: encoded(&operation(o)),
+        hosts: hosts(&o.hosts),
+        not_hosts: hosts(&o.not_hosts),
+        methods: o.methods.clone(),
+        not_methods: o.not_methods.clone(),
+        paths: o.paths.iter().map(|p| path(p)).collect(),
+        not_paths: o.not_paths.iter().map(|p| path(p)).collect(),
+        ..PolicyMatch::default()
+    }
+}
+
+fn of_condition(c: &Condition, namespace: &str, mesh: &MeshConfig) -> PolicyMatch {
+    if let Some(m) = of_connection(c, namespace, mesh) {
+        return PolicyMatch { connection: encoded(&m), ..PolicyMatch::default() };
+    }
+    let header = c.key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']'));
+    if let Some(name) = header {
+        let values = HeaderValues {
+            name: name.to_ascii_lowercase(),
+            values: c.values.iter().map(|v| pattern(v)).collect(),
+            not_values: c.not_values.iter().map(|v| pattern(v)).collect(),
+        };
+        return PolicyMatch { headers: vec![values], ..PolicyMatch::default() };
+    }
+    if c.key == "remote.ip" {
+        let m = Match {
+            source_ips: super::blocks(&c.values),
+            not_source_ips: super::blocks(&c.not_values),
+            ..Match::default()
+        };
+        return PolicyMatch { connection: encoded(&m), ..PolicyMatch::default() };
+    }
+    // Of a token (request.auth.*), or of a handshake that is not the request's: it is never there. A
+    // positive never holds, and negatives alone always do.
+    PolicyMatch { unknown: !c.values.is_empty(), ..PolicyMatch::default() }
+}
+
+fn pattern(s: &str) -> StringMatch {
+    let kind = if s == "*" {
+        Kind::Present(true)
+    } else if let Some(suffix) = s.strip_prefix('*') {
+        Kind::Suffix(suffix.to_owned())
+    } else if let Some(prefix) = s.strip_suffix('*') {
+        Kind::Prefix(prefix.to_owned())
+    } else {
+        Kind::Exact(s.to_owned())
+    };
+    StringMatch { kind: Some(kind) }
+}
+
+fn path(p: &str) -> PathMatch {
+    let kind = if p.contains('{') {
+        path_match::Kind::Template(p.to_owned())
+    } else {
+        path_match::Kind::Text(pattern(p))
+    };
+    PathMatch { kind: Some(kind) }
+}

@@ -1,0 +1,104 @@
+//! Who stands before a destination: the way to a waypoint, and who may come from one.
+
+use crate::{
+    model::{NamespacedHostname, Service, Waypoint, Workload},
+    resolve::{Resolved, Unreachable},
+    state::{Mesh, Tables},
+};
+use identity::SpiffeId;
+use std::{net::SocketAddr, sync::Arc};
+
+/// Where waypoints take HBONE (Istio's, for all of them).
+pub const WAYPOINT_PORT: u16 = 15008;
+
+/// Those who may reach a port of a workload, because waypoints stand before it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Guard {
+    /// For a log: the waypoints by name.
+    pub waypoints: String,
+    pub identities: Vec<SpiffeId>,
+}
+
+impl Mesh {
+    /// Who stands before `port` of `own`: the waypoints of its own traffic, and those of the services
+    /// that have the port. None: nobody.
+    pub fn guard(&self, own: &Workload, port: u16) -> Option<Guard> {
+        let t = self.tables();
+        let of_services = own.services.iter().filter_map(|(key, ports)| {
+            let service = t.services.get(key)?;
+            let waypoint = service.waypoint.as_ref()?;
+            let serves = ports.iter().any(|p| {
+                let of_service = || {
+                    let same = service.ports.iter().find(|s| s.service_port == p.service_port);
+                    same.map(|s| s.target_port).filter(|target| *target != 0)
+                };
+                match p.target_port {
+                    0 => of_service().unwrap_or(p.service_port) == port,
+                    target => target == port,
+                }
+            });
+            serves.then_some(waypoint)
+        });
+        let all: Vec<&Waypoint> = own.waypoint.iter().chain(of_services).collect();
+        if all.is_empty() {
+            return None;
+        }
+        let mut guard = Guard { waypoints: String::new(), identities: Vec::new() };
+        for waypoint in all {
+            if !guard.waypoints.is_empty() {
+                guard.waypoints.push_str(", ");
+            }
+            guard.waypoints.push_str(&waypoint.to_string());
+            for w in t.proxies(waypoint) {
+                if let Ok(id) = w.identity()
+                    && !guard.identities.contains(&id)
+                {
+                    guard.identities.push(id);
+                }
+            }
+        }
+        Some(guard)
+    }
+}
+
+impl Tables {
+    fn waypoint_key<'a>(&'a self, waypoint: &'a Waypoint) -> Option<&'a NamespacedHostname> {
+        match waypoint {
+            Waypoint::Named(key) => Some(key),
+            Waypoint::At(network, ip) => self
+                .services
+                .values()
+                .find(|s| s.addresses.iter().any(|(n, a)| *n == *network && a == ip))
+                .map(|s| &s.key),
+            Waypoint::Unreadable => None,
+        }
+    }
+
+    /// All of a waypoint's proxies that are there, fit or not.
+    fn proxies<'a>(&'a self, waypoint: &'a Waypoint) -> impl Iterator<Item = &'a Arc<Workload>> {
+        let set = self.waypoint_key(waypoint).and_then(|key| self.endpoints.get(key));
+        set.into_iter().flat_map(|set| set.all())
+    }
+
+    /// The way through a waypoint to `asked`. None: `source` is the waypoint itself.
+    pub(crate) fn through(
+        &self,
+        source: &Workload,
+        waypoint: &Waypoint,
+        asked: SocketAddr,
+        service: Option<&Arc<Service>>,
+    ) -> Option<Resolved> {
+        let unreachable = || Resolved::Unreachable(Unreachable::NoWaypoint(waypoint.to_string()));
+        let Some(key) = self.waypoint_key(waypoint) else { return Some(unreachable()) };
+        if source.services.get(key).is_some() {
+            return None;
+        }
+        let Some(proxies) = self.services.get(key) else { return Some(unreachable()) };
+        let at = SocketAddr::new(asked.ip(), WAYPOINT_PORT);
+        let chosen = self.choose(proxies, at, &mut rand::rng()).ok();
+        let Some((proxy, address)) = chosen.filter(|(w, _)| w.hbone) else {
+            return Some(unreachable());
+        };
+        Some(Resolved::Waypoint { proxy: proxy.clone(), address, asked, service: service.cloned() })
+    }
+}
