@@ -327,8 +327,24 @@ fn locality(l: &LocalityLoadBalancerSetting, ejects: bool, path: &str, found: &m
 }
 
 fn client_tls(t: &ClientTlsSettings, path: &str, found: &mut Found<'_>) {
-    if !matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) {
-        return;
+    match t.mode {
+        // What the mesh does in any case.
+        ClientTlsMode::IstioMutual => return,
+        ClientTlsMode::Disable => {
+            found.push(
+                Code::Warning,
+                format!("{path}.mode"),
+                "DISABLE",
+                "endpoints in the mesh are reached by mutual TLS all the same; others in plaintext",
+            );
+            return;
+        }
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => found.push(
+            Code::NotServed,
+            format!("{path}.mode"),
+            format!("{:?}", t.mode),
+            "TLS to endpoints outside the mesh is not begun here: the application does, or nobody",
+        ),
     }
     let files = [
         ("clientCertificate", !t.client_certificate.is_empty()),
