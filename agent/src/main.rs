@@ -31,7 +31,6 @@ use arc_swap::ArcSwap;
 use capture::{Capture, Sizes};
 use clap::{Args, Parser, Subcommand};
 use dial::AgentDial;
-use discovery::ControlPlane;
 use handover::{Estate, InheritedPod, TakingOver};
 use hbone::{Pool, PoolConfig};
 use http::StatusCode;
@@ -55,6 +54,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
+use xds::ControlPlane;
 
 #[derive(Parser)]
 #[command(name = "culvert-agent", version, about = "Culvert's node agent")]

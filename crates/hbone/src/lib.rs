@@ -13,6 +13,7 @@ mod headers;
 mod pool;
 mod relay;
 mod server;
+mod stream_io;
 
 pub use authority::{Authority, AuthorityError};
 pub use client::{ClientConnection, ClientError, ClientStream, Expected, handshake};
@@ -20,6 +21,7 @@ pub use headers::{Baggage, Forwarded};
 pub use pool::{Bookkeeping, Dial, DialError, Dialled, Lease, Next, Pool, PoolConfig, PoolError};
 pub use relay::{Broken, End, Relayed, Side, relay};
 pub use server::{InboundStream, ServerConnection, ServerError, accept};
+pub use stream_io::StreamIo;
 
 use std::time::Duration;
 

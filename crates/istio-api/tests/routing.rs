@@ -286,7 +286,11 @@ fn destination_rules_are_held_to_istios_rules() {
             ".tls.caCertificates",
             "secret",
         ),
-        at("{portLevelSettings: [{tls: {mode: DISABLE}}]}", ".portLevelSettings[0].port", "which"),
+        at(
+            "{portLevelSettings: [{tls: {mode: ISTIO_MUTUAL}}]}",
+            ".portLevelSettings[0].port",
+            "which",
+        ),
         at(
             "{tunnel: {protocol: GET, targetHost: a, targetPort: 80}}",
             ".tunnel.protocol",

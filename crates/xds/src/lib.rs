@@ -5,7 +5,10 @@
 //! without a network.
 
 pub mod client;
+mod control_plane;
 pub mod server;
+
+pub use control_plane::ControlPlane;
 
 /// The generated wire types.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
