@@ -18,7 +18,10 @@ use rand::Rng;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::watch;
 use xds::{
@@ -54,6 +57,8 @@ pub struct Mesh {
     /// Told which addresses of this network have come to be, or have ceased to be, those of
     /// workloads that are reached by HBONE.
     meshed: OnceLock<MeshedSink>,
+    /// Goes up with every change of workloads and services.
+    pub(crate) epoch: AtomicU64,
     /// Goes up when policies, or the workloads that name them, have changed.
     judged: watch::Sender<u64>,
 }
@@ -87,6 +92,7 @@ impl Mesh {
             sets: Mutex::default(),
             meshed: OnceLock::new(),
             synced: watch::Sender::default(),
+            epoch: AtomicU64::new(0),
             judged: watch::Sender::default(),
         })
     }
@@ -204,6 +210,7 @@ impl Mesh {
                 }
             });
         }
+        self.epoch.fetch_add(1, Ordering::Release);
         if policies_moved {
             self.judged.send_modify(|n| *n = n.wrapping_add(1));
         }

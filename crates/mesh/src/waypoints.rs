@@ -6,7 +6,10 @@ use crate::{
     state::{Mesh, Tables},
 };
 use identity::SpiffeId;
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, atomic::Ordering},
+};
 
 /// Where waypoints take HBONE (Istio's, for all of them).
 pub const WAYPOINT_PORT: u16 = 15008;
@@ -20,6 +23,38 @@ pub struct Guard {
 }
 
 impl Mesh {
+    /// The service that an address means to `source`.
+    pub fn service_at(&self, source: &Workload, ip: IpAddr) -> Option<Arc<Service>> {
+        self.tables().service_by_address(source, ip.to_canonical()).cloned()
+    }
+
+    /// Goes up with every change of workloads and services.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The endpoints that may be chosen for a port of a service, with their addresses there.
+    pub fn endpoints(
+        &self,
+        key: &NamespacedHostname,
+        port: u16,
+    ) -> Vec<(Arc<Workload>, SocketAddr)> {
+        let t = self.tables();
+        let of_service = t
+            .services
+            .get(key)
+            .and_then(|s| s.ports.iter().find(|p| p.service_port == port))
+            .map_or(port, |p| if p.target_port == 0 { port } else { p.target_port });
+        let Some(set) = t.endpoints.get(key) else { return Vec::new() };
+        set.with_ports()
+            .filter_map(|(w, ports)| {
+                let own = ports.iter().find(|p| p.service_port == port)?;
+                let target = if own.target_port == 0 { of_service } else { own.target_port };
+                Some((w.clone(), SocketAddr::new(*w.addresses.first()?, target)))
+            })
+            .collect()
+    }
+
     /// Who stands before `port` of `own`: the waypoints of its own traffic, and those of the services
     /// that have the port. None: nobody.
     pub fn guard(&self, own: &Workload, port: u16) -> Option<Guard> {

@@ -5,6 +5,7 @@
 //! into tables that answer in time that does not grow with rules that cannot match. Neither does I/O;
 //! clock and randomness are handed in.
 
+pub mod balance;
 pub mod compile;
 pub mod execute;
 pub mod names;

@@ -147,6 +147,7 @@ pub fn show(resolved: &Resolved) -> String {
         Resolved::Unreachable(Unreachable::NoEndpoint(_)) => "no endpoint".to_owned(),
         Resolved::Unreachable(Unreachable::NoPort(..)) => "no port".to_owned(),
         Resolved::Unreachable(Unreachable::NotVisible(_)) => "not visible".to_owned(),
+        Resolved::Waypoint { proxy, address, .. } => format!("through {} {address}", proxy.uid),
         Resolved::Unreachable(other) => other.to_string(),
     }
 }

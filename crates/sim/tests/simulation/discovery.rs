@@ -263,6 +263,8 @@ fn show(resolved: &Resolved) -> String {
         Resolved::Unreachable(Unreachable::NoPort(..)) => "no port".to_owned(),
         Resolved::Unreachable(Unreachable::NotVisible(_)) => "not visible".to_owned(),
         Resolved::Unreachable(Unreachable::Refused(_)) => "refused".to_owned(),
+        Resolved::Unreachable(Unreachable::NoWaypoint(_)) => "no waypoint".to_owned(),
+        Resolved::Waypoint { proxy, address, .. } => format!("through {} at {address}", proxy.uid),
     }
 }
 
