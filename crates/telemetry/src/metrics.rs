@@ -3,7 +3,7 @@
 //! A series is one set of label values. Series whose connections have all ended are dropped after
 //! a time, and their number has a limit: workloads come and go, and an agent lives for months.
 
-use crate::{FlowRecord, ResponseFlags};
+use crate::{Endpoint, FlowRecord, ResponseFlags, ServiceName};
 use std::{
     collections::HashMap,
     fmt::Write as _,
@@ -138,9 +138,12 @@ impl Metrics {
     }
 }
 
-fn labels(r: &FlowRecord) -> String {
-    let mut out = String::with_capacity(640);
-    let mut label = |name: &str, value: &str| {
+/// Labels as Prometheus' text format has them.
+pub(crate) struct LabelSet(pub(crate) String);
+
+impl LabelSet {
+    pub(crate) fn add(&mut self, name: &str, value: &str) {
+        let out = &mut self.0;
         let value = if value.is_empty() { "unknown" } else { value };
         if !out.is_empty() {
             out.push(',');
@@ -156,26 +159,38 @@ fn labels(r: &FlowRecord) -> String {
             }
         }
         out.push('"');
-    };
-    label("reporter", r.reporter().as_str());
-    for (side, e) in [("source", &r.source), ("destination", &r.destination)] {
-        label(&format!("{side}_workload"), &e.workload);
-        label(&format!("{side}_canonical_service"), &e.canonical_service);
-        label(&format!("{side}_canonical_revision"), &e.canonical_revision);
-        label(&format!("{side}_workload_namespace"), &e.namespace);
-        label(&format!("{side}_principal"), e.identity.as_deref().unwrap_or_default());
-        label(&format!("{side}_app"), &e.canonical_service);
-        label(&format!("{side}_version"), &e.canonical_revision);
-        label(&format!("{side}_cluster"), &e.cluster);
     }
-    let service = r.service.clone().unwrap_or_default();
-    label("destination_service", &service.hostname);
-    label("destination_service_name", &service.name);
-    label("destination_service_namespace", &service.namespace);
-    label("request_protocol", "tcp");
-    label("response_flags", flags(r));
-    label("connection_security_policy", if r.mutual_tls() { "mutual_tls" } else { "unknown" });
-    out
+
+    pub(crate) fn ends(&mut self, source: &Endpoint, destination: &Endpoint) {
+        for (side, e) in [("source", source), ("destination", destination)] {
+            self.add(&format!("{side}_workload"), &e.workload);
+            self.add(&format!("{side}_canonical_service"), &e.canonical_service);
+            self.add(&format!("{side}_canonical_revision"), &e.canonical_revision);
+            self.add(&format!("{side}_workload_namespace"), &e.namespace);
+            self.add(&format!("{side}_principal"), e.identity.as_deref().unwrap_or_default());
+            self.add(&format!("{side}_app"), &e.canonical_service);
+            self.add(&format!("{side}_version"), &e.canonical_revision);
+            self.add(&format!("{side}_cluster"), &e.cluster);
+        }
+    }
+
+    pub(crate) fn service(&mut self, service: &ServiceName) {
+        self.add("destination_service", &service.hostname);
+        self.add("destination_service_name", &service.name);
+        self.add("destination_service_namespace", &service.namespace);
+    }
+}
+
+fn labels(r: &FlowRecord) -> String {
+    let mut out = LabelSet(String::with_capacity(640));
+    out.add("reporter", r.reporter().as_str());
+    out.ends(&r.source, &r.destination);
+    out.service(&r.service.clone().unwrap_or_default());
+    out.add("request_protocol", "tcp");
+    out.add("response_flags", flags(r));
+    let security = if r.mutual_tls() { "mutual_tls" } else { "unknown" };
+    out.add("connection_security_policy", security);
+    out.0
 }
 
 /// A live connection that policy ends keeps the labels under which it was opened.

@@ -1,0 +1,373 @@
+//! Connections to endpoints: HTTP inside an HBONE stream to a pod of the mesh, in plaintext to
+//! others. HTTP/1.1 connections are reused when their answer has been read; HTTP/2 ones are shared.
+
+use crate::{
+    body::OutBody,
+    cluster::{Slot, To},
+    proxy::Proxy,
+};
+use hbone::{Authority, Forwarded, StreamIo};
+use http::{Method, Request, Response, Uri};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use identity::SpiffeId;
+use mesh::Workload;
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// Connections are shared by requests that agree in this. The workload's record is part of it: what
+/// has another identity now is another endpoint.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    address: SocketAddr,
+    workload: Arc<str>,
+    identity: Option<SpiffeId>,
+    http2: bool,
+}
+
+#[derive(Default)]
+pub struct Connections {
+    idle: Mutex<HashMap<Key, Vec<Idle>>>,
+    shared: Mutex<HashMap<Key, http2::SendRequest<OutBody>>>,
+}
+
+struct Idle {
+    send: http1::SendRequest<OutBody>,
+    since: Instant,
+    requests: u32,
+}
+
+/// Idle connections of HTTP/1 that are kept per endpoint.
+const IDLE: usize = 64;
+
+/// How long they are kept, where nothing is said (Envoy's default is an hour; an application's own
+/// patience is often less than a minute, and a connection that it has just closed costs a retry).
+const IDLE_FOR: Duration = Duration::from_secs(60);
+
+/// Why an attempt came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum TryError {
+    /// Nothing of the request has reached anybody.
+    #[error("connecting to {to}: {why}")]
+    Connect { to: SocketAddr, why: String },
+    #[error("{to} refused the request before looking at it")]
+    Refused { to: SocketAddr },
+    #[error("{to} broke off: {why}")]
+    Reset { to: SocketAddr, why: String },
+    #[error("{0} did not answer in time")]
+    Timeout(SocketAddr),
+}
+
+/// An answer whose connection goes back when its body has been read.
+pub struct Answered {
+    pub response: Response<Incoming>,
+    pub back: Option<GoesBack>,
+}
+
+/// A connection of HTTP/1 that is in use.
+pub struct GoesBack {
+    proxy: Arc<Proxy>,
+    key: Key,
+    send: http1::SendRequest<OutBody>,
+    requests: u32,
+    most: Option<u32>,
+    _slot: Slot,
+}
+
+impl GoesBack {
+    /// The answer has been read whole: the connection can be used again.
+    pub fn finished(self) {
+        if self.most.is_some_and(|most| self.requests >= most) || self.send.is_closed() {
+            return;
+        }
+        let idle = Idle { send: self.send, since: Instant::now(), requests: self.requests };
+        let mut all = lock(&self.proxy.connections.idle);
+        let own = all.entry(self.key.clone()).or_default();
+        if own.len() < IDLE {
+            own.push(idle);
+        }
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Connections {
+    /// Closes what has been idle for too long.
+    pub fn sweep(&self, now: Instant) {
+        lock(&self.idle).retain(|_, own| {
+            own.retain(|i| {
+                now.saturating_duration_since(i.since) < IDLE_FOR && !i.send.is_closed()
+            });
+            !own.is_empty()
+        });
+        lock(&self.shared).retain(|_, send| !send.is_closed());
+    }
+
+    fn take(&self, key: &Key, idle_for: Duration) -> Option<Idle> {
+        let mut all = lock(&self.idle);
+        let own = all.get_mut(key)?;
+        while let Some(idle) = own.pop() {
+            if !idle.send.is_closed() && idle.since.elapsed() < idle_for {
+                return Some(idle);
+            }
+        }
+        None
+    }
+}
+
+/// What a request is sent with.
+pub struct Attempt<'a> {
+    pub to: &'a To,
+    pub http2: bool,
+    pub connect_timeout: Duration,
+    pub idle_timeout: Option<Duration>,
+    pub most_requests: Option<u32>,
+    /// The client, for whom this proxy asks.
+    pub client: SocketAddr,
+    /// Room for a connection of HTTP/1.
+    pub slot: Option<Slot>,
+}
+
+/// Sends one request to one endpoint, over a connection that is there or a new one.
+pub async fn send(
+    proxy: &Arc<Proxy>,
+    attempt: Attempt<'_>,
+    request: Request<OutBody>,
+) -> Result<Answered, TryError> {
+    let to = attempt.to.address;
+    let workload = &attempt.to.workload;
+    let identity = if workload.hbone {
+        let id = workload.identity();
+        Some(id.map_err(|e| TryError::Connect { to, why: e.to_string() })?)
+    } else {
+        None
+    };
+    let key = Key { address: to, workload: workload.uid.clone(), identity, http2: attempt.http2 };
+    if attempt.http2 {
+        return send_http2(proxy, attempt, key, request).await;
+    }
+    let mut request = request;
+    let idle_for = attempt.idle_timeout.unwrap_or(IDLE_FOR);
+    let most = attempt.most_requests;
+    let Some(slot) = attempt.slot else {
+        return Err(TryError::Connect { to, why: "no room for a connection".to_owned() });
+    };
+    // One that the endpoint closes just now has not taken the request: the next is tried.
+    while let Some(mut idle) = proxy.connections.take(&key, idle_for) {
+        if idle.send.ready().await.is_err() {
+            continue;
+        }
+        match idle.send.try_send_request(request).await {
+            Ok(response) => {
+                let requests = idle.requests + 1;
+                let back = GoesBack {
+                    proxy: proxy.clone(),
+                    key,
+                    send: idle.send,
+                    requests,
+                    most,
+                    _slot: slot,
+                };
+                return Ok(Answered { response, back: Some(back) });
+            }
+            Err(mut e) => match e.take_message() {
+                Some(unsent) => request = unsent,
+                None => return Err(TryError::Reset { to, why: e.error().to_string() }),
+            },
+        }
+    }
+    let io = connect(proxy, workload, to, key.identity.as_ref(), attempt.client, attempt.connect_timeout).await?;
+    let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
+    let (mut send, connection) =
+        shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
+    tokio::spawn(async move {
+        let _ = connection.with_upgrades().await;
+    });
+    match send.try_send_request(request).await {
+        Ok(response) => {
+            let back =
+                GoesBack { proxy: proxy.clone(), key, send, requests: 1, most, _slot: slot };
+            Ok(Answered { response, back: Some(back) })
+        }
+        Err(e) => Err(TryError::Reset { to, why: e.error().to_string() }),
+    }
+}
+
+async fn send_http2(
+    proxy: &Arc<Proxy>,
+    attempt: Attempt<'_>,
+    key: Key,
+    request: Request<OutBody>,
+) -> Result<Answered, TryError> {
+    let to = attempt.to.address;
+    let known = lock(&proxy.connections.shared).get(&key).filter(|s| !s.is_closed()).cloned();
+    let mut send = match known {
+        Some(send) => send,
+        None => {
+            let io = connect(
+                proxy,
+                &attempt.to.workload,
+                to,
+                key.identity.as_ref(),
+                attempt.client,
+                attempt.connect_timeout,
+            )
+            .await?;
+            let shaken = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(1024 * 1024)
+                .initial_connection_window_size(16 * 1024 * 1024)
+                .max_header_list_size(64 * 1024)
+                .keep_alive_interval(Duration::from_secs(30))
+                .handshake(TokioIo::new(io))
+                .await;
+            let (send, connection) =
+                shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
+            tokio::spawn(async move {
+                let _ = connection.await;
+            });
+            lock(&proxy.connections.shared).insert(key, send.clone());
+            send
+        }
+    };
+    match send.try_send_request(request).await {
+        Ok(response) => Ok(Answered { response, back: None }),
+        Err(e) => {
+            let refused = source_of::<h2::Error>(e.error())
+                .is_some_and(|e| e.reason() == Some(h2::Reason::REFUSED_STREAM));
+            let unsent = e.message().is_some();
+            Err(match refused || unsent {
+                true => TryError::Refused { to },
+                false => TryError::Reset { to, why: e.error().to_string() },
+            })
+        }
+    }
+}
+
+fn source_of<'a, E: std::error::Error + 'static>(e: &'a hyper::Error) -> Option<&'a E> {
+    let mut source = std::error::Error::source(e);
+    while let Some(e) = source {
+        if let Some(found) = e.downcast_ref::<E>() {
+            return Some(found);
+        }
+        source = e.source();
+    }
+    None
+}
+
+/// What bytes go through.
+pub enum Io {
+    Hbone(Box<StreamIo>, hbone::Lease),
+    Tcp(TcpStream),
+}
+
+/// Opens a way to an endpoint for bytes of any kind.
+pub async fn connect(
+    proxy: &Proxy,
+    workload: &Workload,
+    to: SocketAddr,
+    identity: Option<&SpiffeId>,
+    client: SocketAddr,
+    within: Duration,
+) -> Result<Io, TryError> {
+    let failed = |why: String| TryError::Connect { to, why };
+    let opening = async {
+        let Some(identity) = identity else {
+            let stream = TcpStream::connect(to).await.map_err(|e| failed(e.to_string()))?;
+            let _ = stream.set_nodelay(true);
+            return Ok(Io::Tcp(stream));
+        };
+        let key = crate::proxy::PeerKey {
+            identity: identity.clone(),
+            address: SocketAddr::new(to.ip(), mesh::WAYPOINT_PORT),
+        };
+        let request = || connect_request(proxy, workload, to, client);
+        let opened = proxy.pool.open(&key, request).await;
+        let (stream, lease) = opened.map_err(|e| failed(e.to_string()))?;
+        Ok(Io::Hbone(Box::new(StreamIo::new(stream.send, stream.receive)), lease))
+    };
+    match tokio::time::timeout(within, opening).await {
+        Ok(opened) => opened,
+        Err(_) => Err(failed(format!("no connection within {within:?}"))),
+    }
+}
+
+fn connect_request(
+    proxy: &Proxy,
+    _workload: &Workload,
+    to: SocketAddr,
+    client: SocketAddr,
+) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    if let Ok(uri) = Uri::builder().authority(Authority::Address(to).to_string()).build() {
+        *request.uri_mut() = uri;
+    }
+    let forwarded = Forwarded { client, host: None };
+    for (name, value) in [("baggage", proxy.baggage()), ("forwarded", forwarded.encode())] {
+        if let Ok(value) = value.parse() {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    request
+}
+
+macro_rules! either {
+    ($self:ident, $io:ident => $e:expr) => {
+        match $self.get_mut() {
+            Io::Hbone(stream, _) => {
+                let $io = Pin::new(&mut **stream);
+                $e
+            }
+            Io::Tcp(stream) => {
+                let $io = Pin::new(stream);
+                $e
+            }
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        either!(self, io => io.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, io => io.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => io.poll_shutdown(cx))
+    }
+}
+
