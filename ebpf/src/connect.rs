@@ -217,12 +217,10 @@ pub fn unbind_device(a: *mut bpf_sock_addr) {
     }
 }
 
-/// 127.128.0.0/9: away from the loopback addresses that people use.
 #[inline(always)]
 fn spread_v4() -> u32 {
     // SAFETY: no arguments.
-    let r = unsafe { bpf_get_prandom_u32() };
-    (0x7f80_0001 | (r & 0x007f_fffe)).to_be()
+    capture_abi::spread_v4(unsafe { bpf_get_prandom_u32() }).to_be()
 }
 
 #[inline(always)]

@@ -217,6 +217,14 @@ pub const HBONE_PORT: u16 = 15008;
 /// Captured IPv6 connections are spread over this /64, local to `lo` in each enrolled pod.
 pub const SPREAD_V6: [u8; 8] = [0xfd, 0x63, 0x75, 0x6c, 0x76, 0x65, 0x72, 0x74];
 
+/// Captured IPv4 connections are spread over 127.128.0.0/9, away from the loopback addresses that people use: the
+/// address, in host order, for a random number. The third byte is even, so that none is 127.255.255.255: that is
+/// `lo`'s broadcast address, to which TCP does not connect (ENETUNREACH).
+#[inline(always)]
+pub const fn spread_v4(random: u32) -> u32 {
+    0x7f80_0001 | (random & 0x007f_fefe)
+}
+
 pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
 
@@ -244,6 +252,16 @@ mod plain {
 mod tests {
     use super::*;
     use core::mem::size_of;
+
+    #[test]
+    fn captured_connections_are_spread_over_addresses_that_tcp_connects_to() {
+        for random in [0, 1, 0xff, 0xff00, 0x007f_ffff, 0x0080_0000, u32::MAX] {
+            let spread = spread_v4(random);
+            assert_eq!(spread >> 23, 0x7f80_0000 >> 23, "{spread:x} is not in 127.128.0.0/9");
+            assert_ne!(spread, 0x7fff_ffff, "lo's broadcast address");
+            assert_ne!(spread & 0xff, 0, "{spread:x} may be a network's own address");
+        }
+    }
 
     #[test]
     fn no_type_has_padding() {

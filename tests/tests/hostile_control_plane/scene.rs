@@ -110,7 +110,8 @@ impl Scene {
     #[track_caller]
     pub fn undisturbed(&self) {
         self.quiet.succeeds(3);
-        assert_eq!(self.quiet.tally().failed, 0, "the innocent pair was disturbed");
+        let why = self.quiet.last_failure(std::slice::from_ref(&self.stage.agent));
+        assert_eq!(self.quiet.tally().failed, 0, "the innocent pair was disturbed: {why}");
         let log = self.stage.agent.log();
         assert!(!log.contains("panicked"), "{log}");
     }

@@ -100,8 +100,8 @@ impl Den {
     #[track_caller]
     pub fn undisturbed(&self, what: &str) {
         self.quiet.succeeds(2);
-        let why = self.quiet.last_failure();
-        assert_eq!(self.quiet.tally().failed, 0, "{what}: the client was disturbed: {why:?}");
+        let why = self.quiet.last_failure(self.mesh.agents());
+        assert_eq!(self.quiet.tally().failed, 0, "{what}: the client was disturbed: {why}");
         let grown = self.mesh.agent(2).resident_kib().saturating_sub(self.resident);
         assert!(grown < ROOM_KIB, "{what}: the agent has grown by {grown} KiB");
         for agent in self.mesh.agents() {

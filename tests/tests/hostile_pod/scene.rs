@@ -154,8 +154,9 @@ impl<'a> Watch<'a> {
         let scene = self.scene;
         for traffic in self.bystanders {
             traffic.succeeds(20);
+            let why = traffic.last_failure(scene.mesh.agents());
             let tally = traffic.stop();
-            assert_eq!(tally.failed, 0, "the bystanders were disturbed: {tally:?}");
+            assert_eq!(tally.failed, 0, "the bystanders were disturbed: {tally:?}: {why}");
         }
         let tokens = [tokens, &[self.token]].concat();
         let pods = [scene.pods().as_slice(), &self.also].concat();

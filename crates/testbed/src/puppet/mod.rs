@@ -123,7 +123,7 @@ impl Puppet {
     pub fn connect(&self, addr: impl Into<String>, opts: ConnectOpts) -> Result<Sock, PuppetError> {
         let deadline = opts.timeout;
         let opened: Opened = self.call(Command::Connect { addr: addr.into(), opts }, deadline)?;
-        Ok(Sock::new(self.clone(), opened.sock))
+        Ok(Sock::new(self.clone(), opened))
     }
 
     /// What getaddrinfo says in the pod.

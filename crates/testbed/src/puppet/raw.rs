@@ -173,7 +173,7 @@ impl RawSocket {
     pub fn into_sock(self) -> Result<Sock, PuppetError> {
         let me = std::mem::ManuallyDrop::new(self);
         let opened: Opened = me.puppet.call(Command::Adopt { fd: me.fd }, DEFAULT_DEADLINE)?;
-        Ok(Sock::new(me.puppet.clone(), opened.sock))
+        Ok(Sock::new(me.puppet.clone(), opened))
     }
 }
 

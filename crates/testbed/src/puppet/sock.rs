@@ -35,7 +35,7 @@ impl Listener {
     /// Takes the next connection of a [`super::Serve::Manual`] listener.
     pub fn accept(&self, deadline: Duration) -> Result<Sock, PuppetError> {
         let opened: Opened = self.puppet.call(Command::Accept { listener: self.id }, deadline)?;
-        Ok(Sock::new(self.puppet.clone(), opened.sock))
+        Ok(Sock::new(self.puppet.clone(), opened))
     }
 
     /// Stops listening. Connections that were accepted go on.
@@ -56,11 +56,13 @@ pub struct Sock {
 struct End {
     puppet: Puppet,
     id: u64,
+    opened_as: Names,
 }
 
 impl Sock {
-    pub(super) fn new(puppet: Puppet, id: u64) -> Self {
-        Self { end: Arc::new(End { puppet, id }), deadline: DEFAULT_DEADLINE }
+    pub(super) fn new(puppet: Puppet, opened: Opened) -> Self {
+        let end = End { puppet, id: opened.sock, opened_as: opened.names };
+        Self { end: Arc::new(end), deadline: DEFAULT_DEADLINE }
     }
 
     /// The same socket with another deadline for each call (60 s unless set). One that passes is the kind `timeout`;
@@ -135,6 +137,11 @@ impl Sock {
 
     pub fn set_keepalive(&self, on: bool) -> Result<(), PuppetError> {
         self.set(SockOption::KeepAlive(on))
+    }
+
+    /// What they said when it was opened: a socket that has been reset has no peer any more.
+    pub fn opened_as(&self) -> Names {
+        self.end.opened_as
     }
 
     fn set(&self, option: SockOption) -> Result<(), PuppetError> {
