@@ -75,11 +75,6 @@ impl Replay {
         s.keep && !s.overflown
     }
 
-    /// Whether all of it has come.
-    pub fn is_whole(&self) -> bool {
-        self.lock().ended
-    }
-
     /// For one attempt, from the beginning.
     pub fn attempt(&self) -> OutBody {
         if self.lock().ended && self.lock().kept.is_empty() && self.lock().trailers.is_none() {
@@ -312,7 +307,8 @@ impl Body for InBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let late = passing.deadline.as_mut().is_some_and(|d| d.as_mut().poll(cx).is_ready());
+                let late =
+                    passing.deadline.as_mut().is_some_and(|d| d.as_mut().poll(cx).is_ready());
                 if late {
                     passing.tell(Ended::TimedOut);
                     return Poll::Ready(Some(Err("the request's time ran out".into())));
@@ -331,9 +327,7 @@ impl Body for InBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Full(data) => {
-                SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64))
-            }
+            Self::Full(data) => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
             Self::Passing(p) => p.from.size_hint(),
         }
     }

@@ -110,7 +110,9 @@ impl Cluster {
             return held.1.clone();
         }
         let has = |w: &Workload| {
-            self.labels.iter().all(|(k, v)| w.labels.iter().any(|(ok, ov)| **ok == **k && **ov == **v))
+            self.labels
+                .iter()
+                .all(|(k, v)| w.labels.iter().any(|(ok, ov)| **ok == **k && **ov == **v))
         };
         let present: Vec<Present<Arc<Workload>>> = mesh
             .endpoints(&self.service, self.settings.port)
@@ -133,7 +135,7 @@ impl Cluster {
                 })
             });
         if !same {
-            let start = usize::try_from(rand::random::<u16>()).unwrap_or(0);
+            let start = usize::from(rand::random::<u16>());
             held.1 = Arc::new(Endpoints::new(present, &held.1, &self.settings.policy, start));
         }
         held.0 = epoch;
@@ -185,8 +187,7 @@ impl Cluster {
         if let Some(slot) = take() {
             return Ok(slot);
         }
-        let _waiting =
-            Counted::take(&self.waiting, policy.max_pending).ok_or(Overflow::Pending)?;
+        let _waiting = Counted::take(&self.waiting, policy.max_pending).ok_or(Overflow::Pending)?;
         loop {
             let freed = self.freed.notified();
             if let Some(slot) = take() {

@@ -199,9 +199,8 @@ mod tests {
     fn a_table_waits_for_what_it_names_and_the_one_before_serves() {
         let tables = Tables::default();
         let a = key(&ServiceName { namespace: "ns".into(), hostname: "a".into() });
-        let goes_to = |t: &Tables| {
-            t.host(&a).map(|t| t.destinations.iter().next().unwrap().hostname.clone())
-        };
+        let goes_to =
+            |t: &Tables| t.host(&a).map(|t| t.destinations.iter().next().unwrap().hostname.clone());
         tables.put_host("p/w/ns/a", &host("b")).unwrap();
         assert_eq!(goes_to(&tables), None);
         tables.put_destination("p/w/ns/b", &destination("b")).unwrap();

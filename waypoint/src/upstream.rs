@@ -192,7 +192,15 @@ pub async fn send(
             },
         }
     }
-    let io = connect(proxy, workload, to, key.identity.as_ref(), attempt.client, attempt.connect_timeout).await?;
+    let io = connect(
+        proxy,
+        workload,
+        to,
+        key.identity.as_ref(),
+        attempt.client,
+        attempt.connect_timeout,
+    )
+    .await?;
     let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (mut send, connection) =
         shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
@@ -201,8 +209,7 @@ pub async fn send(
     });
     match send.try_send_request(request).await {
         Ok(response) => {
-            let back =
-                GoesBack { proxy: proxy.clone(), key, send, requests: 1, most, _slot: slot };
+            let back = GoesBack { proxy: proxy.clone(), key, send, requests: 1, most, _slot: slot };
             Ok(Answered { response, back: Some(back) })
         }
         Err(e) => Err(TryError::Reset { to, why: e.error().to_string() }),
@@ -260,7 +267,7 @@ async fn send_http2(
     }
 }
 
-fn source_of<'a, E: std::error::Error + 'static>(e: &'a hyper::Error) -> Option<&'a E> {
+fn source_of<E: std::error::Error + 'static>(e: &hyper::Error) -> Option<&E> {
     let mut source = std::error::Error::source(e);
     while let Some(e) = source {
         if let Some(found) = e.downcast_ref::<E>() {
@@ -273,7 +280,8 @@ fn source_of<'a, E: std::error::Error + 'static>(e: &'a hyper::Error) -> Option<
 
 /// What bytes go through.
 pub enum Io {
-    Hbone(Box<StreamIo>, hbone::Lease),
+    /// The lease keeps the connection beneath counted as in use.
+    Hbone(Box<StreamIo>, #[allow(dead_code)] hbone::Lease),
     Tcp(TcpStream),
 }
 
@@ -297,7 +305,7 @@ pub async fn connect(
             identity: identity.clone(),
             address: SocketAddr::new(to.ip(), mesh::WAYPOINT_PORT),
         };
-        let request = || connect_request(proxy, workload, to, client);
+        let request = || connect_request(proxy, to, client);
         let opened = proxy.pool.open(&key, request).await;
         let (stream, lease) = opened.map_err(|e| failed(e.to_string()))?;
         Ok(Io::Hbone(Box::new(StreamIo::new(stream.send, stream.receive)), lease))
@@ -308,12 +316,7 @@ pub async fn connect(
     }
 }
 
-fn connect_request(
-    proxy: &Proxy,
-    _workload: &Workload,
-    to: SocketAddr,
-    client: SocketAddr,
-) -> Request<()> {
+fn connect_request(proxy: &Proxy, to: SocketAddr, client: SocketAddr) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     if let Ok(uri) = Uri::builder().authority(Authority::Address(to).to_string()).build() {
@@ -370,4 +373,3 @@ impl AsyncWrite for Io {
         either!(self, io => io.poll_shutdown(cx))
     }
 }
-

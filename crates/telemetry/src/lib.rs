@@ -8,7 +8,7 @@ mod request;
 
 pub use access_log::access_log_line;
 pub use metrics::{Metrics, SeriesLimits};
-pub use request::{GRPC_UNKNOWN, RequestMetrics, RequestRecord};
 pub use record::{
     CloseReason, Direction, Endpoint, FlowRecord, Reporter, ResponseFlags, ServiceName, Transport,
 };
+pub use request::{GRPC_UNKNOWN, RequestMetrics, RequestRecord};

@@ -278,7 +278,8 @@ mod tests {
         m.encode(&mut out);
         let line = |code: &str| {
             let has = |l: &&str| {
-                l.starts_with("istio_requests_total{") && l.contains(&format!("response_code=\"{code}\""))
+                l.starts_with("istio_requests_total{")
+                    && l.contains(&format!("response_code=\"{code}\""))
             };
             out.lines().find(has).unwrap().rsplit(' ').next().unwrap().to_owned()
         };
@@ -292,6 +293,9 @@ mod tests {
             };
             out.lines().find(has).unwrap().rsplit(' ').next().unwrap().to_owned()
         };
-        assert_eq!((bucket("5"), bucket("10"), bucket("+Inf")), ("0".into(), "2".into(), "2".into()));
+        assert_eq!(
+            (bucket("5"), bucket("10"), bucket("+Inf")),
+            ("0".into(), "2".into(), "2".into())
+        );
     }
 }

@@ -108,6 +108,28 @@ impl HttpPolicies {
         }
     }
 
+    /// Of a connection without requests: what a rule asks of a request is taken as met where it would
+    /// deny, and as not met where it would allow.
+    pub fn judge_connection(&self, connection: &Request) -> HttpVerdict {
+        let matching = |p: &Policy, of_request: bool| {
+            p.rules.iter().position(|clauses| {
+                clauses.iter().all(|Clause(any)| {
+                    any.is_empty() || any.iter().any(|a| a.holds_of(connection, of_request))
+                })
+            })
+        };
+        for p in &self.deny {
+            if let Some(rule) = matching(p, true) {
+                return HttpVerdict::DeniedBy { policy: p.name.clone(), rule };
+            }
+        }
+        let allowed = self.allow.iter().any(|p| matching(p, false).is_some());
+        match self.allow.first() {
+            Some(nearest) if !allowed => HttpVerdict::NotAllowed { nearest: nearest.name.clone() },
+            _ => HttpVerdict::Allowed,
+        }
+    }
+
     /// Policies that would have matched, were they not on trial.
     pub fn on_trial<'a>(
         &'a self,
@@ -160,6 +182,18 @@ impl Asked {
             headers,
             unknown: m.unknown,
         })
+    }
+
+    /// `of_request`: what is said of what it asks of a request, if it asks anything.
+    fn holds_of(&self, c: &Request, of_request: bool) -> bool {
+        let asks = self.unknown
+            || !self.headers.is_empty()
+            || !self.methods.is_empty()
+            || !self.not_methods.is_empty()
+            || [&self.hosts, &self.not_hosts, &self.paths, &self.not_paths]
+                .iter()
+                .any(|all| !all.is_empty());
+        self.connection.as_ref().is_none_or(|m| m.holds(c)) && (!asks || of_request)
     }
 
     fn holds(&self, r: &RequestView<'_>, c: &Request) -> bool {

@@ -1,0 +1,108 @@
+//! What discovery says, on its way to the mesh and to the tables.
+
+use crate::proxy::Proxy;
+use prost_types::{Any, Struct, Value, value::Kind};
+use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+use xds::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    client::{Apply, Rejected},
+    proto::discovery::Node,
+};
+
+/// In the order in which they are wanted: what is named comes before what names it.
+pub const TYPES: [&str; 4] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, DESTINATION_TYPE, HOST_TABLE_TYPE];
+
+pub struct Following {
+    proxy: Arc<Proxy>,
+    /// A bit for each type that has come once.
+    come: AtomicU8,
+}
+
+impl Following {
+    pub fn new(proxy: Arc<Proxy>) -> Self {
+        Self { proxy, come: AtomicU8::new(0) }
+    }
+}
+
+impl Following {
+    fn apply_routes(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        let tables = &self.proxy.tables;
+        let hosts = type_url == HOST_TABLE_TYPE;
+        for name in &removed {
+            if hosts {
+                tables.remove_host(name);
+            } else {
+                tables.remove_destination(name);
+            }
+        }
+        let put = |(name, any): (Arc<str>, Any)| {
+            let put = match hosts {
+                true => tables.put_host(&name, &any.value),
+                false => tables.put_destination(&name, &any.value),
+            };
+            Some(Rejected { name: name.to_string(), reason: put.err()? })
+        };
+        resources.into_iter().filter_map(put).collect()
+    }
+}
+
+impl Apply for Following {
+    fn apply(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        let rejected = self.apply_part(type_url, resources, removed);
+        if let Some(at) = TYPES.iter().position(|t| *t == type_url) {
+            let all = self.come.fetch_or(1 << at, Ordering::AcqRel) | 1 << at;
+            if all == 0b1111 {
+                self.proxy.ready.send_replace(true);
+            }
+        }
+        rejected
+    }
+
+    fn apply_part(
+        &self,
+        type_url: &str,
+        resources: Vec<(Arc<str>, Any)>,
+        removed: Vec<String>,
+    ) -> Vec<Rejected> {
+        match type_url {
+            HOST_TABLE_TYPE | DESTINATION_TYPE => self.apply_routes(type_url, resources, removed),
+            _ => self.proxy.mesh.apply_part(type_url, resources, removed),
+        }
+    }
+
+    fn connected(&self, connected: bool) {
+        self.proxy.mesh.connected(connected);
+    }
+}
+
+/// How this proxy introduces itself.
+pub fn node(namespace: &str, pod: &str, gateway: &str, cluster: &str) -> Node {
+    let text = |s: &str| Value { kind: Some(Kind::StringValue(s.to_owned())) };
+    Node {
+        id: format!("waypoint~0.0.0.0~{pod}.{namespace}~{namespace}.svc.cluster.local"),
+        cluster: String::new(),
+        metadata: Some(Struct {
+            fields: [
+                ("NAME".to_owned(), text(pod)),
+                ("NAMESPACE".to_owned(), text(namespace)),
+                (xds::GATEWAY_NAME.to_owned(), text(gateway)),
+                ("CLUSTER_ID".to_owned(), text(cluster)),
+            ]
+            .into(),
+        }),
+    }
+}

@@ -1,0 +1,426 @@
+//! A request to an endpoint: chosen, judged, sent, and sent again where that is asked for.
+
+use crate::{
+    body::{InBody, OutBody, Replay},
+    cluster::{Cluster, Counted, To},
+    http::{Downstream, Exchange},
+    proxy::Proxy,
+    reply::Refusal,
+    retry::{Tried, wanted},
+    upstream::{self, Answered, Attempt, GoesBack, TryError},
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use identity::SpiffeId;
+use mesh::Workload;
+use policy::{Decision, Request as Connection};
+use rand::Rng as _;
+use routes::{
+    balance::{Active, Endpoint, Endpoints, Outcome, hash},
+    execute::{HashOf, Retry, Route, without_port},
+    proto::Protocol,
+};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use telemetry::RequestRecord;
+
+/// A request as it is to be sent, whoever gets it.
+pub struct Given {
+    pub proxy: Arc<Proxy>,
+    pub downstream: Arc<Downstream>,
+    pub method: Method,
+    pub headers: HeaderMap,
+    pub path: String,
+    pub query: String,
+    pub authority: String,
+    pub client_http2: bool,
+    /// What the client wants to switch to.
+    pub upgrade: Option<HeaderValue>,
+}
+
+/// An answer's head, and what is to be done when its body has gone through.
+pub struct Forwarded {
+    pub response: Response<Incoming>,
+    pub back: Option<GoesBack>,
+    pub to: Arc<To>,
+    pub endpoints: Arc<Endpoints<Arc<Workload>>>,
+    pub active: Active<Arc<Workload>>,
+    pub request: Counted,
+}
+
+/// Connection-level headers (RFC 9110, section 7.6.1, and what is older).
+pub const HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Longest pause before a retry, in base intervals (Envoy's default).
+const LONGEST_BACKOFF: u32 = 10;
+
+/// What the client asks to switch to, if it does so whole.
+pub fn upgrade_asked(headers: &HeaderMap) -> Option<HeaderValue> {
+    let connection = headers.get_all(header::CONNECTION).iter();
+    let asked = connection.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let mut asked = asked.map(str::trim);
+    asked
+        .any(|t| t.eq_ignore_ascii_case("upgrade"))
+        .then(|| headers.get(header::UPGRADE).cloned())?
+}
+
+pub fn clean_response(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|n| n.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP) {
+        headers.remove(name);
+    }
+}
+
+/// A shadow's host, as Istio writes it.
+pub fn shadow(authority: &str) -> String {
+    let host = without_port(authority);
+    let port = authority.strip_prefix(host).unwrap_or_default();
+    format!("{host}-shadow{port}")
+}
+
+pub fn telemetry_end(
+    address: Option<SocketAddr>,
+    workload: Option<&Workload>,
+    identity: Option<&SpiffeId>,
+) -> telemetry::Endpoint {
+    let identity = identity.map(ToString::to_string);
+    match workload {
+        Some(w) => telemetry::Endpoint {
+            address,
+            workload: w.workload_name.clone(),
+            namespace: w.namespace.clone(),
+            canonical_service: w.canonical_name.clone(),
+            canonical_revision: w.canonical_revision.clone(),
+            cluster: w.cluster.clone(),
+            identity,
+        },
+        None => telemetry::Endpoint { address, identity, ..telemetry::Endpoint::default() },
+    }
+}
+
+/// Sends, and tries again as the route asks. What is refused here has not been answered by anybody.
+pub async fn forward(
+    given: &Given,
+    route: &Route,
+    cluster: &Arc<Cluster>,
+    body: &Replay,
+    record: &mut RequestRecord,
+) -> Result<Forwarded, Refusal> {
+    let all = attempts(given, route, cluster, body, record);
+    match route.timeout {
+        None => all.await,
+        Some(limit) => tokio::time::timeout(limit, all)
+            .await
+            .unwrap_or_else(|_| Err(Refusal::timeout(format!("no answer within {limit:?}")))),
+    }
+}
+
+async fn attempts(
+    given: &Given,
+    route: &Route,
+    cluster: &Arc<Cluster>,
+    body: &Replay,
+    record: &mut RequestRecord,
+) -> Result<Forwarded, Refusal> {
+    let request = cluster.begin_request()?;
+    let hash = hash_of(given, cluster);
+    let mut tried: Vec<Arc<To>> = Vec::new();
+    let mut retrying: Option<Counted> = None;
+    loop {
+        let number = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+        record.attempts = number + 1;
+        let again = |tried: Tried<'_>| {
+            let retry = route.retry.as_ref()?;
+            (number < retry.attempts && body.again() && wanted(retry, tried)).then_some(retry)
+        };
+        let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body).await;
+        let (to, endpoints, active, outcome) = match attempt {
+            Err(refusal) => return Err(refusal),
+            Ok(tried) => tried,
+        };
+        record.upstream_host = Some(to.address);
+        let (retry, refusal) = match outcome {
+            Ok(Answered { response, back }) => {
+                let status = response.status();
+                match again(Tried::Answered(status.as_u16(), response.headers())) {
+                    None => {
+                        drop(retrying);
+                        return Ok(Forwarded { response, back, to, endpoints, active, request });
+                    }
+                    Some(retry) => {
+                        cluster.report(&endpoints, &to, Outcome::Status(status.as_u16()));
+                        (retry, None)
+                    }
+                }
+            }
+            Err(e) => {
+                cluster.report(&endpoints, &to, Outcome::Local);
+                let (tried, refusal) = match &e {
+                    TryError::Connect { .. } => {
+                        (Tried::NotConnected, Refusal::not_connected(e.to_string()))
+                    }
+                    TryError::Refused { .. } => (Tried::Refused, Refusal::reset(e.to_string())),
+                    TryError::Reset { .. } => (Tried::Reset, Refusal::reset(e.to_string())),
+                    TryError::Timeout(_) => (Tried::TimedOut, Refusal::timeout(e.to_string())),
+                };
+                match again(tried) {
+                    None => return Err(refusal),
+                    Some(retry) => (retry, Some(refusal)),
+                }
+            }
+        };
+        drop(retrying.take());
+        drop(active);
+        match cluster.begin_retry() {
+            Ok(counted) => retrying = Some(counted),
+            // Envoy gives the answer that there is; it has been let go of here.
+            Err(overflow) => return Err(refusal.unwrap_or_else(|| overflow.into())),
+        }
+        tokio::time::sleep(backoff(retry, number)).await;
+        tried.push(to);
+    }
+}
+
+/// Exponential, with full jitter, as Envoy's.
+fn backoff(retry: &Retry, number: u32) -> Duration {
+    let grown = 2_u32.saturating_pow(number.min(16)).min(LONGEST_BACKOFF);
+    let most = retry.backoff.saturating_mul(grown);
+    most.mul_f64(rand::rng().random_range(0.0..1.0))
+}
+
+type Outcomes =
+    (Arc<To>, Arc<Endpoints<Arc<Workload>>>, Active<Arc<Workload>>, Result<Answered, TryError>);
+
+/// One attempt at one endpoint.
+async fn one(
+    given: &Given,
+    retry: Option<&Retry>,
+    cluster: &Arc<Cluster>,
+    hash: Option<u64>,
+    tried: &[Arc<To>],
+    body: &Replay,
+) -> Result<Outcomes, Refusal> {
+    let (to, endpoints) = choose(
+        given,
+        cluster,
+        hash,
+        if retry.is_some_and(|r| r.same_host_again) { &[] } else { tried },
+    )?;
+    judge(&given.proxy, &given.downstream, &to)?;
+    let active = Active::new(to.clone());
+    let outcome = try_one(given, retry, cluster, &to, body.attempt()).await?;
+    Ok((to, endpoints, active, outcome))
+}
+
+async fn try_one(
+    given: &Given,
+    retry: Option<&Retry>,
+    cluster: &Arc<Cluster>,
+    to: &Arc<To>,
+    body: OutBody,
+) -> Result<Result<Answered, TryError>, Refusal> {
+    let policy = &cluster.settings.policy;
+    let http2 = given.upgrade.is_none() && speaks_http2(given, cluster);
+    let slot = if http2 { None } else { Some(cluster.slot().await?) };
+    let attempt = Attempt {
+        to,
+        http2,
+        connect_timeout: policy.connect_timeout,
+        idle_timeout: policy.idle_timeout,
+        most_requests: policy.max_requests_per_connection,
+        client: given.downstream.client,
+        slot,
+    };
+    let request = outgoing(given, http2, body)?;
+    let sending = upstream::send(&given.proxy, attempt, request);
+    Ok(match retry.and_then(|r| r.per_try_timeout) {
+        None => sending.await,
+        Some(limit) => {
+            tokio::time::timeout(limit, sending).await.unwrap_or(Err(TryError::Timeout(to.address)))
+        }
+    })
+}
+
+/// As the destination's port says, and where it says nothing as the client does.
+fn speaks_http2(given: &Given, cluster: &Cluster) -> bool {
+    let settings = &cluster.settings;
+    if settings.policy.use_client_protocol {
+        return given.client_http2;
+    }
+    match settings.protocol {
+        Protocol::Http2 | Protocol::Grpc => true,
+        Protocol::Http1 => settings.policy.upgrade_to_http2,
+        _ => given.client_http2 || settings.policy.upgrade_to_http2,
+    }
+}
+
+fn choose(
+    given: &Given,
+    cluster: &Cluster,
+    hash: Option<u64>,
+    avoid: &[Arc<To>],
+) -> Result<Chosen, Refusal> {
+    let endpoints = cluster.endpoints(&given.proxy.mesh, &given.downstream.own);
+    let policy = &cluster.settings.policy;
+    let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), hash, avoid);
+    let to = chosen.ok_or_else(|| Refusal::no_endpoint(&cluster.name()))?;
+    Ok((to, endpoints))
+}
+
+/// The destination's own policies, asked about the client: the destination sees this proxy only. An
+/// ALLOW for this proxy itself counts as well.
+pub fn judge(
+    proxy: &Proxy,
+    downstream: &Downstream,
+    to: &Endpoint<Arc<Workload>>,
+) -> Result<(), Refusal> {
+    let set = proxy.mesh.policies_for(&to.workload);
+    let about = |peer: Option<SpiffeId>| Connection {
+        peer,
+        source: downstream.client,
+        destination: to.address,
+        trust_domains: proxy.trust_domains(&to.workload),
+    };
+    let connection = about(downstream.peer.clone());
+    let verdict = set.evaluate(&connection);
+    let for_this_proxy = || {
+        matches!(verdict.decision, Decision::NoAllowMatched { .. })
+            && set.evaluate(&about(Some(proxy.identity.clone()))).allowed
+    };
+    if verdict.allowed || for_this_proxy() {
+        return Ok(());
+    }
+    Err(Refusal::denied(policy::in_words(&set, &connection, &verdict)))
+}
+
+fn hash_of(given: &Given, cluster: &Cluster) -> Option<u64> {
+    let key = cluster.settings.policy.hash.as_ref()?;
+    let value = match &key.of {
+        HashOf::Header(name) => given.headers.get(name)?.as_bytes().to_vec(),
+        HashOf::SourceIp => given.downstream.client.ip().to_string().into_bytes(),
+        HashOf::Query(name) => given
+            .query
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| v.as_bytes().to_vec())?,
+        HashOf::Cookie { name, .. } => cookie(&given.headers, name)?.into_bytes(),
+    };
+    Some(hash(&value))
+}
+
+fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
+    let all = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
+    let mut pairs = all.flat_map(|v| v.split(';')).filter_map(|p| p.trim().split_once('='));
+    pairs.find(|(k, _)| *k == name).map(|(_, v)| v.to_owned())
+}
+
+fn outgoing(given: &Given, http2: bool, body: OutBody) -> Result<Request<OutBody>, Refusal> {
+    let bad = |why: &str| Refusal::bad_request(why.to_owned());
+    let target = match given.query.as_str() {
+        "" => given.path.clone(),
+        query => format!("{}?{query}", given.path),
+    };
+    let uri: Uri = if http2 {
+        let built = Uri::builder()
+            .scheme("http")
+            .authority(given.authority.as_str())
+            .path_and_query(target);
+        built.build().map_err(|_| bad("the path or host that it was changed to is none"))?
+    } else {
+        target.parse().map_err(|_| bad("the path that it was changed to is none"))?
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = given.method.clone();
+    *request.uri_mut() = uri;
+    *request.headers_mut() = given.headers.clone();
+    let headers = request.headers_mut();
+    if http2 {
+        headers.remove(header::HOST);
+    } else {
+        let host = HeaderValue::from_str(&given.authority).map_err(|_| bad("no host"))?;
+        headers.insert(header::HOST, host);
+        if let Some(upgrade) = &given.upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, upgrade.clone());
+        }
+    }
+    Ok(request)
+}
+
+/// A copy: whatever becomes of it, nobody hears of it.
+pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
+    /// A mirror that takes longer is given up.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let sending = async {
+        let _request = cluster.begin_request().ok()?;
+        let (to, _) = choose(&given, &cluster, None, &[]).ok()?;
+        judge(&given.proxy, &given.downstream, &to).ok()?;
+        let _active = Active::new(to.clone());
+        let answered = try_one(&given, None, &cluster, &to, body).await.ok()?.ok()?;
+        // Read to its end, so that the connection can be used again.
+        let mut from = answered.response.into_body();
+        while let Some(frame) = http_body_util::BodyExt::frame(&mut from).await {
+            frame.ok()?;
+        }
+        answered.back?.finished();
+        Some(())
+    };
+    if tokio::time::timeout(PATIENCE, sending).await.ok().flatten().is_none() {
+        tracing::debug!(cluster = cluster.name(), "a mirrored request came to nothing");
+    }
+}
+
+/// Both ends speak another protocol from here on: bytes go through until both directions have ended.
+pub fn switch(
+    mut exchange: Exchange,
+    mut answered: Forwarded,
+    on_client: Option<hyper::upgrade::OnUpgrade>,
+    to: Option<HeaderValue>,
+) -> Response<InBody> {
+    let on_endpoint = hyper::upgrade::on(&mut answered.response);
+    let mut response = Response::new(InBody::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = std::mem::take(answered.response.headers_mut());
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(to) = to {
+        headers.insert(header::UPGRADE, to);
+    }
+    let Some(on_client) = on_client else {
+        // Nobody asked for it.
+        return exchange.refuse(&Refusal::reset("it switched protocols unasked".to_owned()));
+    };
+    tokio::spawn(async move {
+        // Held until the end: the connection is in use.
+        let draining = exchange.draining();
+        let _held = (answered.back, answered.active, answered.request, draining);
+        if let (Ok(client), Ok(endpoint)) = tokio::join!(on_client, on_endpoint) {
+            let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+            let moved = tokio::io::copy_bidirectional(&mut client, &mut endpoint).await;
+            exchange.switched(moved);
+        }
+    });
+    response
+}

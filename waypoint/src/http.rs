@@ -1,0 +1,559 @@
+//! One request, from its head to the end of its answer.
+
+use crate::{
+    body::{Ended, InBody, OutBody, Passing, Replay, Watch},
+    cluster::{Cluster, Counted, Overflow, To},
+    forward::{self, Given},
+    proxy::Proxy,
+    reply::{self, Refusal, local},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use identity::SpiffeId;
+use mesh::{NamespacedHostname, Service, Workload};
+use policy::Request as Connection;
+use rand::Rng as _;
+use routes::{
+    balance::{Active, Endpoints},
+    execute::{
+        Abort, Action, HostTable, HttpVerdict, Normal, Preflight, RequestView, Route, Source,
+        Target, Weighted, normal,
+    },
+};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+use telemetry::{GRPC_UNKNOWN, RequestRecord, ServiceName};
+
+/// Whoever sends requests on one connection, and where they were going.
+pub struct Downstream {
+    pub peer: Option<SpiffeId>,
+    pub client: SocketAddr,
+    /// The client's own record, where its address and its certificate agree on it.
+    pub workload: Option<Arc<Workload>>,
+    /// What it connected to: a service's virtual address.
+    pub asked: SocketAddr,
+    pub service: Arc<Service>,
+    pub own: Arc<Workload>,
+    pub http2: bool,
+}
+
+impl Downstream {
+    pub fn key(&self) -> &NamespacedHostname {
+        &self.service.key
+    }
+
+    pub fn source(&self) -> Source<'_> {
+        Source {
+            address: Some(self.client),
+            namespace: self.peer.as_ref().map_or("", |p| p.namespace()),
+            labels: self.workload.as_ref().map_or(&[], |w| &*w.labels),
+        }
+    }
+
+    pub fn connection(&self, proxy: &Proxy) -> Connection {
+        Connection {
+            peer: self.peer.clone(),
+            source: self.client,
+            destination: self.asked,
+            trust_domains: proxy.trust_domains(&self.own),
+        }
+    }
+}
+
+/// What is known of a request under way: becomes a line of the access log, and counts in the metrics.
+pub struct Exchange {
+    proxy: Arc<Proxy>,
+    downstream: Arc<Downstream>,
+    begun: Instant,
+    pub record: RequestRecord,
+    received: Option<Arc<AtomicU64>>,
+    is_grpc: bool,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let r = &mut self.record;
+        r.took = self.begun.elapsed();
+        r.duration = u64::try_from(r.took.as_millis()).unwrap_or(u64::MAX);
+        if let Some(n) = &self.received {
+            r.bytes_received = n.load(Ordering::Relaxed);
+        }
+        self.proxy.requests.observe(r);
+        if self.proxy.access_log {
+            tracing::info!(target: "access", "{}", r.line());
+        }
+    }
+}
+
+impl Exchange {
+    fn new(proxy: &Arc<Proxy>, downstream: &Arc<Downstream>, request: &Request<Incoming>) -> Self {
+        let text = |name: HeaderName| {
+            let value = request.headers().get(name).and_then(|v| v.to_str().ok());
+            value.unwrap_or_default().to_owned()
+        };
+        let kind = text(header::CONTENT_TYPE);
+        let is_grpc =
+            kind.starts_with("application/grpc") && !kind.starts_with("application/grpc-web");
+        let service = &downstream.service;
+        let record = RequestRecord {
+            start_time: reply::rfc3339(SystemTime::now()),
+            method: request.method().to_string(),
+            path: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+            protocol: match request.version() {
+                http::Version::HTTP_2 => "HTTP/2",
+                http::Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            response_flags: "-",
+            user_agent: text(header::USER_AGENT),
+            upstream_host: None,
+            downstream_remote_address: Some(downstream.client),
+            downstream_local_address: Some(downstream.asked),
+            downstream_peer: downstream.peer.as_ref().map(ToString::to_string),
+            source: forward::telemetry_end(
+                Some(downstream.client),
+                downstream.workload.as_deref(),
+                downstream.peer.as_ref(),
+            ),
+            service: ServiceName {
+                hostname: service.key.hostname.clone(),
+                name: service.name.clone(),
+                namespace: service.key.namespace.clone(),
+            },
+            request_protocol: if is_grpc { "grpc" } else { "http" },
+            grpc_status: GRPC_UNKNOWN,
+            mutual_tls: downstream.peer.is_some(),
+            ..RequestRecord::default()
+        };
+        Self {
+            proxy: proxy.clone(),
+            downstream: downstream.clone(),
+            begun: Instant::now(),
+            record,
+            received: None,
+            is_grpc,
+        }
+    }
+
+    /// Answers without asking anybody.
+    pub fn refuse(mut self, refusal: &Refusal) -> Response<InBody> {
+        tracing::debug!(service = %self.downstream.key(), why = refusal.why, "answered here");
+        self.record.response_flags = refusal.flags;
+        self.record.response_code_details.clone_from(&refusal.why);
+        let response = local(refusal, self.is_grpc);
+        self.answered(&response);
+        self.record.bytes_sent = refusal.body.len() as u64;
+        response
+    }
+
+    /// Bytes of another protocol have gone through, to their end or not.
+    pub fn switched(&mut self, moved: std::io::Result<(u64, u64)>) {
+        match moved {
+            Ok((received, sent)) => {
+                self.received = None;
+                self.record.bytes_received += received;
+                self.record.bytes_sent += sent;
+            }
+            Err(e) => self.record.response_code_details = e.to_string(),
+        }
+    }
+
+    /// Whoever holds this is waited for.
+    pub fn draining(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.proxy.draining.clone()
+    }
+
+    fn answered(&mut self, response: &Response<InBody>) {
+        self.record.response_code = response.status().as_u16();
+        self.grpc(response.headers());
+    }
+
+    fn grpc(&mut self, headers: &HeaderMap) {
+        if self.is_grpc
+            && let Some(status) = headers.get("grpc-status").and_then(|v| v.to_str().ok())
+        {
+            self.record.grpc_status = status.parse().unwrap_or(GRPC_UNKNOWN);
+        }
+    }
+}
+
+/// Answers one request.
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    downstream: Arc<Downstream>,
+    mut request: Request<Incoming>,
+) -> Response<InBody> {
+    let mut exchange = Exchange::new(&proxy, &downstream, &request);
+    if *request.method() == Method::CONNECT {
+        return exchange.refuse(&Refusal::bad_request("CONNECT is for HBONE".to_owned()));
+    }
+    let form = match normal(request.uri(), request.headers()) {
+        Ok(form) => form,
+        Err(e) => return exchange.refuse(&Refusal::bad_request(e.to_string())),
+    };
+    exchange.record.authority.clone_from(&form.authority);
+    let Some(table) = proxy.tables.host(downstream.key()) else {
+        return exchange.refuse(&Refusal::no_routes(downstream.key()));
+    };
+    let Some(port) = table.port(downstream.asked.port()) else {
+        return exchange.refuse(&Refusal::no_routes(downstream.key()));
+    };
+    clean(request.headers_mut(), &downstream, &mut exchange);
+    let chosen = {
+        let view = view(&request, &form, &downstream);
+        if let Some(refusal) = judge(&proxy, &table, &view, &downstream) {
+            return exchange.refuse(&refusal);
+        }
+        port.route(&view).map(|(route, matched)| (route.clone(), matched))
+    };
+    let Some((route, matched)) = chosen else {
+        return exchange.refuse(&Refusal::no_route());
+    };
+    exchange.record.route_name =
+        if route.name.is_empty() { route.origin.clone() } else { route.name.clone() };
+    Box::pin(along(exchange, route, matched, form, request)).await
+}
+
+fn view<'a>(
+    request: &'a Request<Incoming>,
+    form: &'a Normal,
+    downstream: &'a Downstream,
+) -> RequestView<'a> {
+    RequestView {
+        method: request.method(),
+        path: &form.path,
+        query: request.uri().query().unwrap_or_default(),
+        authority: &form.authority,
+        scheme: "http",
+        headers: request.headers(),
+        source: downstream.source(),
+    }
+}
+
+/// Takes off what only proxies may say, and what ends here (RFC 9110, section 7.6.1); puts on who
+/// asks.
+fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchange) {
+    let internal: Vec<HeaderName> =
+        headers.keys().filter(|n| n.as_str().starts_with("x-envoy-")).cloned().collect();
+    for name in internal {
+        headers.remove(name);
+    }
+    headers.remove("x-forwarded-client-cert");
+    if let Some(peer) = &downstream.peer {
+        let own = &exchange.proxy.identity;
+        if let Ok(value) = HeaderValue::from_str(&format!("By={own};URI={peer}")) {
+            headers.insert("x-forwarded-client-cert", value);
+        }
+    }
+    headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+    let id = headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(ToOwned::to_owned);
+    let id = id.filter(|id| !id.is_empty() && id.len() <= 128).unwrap_or_else(reply::request_id);
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert("x-request-id", value);
+    }
+    exchange.record.request_id = id;
+}
+
+/// What ends at each hop, but for an upgrade that is asked for.
+fn end_of_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let upgrade = forward::upgrade_asked(headers);
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|n| n.trim().parse().ok())
+        .collect();
+    let trailers = headers.get(header::TE).is_some_and(|v| {
+        v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")))
+    });
+    for name in named.iter().chain(&forward::HOP) {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    // The client has been told to go on by this end of the hop.
+    headers.remove(header::EXPECT);
+    upgrade
+}
+
+fn judge(
+    proxy: &Proxy,
+    table: &HostTable,
+    view: &RequestView<'_>,
+    downstream: &Downstream,
+) -> Option<Refusal> {
+    if table.policies.is_empty() {
+        return None;
+    }
+    let connection = downstream.connection(proxy);
+    for name in table.policies.on_trial(view, &connection) {
+        tracing::info!(policy = %name, source = %downstream.client, path = view.path,
+            "a dry-run policy matches");
+    }
+    match table.policies.judge(view, &connection) {
+        HttpVerdict::Allowed => None,
+        denied => Some(Refusal::denied(denied.to_string())),
+    }
+}
+
+/// What the route says, in Envoy's order: CORS, faults, then the answer.
+async fn along(
+    mut exchange: Exchange,
+    route: Arc<Route>,
+    matched: usize,
+    form: Normal,
+    mut request: Request<Incoming>,
+) -> Response<InBody> {
+    if let Some(cors) = &route.cors
+        && let Preflight::Answer(headers) = cors.preflight(request.method(), request.headers())
+    {
+        let mut response = Response::new(InBody::empty());
+        *response.headers_mut() = headers;
+        exchange.answered(&response);
+        return response;
+    }
+    if let Some(fault) = &route.fault {
+        let draw = || rand::rng().random_range(0..1_000_000);
+        if let Some((delay, share)) = fault.delay
+            && share.includes(draw())
+        {
+            exchange.record.response_flags = "DI";
+            tokio::time::sleep(delay).await;
+        }
+        if let Some((abort, share)) = fault.abort
+            && share.includes(draw())
+        {
+            let refusal = match abort {
+                Abort::Http(status) => Refusal::fault(status, None),
+                Abort::Grpc(status) => Refusal::fault(StatusCode::OK, Some(status)),
+            };
+            return exchange.refuse(&refusal);
+        }
+    }
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let weighted = match &route.action {
+        Action::Redirect(r) => {
+            let asked = exchange.downstream.asked.port();
+            let to = r.location("http", &form.authority, asked, &form.path, &query, matched);
+            let location = to.and_then(|uri| HeaderValue::from_str(&uri.to_string()).ok());
+            let Some(location) = location else {
+                return exchange
+                    .refuse(&Refusal::bad_request("it cannot be redirected".to_owned()));
+            };
+            let mut response = Response::new(InBody::empty());
+            *response.status_mut() = r.code;
+            response.headers_mut().insert(header::LOCATION, location);
+            route.response_headers.apply(response.headers_mut());
+            exchange.answered(&response);
+            return response;
+        }
+        Action::Direct(d) => {
+            let mut response = Response::new(InBody::of(d.body.clone()));
+            *response.status_mut() = d.status;
+            if !d.body.is_empty() {
+                let text = HeaderValue::from_static("text/plain");
+                response.headers_mut().insert(header::CONTENT_TYPE, text);
+            }
+            route.response_headers.apply(response.headers_mut());
+            exchange.record.bytes_sent = d.body.len() as u64;
+            exchange.answered(&response);
+            return response;
+        }
+        Action::Forward(f) => match f.pick() {
+            Some(weighted) => weighted,
+            None => return exchange.refuse(&Refusal::nowhere("no destination has a weight")),
+        },
+    };
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let upgrade = end_of_hop(request.headers_mut());
+    let on_client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, body) = request.into_parts();
+    let form = changed(&route, weighted, matched, form, &mut parts.headers);
+    let body = Replay::new(body, route.retry.is_some());
+    exchange.received = Some(body.taken());
+    mirror(&exchange, &route, &parts, &form, &query, &body);
+    let given = Given {
+        proxy: exchange.proxy.clone(),
+        downstream: exchange.downstream.clone(),
+        method: parts.method.clone(),
+        headers: parts.headers,
+        path: form.path,
+        query,
+        authority: form.authority,
+        client_http2: exchange.downstream.http2,
+        upgrade,
+    };
+    let cluster = match resolve(&exchange.proxy, &weighted.target) {
+        Ok(cluster) => cluster,
+        Err(refusal) => return exchange.refuse(&refusal),
+    };
+    exchange.record.upstream_cluster = cluster.name();
+    let forwarded = forward::forward(&given, &route, &cluster, &body, &mut exchange.record).await;
+    let mut answered = match forwarded {
+        Ok(answered) => answered,
+        Err(refusal) => return exchange.refuse(&refusal),
+    };
+    let end = forward::telemetry_end(
+        Some(answered.to.address),
+        Some(&answered.to.workload),
+        answered.to.workload.identity().ok().as_ref().filter(|_| answered.to.workload.hbone),
+    );
+    exchange.record.destination = end;
+    let headers = answered.response.headers_mut();
+    let switching =
+        headers.contains_key(header::UPGRADE).then(|| headers.get(header::UPGRADE).cloned());
+    forward::clean_response(headers);
+    weighted.response_headers.apply(headers);
+    route.response_headers.apply(headers);
+    if let (Some(cors), Some(origin)) = (&route.cors, origin) {
+        let asked: HeaderMap = [(header::ORIGIN, origin)].into_iter().collect();
+        cors.permit_response(&asked, headers);
+    }
+    exchange.record.response_code = answered.response.status().as_u16();
+    let head = answered.response.headers().clone();
+    exchange.grpc(&head);
+    if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return forward::switch(exchange, answered, on_client, switching.flatten());
+    }
+    let deadline =
+        route.timeout.map(|t| Box::pin(tokio::time::sleep_until((exchange.begun + t).into())));
+    let (parts, from) = answered.response.into_parts();
+    let finish = Finish {
+        exchange: Some(exchange),
+        back: answered.back,
+        cluster: cluster.clone(),
+        endpoints: answered.endpoints,
+        active: answered.active,
+        _request: answered.request,
+    };
+    let passing = Passing { from, deadline, done: Some(Box::new(finish)) };
+    Response::from_parts(parts, InBody::Passing(Box::new(passing)))
+}
+
+/// What the route and its destination change of a request before it is sent.
+fn changed(
+    route: &Route,
+    weighted: &Weighted,
+    matched: usize,
+    form: Normal,
+    headers: &mut HeaderMap,
+) -> Normal {
+    let Normal { mut path, mut authority } = form;
+    let of_route = route.request_headers.apply(headers);
+    let of_destination = weighted.request_headers.apply(headers);
+    if let Some(rewrite) = &route.rewrite {
+        if let Some(to) = rewrite.path(&path, matched) {
+            path = to;
+        }
+        if let Some(to) = &rewrite.authority {
+            authority.clone_from(to);
+        }
+    }
+    if let Some(to) = of_destination.authority.or(of_route.authority) {
+        authority = to;
+    }
+    Normal { path, authority }
+}
+
+pub fn resolve(proxy: &Proxy, target: &Target) -> Result<Arc<Cluster>, Refusal> {
+    if let Some(why) = &target.broken {
+        return Err(Refusal::nowhere(why));
+    }
+    let found = proxy.tables.destination(&target.service);
+    found
+        .and_then(|d| d.cluster(target.port, &target.subset))
+        .ok_or_else(|| Refusal::nowhere(&format!("{} is not known here", target.service)))
+}
+
+/// Sends copies that nobody waits for.
+fn mirror(
+    exchange: &Exchange,
+    route: &Route,
+    parts: &http::request::Parts,
+    form: &Normal,
+    query: &str,
+    body: &Replay,
+) {
+    for m in &route.mirrors {
+        if !m.share.includes(rand::rng().random_range(0..1_000_000)) {
+            continue;
+        }
+        let Ok(cluster) = resolve(&exchange.proxy, &m.target) else { continue };
+        let given = Given {
+            proxy: exchange.proxy.clone(),
+            downstream: exchange.downstream.clone(),
+            method: parts.method.clone(),
+            headers: parts.headers.clone(),
+            path: form.path.clone(),
+            query: query.to_owned(),
+            // Istio marks what is a shadow.
+            authority: forward::shadow(&form.authority),
+            client_http2: exchange.downstream.http2,
+            upgrade: None,
+        };
+        let body: OutBody = body.mirror();
+        tokio::spawn(forward::mirror(given, cluster, body));
+    }
+}
+
+/// What is done when the answer has gone through.
+struct Finish {
+    exchange: Option<Exchange>,
+    back: Option<crate::upstream::GoesBack>,
+    cluster: Arc<Cluster>,
+    endpoints: Arc<Endpoints<Arc<Workload>>>,
+    active: Active<Arc<Workload>>,
+    _request: Counted,
+}
+
+impl Watch for Finish {
+    fn data(&mut self, bytes: usize) {
+        if let Some(e) = &mut self.exchange {
+            e.record.bytes_sent += bytes as u64;
+        }
+    }
+
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(e) = &mut self.exchange {
+            e.grpc(trailers);
+        }
+    }
+
+    fn ended(&mut self, how: Ended) {
+        use routes::balance::Outcome;
+        let to: &To = &self.active.0;
+        let Some(mut exchange) = self.exchange.take() else { return };
+        let (flags, why) = match how {
+            Ended::Whole => {
+                let status = exchange.record.response_code;
+                self.cluster.report(&self.endpoints, to, Outcome::Status(status));
+                if let Some(back) = self.back.take() {
+                    back.finished();
+                }
+                return;
+            }
+            Ended::Broken => ("UC", "the endpoint broke its answer off"),
+            Ended::TimedOut => ("UT", "the request's time ran out"),
+            Ended::Abandoned => ("DC", "the client wanted no more"),
+        };
+        if how != Ended::Abandoned {
+            self.cluster.report(&self.endpoints, to, Outcome::Local);
+        }
+        exchange.record.response_flags = flags;
+        why.clone_into(&mut exchange.record.response_code_details);
+    }
+}
+
+impl From<Overflow> for Refusal {
+    fn from(o: Overflow) -> Self {
+        Refusal::overflow(o.to_string())
+    }
+}

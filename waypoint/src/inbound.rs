@@ -1,0 +1,324 @@
+//! What comes over HBONE: the peer's identity, the original destination, and inside the stream HTTP
+//! or bytes.
+
+use crate::{
+    http::{self as request, Downstream},
+    proxy::{PATIENCE, Proxy},
+    tcp,
+};
+use hbone::{Authority, InboundStream, StreamIo};
+use http::StatusCode;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use identity::SpiffeId;
+use routes::proto::Protocol;
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+
+/// How long a client may take to show what it speaks, where the port does not say.
+const DETECTION: Duration = Duration::from_secs(5);
+
+/// How long a request's head may take to come.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// Bytes of a request's head: of HTTP/1 in all, of HTTP/2 decoded.
+const HEAD_BYTES: usize = 64 * 1024;
+
+/// Header fields of a request.
+const HEADERS: usize = 128;
+
+/// Streams of one connection of HTTP/2.
+const STREAMS: u32 = 256;
+
+pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
+    let mut draining = proxy.draining.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = draining.wait_for(|d| *d) => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                tokio::spawn(connection(proxy.clone(), stream, peer));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: connections wait in the backlog meanwhile.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr) {
+    let _ = stream.set_nodelay(true);
+    let certified = match proxy.certs.fetch(&proxy.identity, PATIENCE).await {
+        Ok(c) => c,
+        Err(why) => {
+            tracing::warn!(%peer, %why, "HBONE connection refused");
+            let _ = stream.set_zero_linger();
+            return;
+        }
+    };
+    let connection = match Box::pin(hbone::accept(stream, certified.server.clone())).await {
+        Ok(c) => c,
+        Err(error) => {
+            tracing::warn!(%peer, %error, "HBONE handshake failed");
+            return;
+        }
+    };
+    let identity = connection.peer.clone();
+    let ended = connection.run(proxy.draining.clone(), |stream| {
+        tokio::spawn(one_stream(proxy.clone(), identity.clone(), peer, stream));
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%peer, %error, "HBONE connection ended");
+    }
+}
+
+async fn one_stream(
+    proxy: Arc<Proxy>,
+    identity: SpiffeId,
+    peer: SocketAddr,
+    mut stream: InboundStream,
+) {
+    let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let ready = tokio::select! {
+        ready = proxy.is_ready() => ready,
+        () = stream.abandoned() => return,
+    };
+    let Some(own) = proxy.own().filter(|_| ready) else {
+        tracing::warn!(%client, "refused: discovery has not answered yet, or has no record of this proxy");
+        stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return;
+    };
+    let asked = match &stream.authority {
+        Authority::Address(asked) => SocketAddr::new(asked.ip().to_canonical(), asked.port()),
+        other => {
+            tracing::warn!(%client, authority = %other, "refused: an authority is an address and a port");
+            stream.refuse(StatusCode::BAD_REQUEST);
+            return;
+        }
+    };
+    let Some(service) = proxy.mesh.service_at(&own, asked.ip()) else {
+        tracing::warn!(%client, %asked, "refused: it is no service's address");
+        stream.refuse(StatusCode::NOT_FOUND);
+        return;
+    };
+    let table = proxy.tables.host(&service.key);
+    let Some(protocol) = table.as_ref().and_then(|t| t.port(asked.port())).map(|p| p.protocol)
+    else {
+        tracing::warn!(%client, service = %service.key, port = asked.port(),
+            "refused: this proxy has no routes for it");
+        stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return;
+    };
+    // A certificate says who; an address that has another identity is not that workload's.
+    let at = proxy.mesh.workload_at(&own.network, client.ip());
+    let workload = at.filter(|w| w.identity().is_ok_and(|id| id == identity));
+    let downstream =
+        Downstream { peer: Some(identity), client, workload, asked, service, own, http2: false };
+    let Ok((send, receive)) = stream.accept(Some(proxy.baggage())) else { return };
+    serve(proxy, downstream, StreamIo::new(send, receive), protocol).await;
+}
+
+/// HTTP or bytes, as the port says or the first bytes show.
+async fn serve(
+    proxy: Arc<Proxy>,
+    mut downstream: Downstream,
+    mut io: StreamIo,
+    protocol: Protocol,
+) {
+    let (first, http) = match protocol {
+        Protocol::Tcp | Protocol::Tls => (Vec::new(), None),
+        known => match tokio::time::timeout(DETECTION, shown(&mut io)).await {
+            Ok(Ok((first, shown))) => {
+                // A port that is said to be HTTP has nothing else on it.
+                let said = matches!(known, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
+                (first, shown.or(said.then_some(false)))
+            }
+            Ok(Err(_)) => return,
+            // A client that waits for the server to speak speaks no HTTP.
+            Err(_) => (Vec::new(), None),
+        },
+    };
+    let io = Prefixed { first, at: 0, io };
+    match http {
+        Some(http2) => {
+            downstream.http2 = http2;
+            serve_http(proxy, Arc::new(downstream), io).await;
+        }
+        None => tcp::serve(proxy, downstream, io, protocol).await,
+    }
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The first bytes, and what they are: HTTP/2, HTTP/1, or neither.
+async fn shown(io: &mut StreamIo) -> io::Result<(Vec<u8>, Option<bool>)> {
+    let mut first = Vec::with_capacity(64);
+    let mut buffer = [0; 64];
+    loop {
+        let n = io.read(&mut buffer).await?;
+        first.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        if let Some(shown) = looks_like(&first) {
+            return Ok((first, shown));
+        }
+        if n == 0 {
+            return Ok((first, None));
+        }
+    }
+}
+
+/// None: too few bytes to tell.
+#[allow(clippy::option_option)]
+fn looks_like(first: &[u8]) -> Option<Option<bool>> {
+    if first.starts_with(PREFACE) {
+        return Some(Some(true));
+    }
+    if PREFACE.starts_with(first) {
+        return None;
+    }
+    // A method is letters, then comes a space.
+    let letters = first.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
+    match first.get(letters) {
+        Some(b' ') if letters > 0 => Some(Some(false)),
+        None if letters <= 24 => None,
+        _ => Some(None),
+    }
+}
+
+async fn serve_http(proxy: Arc<Proxy>, downstream: Arc<Downstream>, io: Prefixed) {
+    let http2 = downstream.http2;
+    let service = {
+        let proxy = proxy.clone();
+        service_fn(move |r: http::Request<Incoming>| {
+            let (proxy, downstream) = (proxy.clone(), downstream.clone());
+            async move { Ok::<_, Infallible>(request::serve(proxy, downstream, r).await) }
+        })
+    };
+    let ended = if http2 {
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
+            .initial_stream_window_size(512 * 1024)
+            .initial_connection_window_size(4 * 1024 * 1024)
+            .max_pending_accept_reset_streams(Some(32))
+            .serve_connection(TokioIo::new(io), service);
+        drained(&proxy, connection, |c| c.graceful_shutdown()).await
+    } else {
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(HEAD_BYTES)
+            .max_headers(HEADERS)
+            .half_close(true)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        drained(&proxy, connection, |c| c.graceful_shutdown()).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection of HTTP ended");
+    }
+}
+
+/// Until it ends; from a drain on, with what is under way and nothing new.
+async fn drained<F>(proxy: &Proxy, connection: F, shut: impl Fn(Pin<&mut F>)) -> F::Output
+where
+    F: Future,
+{
+    let mut draining = proxy.draining.clone();
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return ended,
+        _ = draining.wait_for(|d| *d) => shut(connection.as_mut()),
+    }
+    connection.await
+}
+
+/// A stream whose first bytes have been looked at.
+pub struct Prefixed {
+    pub first: Vec<u8>,
+    at: usize,
+    io: StreamIo,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let left = this.first.get(this.at..).unwrap_or_default();
+        if !left.is_empty() {
+            let n = left.len().min(buf.remaining());
+            buf.put_slice(left.get(..n).unwrap_or_default());
+            this.at += n;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+impl Prefixed {
+    /// Reads more into what has been looked at.
+    pub async fn peek_more(&mut self) -> io::Result<usize> {
+        let mut buffer = [0; 4096];
+        let n = self.io.read(&mut buffer).await?;
+        self.first.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_like;
+
+    #[test]
+    fn the_first_bytes_show_what_it_is() {
+        for (first, shown) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Some(Some(false))),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Some(true))),
+            (b"PRI * HT", None),
+            (b"PRINT ", Some(Some(false))),
+            (b"GE", None),
+            (b"", None),
+            (b"\x16\x03\x01", Some(None)),
+            (b"SSH-2.0-OpenSSH", Some(None)),
+            (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAA", Some(None)),
+        ] {
+            assert_eq!(looks_like(first), shown, "{first:?}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Connections whose bytes are not looked into, beyond the server's name that a TLS client asks for.
+
+use crate::{
+    forward, http::Downstream, http::resolve, inbound::Prefixed, proxy::Proxy, reply::Refusal,
+    upstream,
+};
+use mesh::Workload;
+use routes::{
+    balance::{Active, Endpoint, Outcome},
+    execute::TcpView,
+    proto::Protocol,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
+
+/// How long a client may take to show a TLS hello, and how long that may be.
+const HELLO: Duration = Duration::from_secs(5);
+const HELLO_BYTES: usize = 16 * 1024;
+
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    downstream: Downstream,
+    mut io: Prefixed,
+    protocol: Protocol,
+) {
+    let begun = Instant::now();
+    let mut record = record(&downstream);
+    proxy.flows.opened(&record);
+    let sni = match protocol {
+        Protocol::Tls => tokio::time::timeout(HELLO, server_name(&mut io)).await.ok().flatten(),
+        _ => None,
+    };
+    let outcome = carry(&proxy, &downstream, io, sni.as_deref(), &mut record).await;
+    record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    record.close = Some(match outcome {
+        Ok(()) => CloseReason::Finished,
+        Err(reason) => reason,
+    });
+    proxy.flows.closed(&record);
+    if proxy.access_log {
+        tracing::info!(target: "access", "{}", telemetry::access_log_line(&record));
+    }
+}
+
+fn record(d: &Downstream) -> FlowRecord {
+    FlowRecord {
+        id: 0,
+        direction: Direction::Inbound,
+        source: forward::telemetry_end(Some(d.client), d.workload.as_deref(), d.peer.as_ref()),
+        destination: telemetry::Endpoint {
+            address: Some(d.asked),
+            ..telemetry::Endpoint::default()
+        },
+        service: Some(ServiceName {
+            hostname: d.service.key.hostname.clone(),
+            name: d.service.name.clone(),
+            namespace: d.service.key.namespace.clone(),
+        }),
+        hbone_address: None,
+        transport: Transport::Hbone,
+        verdict: None,
+        sent: 0,
+        received: 0,
+        opened: SystemTime::now(),
+        duration_ms: 0,
+        flags: ResponseFlags::None,
+        close: None,
+    }
+}
+
+async fn carry(
+    proxy: &Arc<Proxy>,
+    downstream: &Downstream,
+    mut io: Prefixed,
+    sni: Option<&str>,
+    record: &mut FlowRecord,
+) -> Result<(), CloseReason> {
+    let denied = |r: Refusal| CloseReason::Denied(r.why);
+    let failed = |r: Refusal| CloseReason::Failed(r.why);
+    let none = || CloseReason::Failed("no route matches".to_owned());
+    let table = proxy.tables.host(downstream.key()).ok_or_else(none)?;
+    let port = table.port(downstream.asked.port()).ok_or_else(none)?;
+    judge(proxy, &table, downstream)?;
+    let view = TcpView { sni, destination: downstream.asked.ip(), source: downstream.source() };
+    let route = port.tcp.iter().find(|r| r.matches(&view)).ok_or_else(none)?;
+    let weighted = route.pick().ok_or_else(none)?;
+    let cluster = resolve(proxy, &weighted.target).map_err(failed)?;
+    let _request = cluster.begin_request().map_err(|o| failed(o.into()))?;
+    let endpoints = cluster.endpoints(&proxy.mesh, &downstream.own);
+    let mut tried: Vec<Arc<Endpoint<Arc<Workload>>>> = Vec::new();
+    // A connection that could not be made may go elsewhere: nothing has been sent.
+    let (to, mut up) = loop {
+        let policy = &cluster.settings.policy;
+        let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), None, &tried);
+        let to = chosen.ok_or_else(|| failed(Refusal::no_endpoint(&cluster.name())))?;
+        forward::judge(proxy, downstream, &to).map_err(denied)?;
+        let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
+        let opened = upstream::connect(
+            proxy,
+            &to.workload,
+            to.address,
+            identity.as_ref(),
+            downstream.client,
+            policy.connect_timeout,
+        );
+        match opened.await {
+            Ok(up) => break (to, up),
+            Err(e) => {
+                cluster.report(&endpoints, &to, Outcome::Local);
+                tried.push(to);
+                if tried.len() > 2 {
+                    return Err(CloseReason::Failed(e.to_string()));
+                }
+            }
+        }
+    };
+    let _active = Active::new(to.clone());
+    let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
+    record.destination =
+        forward::telemetry_end(Some(to.address), Some(&to.workload), identity.as_ref());
+    match tokio::io::copy_bidirectional(&mut io, &mut up).await {
+        Ok((sent, received)) => {
+            (record.sent, record.received) = (sent, received);
+            Ok(())
+        }
+        Err(e) => Err(CloseReason::Reset(e.to_string())),
+    }
+}
+
+/// Policies that ask for what only a request has deny a connection that has none, where they deny.
+fn judge(
+    proxy: &Proxy,
+    table: &routes::execute::HostTable,
+    downstream: &Downstream,
+) -> Result<(), CloseReason> {
+    match table.policies.judge_connection(&downstream.connection(proxy)) {
+        routes::execute::HttpVerdict::Allowed => Ok(()),
+        other => Err(CloseReason::Denied(other.to_string())),
+    }
+}
+
+/// The name in a TLS client's hello (RFC 8446, section 4.1.2; RFC 6066, section 3), as rustls reads
+/// it. The bytes stay to be read again.
+async fn server_name(io: &mut Prefixed) -> Option<String> {
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut fed = 0;
+    while io.first.len() <= HELLO_BYTES {
+        let mut new = io.first.get(fed..).unwrap_or_default();
+        fed = io.first.len();
+        while !new.is_empty() {
+            acceptor.read_tls(&mut new).ok()?;
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                return accepted.client_hello().server_name().map(str::to_ascii_lowercase);
+            }
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+        if io.peek_more().await.ok()? == 0 {
+            return None;
+        }
+    }
+    None
+}
