@@ -21,6 +21,7 @@ mod service;
 pub mod stage;
 mod traffic;
 mod upgrade;
+mod waypoint;
 
 pub use agent::Agent;
 pub use bins::binary;
@@ -32,6 +33,7 @@ pub use service::Service;
 pub use stage::Stage;
 pub use traffic::{Tally, Traffic, exchange};
 pub use upgrade::{Challenger, Predecessor};
+pub use waypoint::{Answer, Ask, HttpApp, Waypoint};
 
 use std::time::Duration;
 

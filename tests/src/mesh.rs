@@ -280,8 +280,20 @@ impl Mesh {
     /// A service over all pods with the label `app: <name>`, reached by its addresses and its name; `pods` says which
     /// those are. For pods outside the mesh the nodes translate the address, as kube-proxy does.
     pub fn service(&self, name: &str, port: u16, target: u16, pods: &[&MeshPod]) -> Service {
+        self.service_of(name, "tcp", port, target, pods)
+    }
+
+    /// The same of a port whose name says what is spoken there.
+    pub fn service_of(
+        &self,
+        name: &str,
+        protocol: &str,
+        port: u16,
+        target: u16,
+        pods: &[&MeshPod],
+    ) -> Service {
         let number = self.services.fetch_add(1, Ordering::Relaxed);
-        let service = Service::new(name, number, port, target);
+        let service = Service::new(name, number, protocol, port, target);
         service.install(&self.bed, pods);
         self.manifests
             .write_object(&manifest::file_name("service", "default", name), &service.manifest());
@@ -301,6 +313,18 @@ impl Mesh {
     /// Writes any manifest; `file` names it for [`Mesh::delete`].
     pub fn apply(&self, file: &str, yaml: &str) {
         self.manifests.write(file, yaml);
+    }
+
+    pub(crate) fn apply_object(&self, file: &str, object: &Value) {
+        self.manifests.write_object(file, object);
+    }
+
+    /// Lets another caller in: `who` is `<namespace>/<service account>`.
+    pub(crate) fn add_token(&self, who: &str, token: &str) {
+        let path = self.bed.dir().join("tokens");
+        let mut text = fs::read_to_string(&path).unwrap();
+        text.push_str(&format!("{who} {token}\n"));
+        fs::write(&path, text).unwrap();
     }
 
     pub fn delete(&self, file: &str) {

@@ -15,16 +15,18 @@ pub struct Service {
     pub ipv6: Ipv6Addr,
     pub port: u16,
     target: u16,
+    protocol: String,
 }
 
 impl Service {
-    pub(crate) fn new(name: &str, number: u8, port: u16, target: u16) -> Self {
+    pub(crate) fn new(name: &str, number: u8, protocol: &str, port: u16, target: u16) -> Self {
         Self {
             name: name.to_owned(),
             ipv4: Ipv4Addr::new(10, 96, 0, number),
             ipv6: Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number.into()),
             port,
             target,
+            protocol: protocol.to_owned(),
         }
     }
 
@@ -62,7 +64,7 @@ impl Service {
                 "clusterIPs": [self.ipv4, self.ipv6],
                 "ipFamilies": ["IPv4", "IPv6"],
                 "selector": { "app": self.name },
-                "ports": [{ "name": "tcp", "port": self.port, "targetPort": self.target }],
+                "ports": [{ "name": self.protocol, "port": self.port, "targetPort": self.target }],
             },
         })
     }

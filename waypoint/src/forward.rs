@@ -209,6 +209,9 @@ fn backoff(retry: &Retry, number: u32) -> Duration {
     most.mul_f64(rand::rng().random_range(0.0..1.0))
 }
 
+/// An endpoint, among those that there were.
+type Chosen = (Arc<To>, Arc<Endpoints<Arc<Workload>>>);
+
 type Outcomes =
     (Arc<To>, Arc<Endpoints<Arc<Workload>>>, Active<Arc<Workload>>, Result<Answered, TryError>);
 

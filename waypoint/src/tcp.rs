@@ -100,7 +100,6 @@ async fn carry(
         let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
         let opened = upstream::connect(
             proxy,
-            &to.workload,
             to.address,
             identity.as_ref(),
             downstream.client,

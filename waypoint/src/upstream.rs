@@ -14,7 +14,6 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use identity::SpiffeId;
-use mesh::Workload;
 use std::{
     collections::HashMap,
     io,
@@ -192,15 +191,8 @@ pub async fn send(
             },
         }
     }
-    let io = connect(
-        proxy,
-        workload,
-        to,
-        key.identity.as_ref(),
-        attempt.client,
-        attempt.connect_timeout,
-    )
-    .await?;
+    let io =
+        connect(proxy, to, key.identity.as_ref(), attempt.client, attempt.connect_timeout).await?;
     let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (mut send, connection) =
         shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
@@ -227,15 +219,9 @@ async fn send_http2(
     let mut send = match known {
         Some(send) => send,
         None => {
-            let io = connect(
-                proxy,
-                &attempt.to.workload,
-                to,
-                key.identity.as_ref(),
-                attempt.client,
-                attempt.connect_timeout,
-            )
-            .await?;
+            let io =
+                connect(proxy, to, key.identity.as_ref(), attempt.client, attempt.connect_timeout)
+                    .await?;
             let shaken = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(1024 * 1024)
@@ -288,7 +274,6 @@ pub enum Io {
 /// Opens a way to an endpoint for bytes of any kind.
 pub async fn connect(
     proxy: &Proxy,
-    workload: &Workload,
     to: SocketAddr,
     identity: Option<&SpiffeId>,
     client: SocketAddr,

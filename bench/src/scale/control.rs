@@ -23,7 +23,7 @@ use tonic::transport::{Server, ServerTlsConfig, server::TcpIncoming};
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, MAX_MESSAGE,
     proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
-    server::{Ads, Store},
+    server::{Ads, Client, Store},
 };
 
 /// `<listen> <workloads> <labels> <directory of the certificates> <child or alone>`
@@ -45,8 +45,9 @@ async fn serve(listen: SocketAddr, shape: Shape, dir: &Path) -> anyhow::Result<(
     let orders = TcpListener::bind(SocketAddr::new(listen.ip(), 0)).await?;
     println!("{} {}", discovery.local_addr()?, orders.local_addr()?);
     tokio::spawn(take_orders(orders, store.clone(), shape));
-    let authorize: xds::server::Authorize =
-        Arc::new(|_| Box::pin(std::future::ready(Ok("bench".to_owned()))));
+    let authorize: xds::server::Authorize = Arc::new(|_| {
+        Box::pin(std::future::ready(Ok(Client { name: "bench".to_owned(), scope: None })))
+    });
     let ads = AggregatedDiscoveryServiceServer::new(Ads::new(store, authorize))
         .max_encoding_message_size(MAX_MESSAGE);
     Server::builder()

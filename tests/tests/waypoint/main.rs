@@ -1,0 +1,6 @@
+//! A waypoint before services: routes, policies and failures, as the applications feel them.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod policies;
+mod routes;
+mod scene;

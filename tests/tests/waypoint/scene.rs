@@ -1,0 +1,82 @@
+//! Two versions of one application, somebody who asks, and a waypoint between them.
+
+use anyhow::ensure;
+use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Service, Waypoint};
+use testbed::eventually;
+
+pub const PORT: u16 = 9080;
+
+pub struct Scene {
+    pub client: MeshPod,
+    pub apps: Vec<HttpApp>,
+    pub service: Service,
+    pub waypoint: Waypoint,
+    pub mesh: Mesh,
+}
+
+impl Scene {
+    /// `reviews` in versions v1 and v2, on a port of HTTP, behind the waypoint of its namespace.
+    pub fn new(name: &str) -> Self {
+        let mesh = Mesh::new(name);
+        let apps =
+            vec![mesh.http_app(1, "reviews", "v1", PORT), mesh.http_app(2, "reviews", "v2", PORT)];
+        let client = mesh.enrolled_pod(1, "client");
+        let pods: Vec<&MeshPod> = apps.iter().map(|a| &a.pod).collect();
+        let service = mesh.service_of("reviews", "http", PORT, PORT, &pods);
+        let waypoint = mesh.waypoint(2, "waypoint");
+        mesh.use_waypoint(Some("waypoint"));
+        mesh.bound(&service, Some("waypoint"));
+        Self { client, apps, service, waypoint, mesh }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://reviews:{PORT}{path}")
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.ask(&Ask::get(&self.url(path)))
+    }
+
+    #[track_caller]
+    pub fn ask(&self, ask: &Ask) -> Answer {
+        ask.from(&self.client).unwrap()
+    }
+
+    /// Applies an object of Istio's networking API.
+    pub fn apply(&self, kind: &str, name: &str, spec: &str) {
+        self.mesh.apply(
+            &format!("{}-{name}", kind.to_lowercase()),
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: {kind}\n\
+                 metadata: {{ namespace: default, name: {name} }}\nspec: {spec}\n"
+            ),
+        );
+    }
+
+    /// The two versions as subsets.
+    pub fn subsets(&self) {
+        self.apply(
+            "DestinationRule",
+            "reviews",
+            "{ host: reviews, subsets: [{ name: v1, labels: { version: v1 } }, \
+             { name: v2, labels: { version: v2 } }] }",
+        );
+    }
+
+    /// Asks until the answer is as wanted.
+    #[track_caller]
+    pub fn until(&self, ask: &Ask, wanted: impl Fn(&Answer) -> bool) -> Answer {
+        eventually(SOON, || {
+            let answer = ask.from(&self.client)?;
+            ensure!(wanted(&answer), "{answer:?}\n{}", self.waypoint.log());
+            Ok(answer)
+        })
+        .unwrap()
+    }
+
+    /// Who answers, over so many requests on one connection.
+    #[track_caller]
+    pub fn answered_by(&self, ask: &Ask, times: usize) -> Vec<String> {
+        ask.times(&self.client, times).unwrap().iter().map(Answer::by).collect()
+    }
+}
