@@ -345,12 +345,14 @@ fn merged(root: &HttpRoute, theirs: &HttpRoute) -> Option<HttpRoute> {
     out.r#match = match (root.r#match.as_slice(), theirs.r#match.as_slice()) {
         (matches, []) | ([], matches) => matches.to_vec(),
         (outer, inner) => {
-            let both: Vec<_> = outer
-                .iter()
-                .flat_map(|a| inner.iter().filter_map(move |b| both_match(a, b)))
-                .collect();
-            if both.is_empty() {
-                return None;
+            let mut both = Vec::new();
+            for theirs in inner {
+                let within = both.len();
+                both.extend(outer.iter().filter_map(|root| both_match(root, theirs)));
+                // Each of the delegate's must be within one of the other's, or the route is dropped.
+                if both.len() == within {
+                    return None;
+                }
             }
             both
         }
