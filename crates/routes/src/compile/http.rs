@@ -2,7 +2,7 @@
 
 use super::{select::Rules, view::View};
 use crate::{
-    names::{ProxyName, exported},
+    names::{ProxyName, exported, whole},
     proto,
 };
 use istio_api::{
@@ -58,13 +58,24 @@ impl Scope<'_> {
                     {
                         continue;
                     }
+                    let root = self.with_whole_mirrors(r, &o.key.namespace);
                     for theirs in inner.http.iter().filter(|r| r.delegate.is_none()) {
-                        if let Some(merged) = merged(r, theirs) {
+                        if let Some(merged) = merged(&root, theirs) {
                             out.extend(self.http_route(delegate, &merged));
                         }
                     }
                 }
             }
+        }
+        out
+    }
+
+    /// What a delegate takes over is named in its own namespace: short names would mean others there.
+    fn with_whole_mirrors(&self, r: &HttpRoute, namespace: &str) -> HttpRoute {
+        let mut out = r.clone();
+        let mirrors = out.mirrors.iter_mut().filter_map(|m| m.destination.as_mut());
+        for d in out.mirror.iter_mut().chain(mirrors) {
+            d.host = whole(&d.host, namespace, self.view.domain);
         }
         out
     }
