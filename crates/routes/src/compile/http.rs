@@ -373,6 +373,7 @@ fn merged(root: &HttpRoute, theirs: &HttpRoute) -> Option<HttpRoute> {
         (a, b) => format!("{a}-{b}"),
     };
     out.rewrite = theirs.rewrite.clone().or_else(|| root.rewrite.clone());
+    out.direct_response = theirs.direct_response.clone().or_else(|| root.direct_response.clone());
     out.timeout = theirs.timeout.or(root.timeout);
     out.retries = theirs.retries.clone().or_else(|| root.retries.clone());
     out.fault = theirs.fault.clone().or_else(|| root.fault.clone());
