@@ -104,7 +104,10 @@ impl World {
 
     /// Documents of YAML, as one batch.
     pub fn put(&mut self, yaml: &str) -> Output {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).unwrap();
+        // As files are read: a rule called `y` is no boolean.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple_with_options(yaml, options).unwrap();
         self.apply(documents.into_iter().map(object).map(|o| (o.key.clone(), Some(o))))
     }
 

@@ -2,6 +2,7 @@
 
 mod delegates;
 mod destination_rules;
+mod policies;
 mod virtual_services;
 
 use crate::world::World;
