@@ -2,7 +2,7 @@
 
 use super::{select::Rules, view::View};
 use crate::{
-    names::{ProxyName, exported},
+    names::{ProxyName, exported, whole},
     proto,
 };
 use istio_api::{
@@ -58,13 +58,24 @@ impl Scope<'_> {
                     {
                         continue;
                     }
+                    let root = self.with_whole_mirrors(r, &o.key.namespace);
                     for theirs in inner.http.iter().filter(|r| r.delegate.is_none()) {
-                        if let Some(merged) = merged(r, theirs) {
+                        if let Some(merged) = merged(&root, theirs) {
                             out.extend(self.http_route(delegate, &merged));
                         }
                     }
                 }
             }
+        }
+        out
+    }
+
+    /// What a delegate takes over is named in its own namespace: short names would mean others there.
+    fn with_whole_mirrors(&self, r: &HttpRoute, namespace: &str) -> HttpRoute {
+        let mut out = r.clone();
+        let mirrors = out.mirrors.iter_mut().filter_map(|m| m.destination.as_mut());
+        for d in out.mirror.iter_mut().chain(mirrors) {
+            d.host = whole(&d.host, namespace, self.view.domain);
         }
         out
     }
@@ -345,12 +356,14 @@ fn merged(root: &HttpRoute, theirs: &HttpRoute) -> Option<HttpRoute> {
     out.r#match = match (root.r#match.as_slice(), theirs.r#match.as_slice()) {
         (matches, []) | ([], matches) => matches.to_vec(),
         (outer, inner) => {
-            let both: Vec<_> = outer
-                .iter()
-                .flat_map(|a| inner.iter().filter_map(move |b| both_match(a, b)))
-                .collect();
-            if both.is_empty() {
-                return None;
+            let mut both = Vec::new();
+            for theirs in inner {
+                let within = both.len();
+                both.extend(outer.iter().filter_map(|root| both_match(root, theirs)));
+                // Each of the delegate's must be within one of the other's, or the route is dropped.
+                if both.len() == within {
+                    return None;
+                }
             }
             both
         }
@@ -360,6 +373,7 @@ fn merged(root: &HttpRoute, theirs: &HttpRoute) -> Option<HttpRoute> {
         (a, b) => format!("{a}-{b}"),
     };
     out.rewrite = theirs.rewrite.clone().or_else(|| root.rewrite.clone());
+    out.direct_response = theirs.direct_response.clone().or_else(|| root.direct_response.clone());
     out.timeout = theirs.timeout.or(root.timeout);
     out.retries = theirs.retries.clone().or_else(|| root.retries.clone());
     out.fault = theirs.fault.clone().or_else(|| root.fault.clone());

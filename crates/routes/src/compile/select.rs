@@ -221,11 +221,11 @@ impl Rules {
     }
 }
 
-/// Older first; of the same age by name.
+/// Older first; of the same age by name, and only then by namespace, as Istio sorts them.
 pub fn age(o: &Object) -> (Option<&str>, &str, &str) {
     let created = o.meta.creation_timestamp.as_deref();
     // Without a time it is new: one that has a time was there before.
-    (created.or(Some("~")), &o.key.namespace, &o.key.name)
+    (created.or(Some("~")), &o.key.name, &o.key.namespace)
 }
 
 fn note(
