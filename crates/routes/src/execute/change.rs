@@ -46,14 +46,15 @@ impl HeaderChange {
     }
 
     pub fn apply(&self, headers: &mut HeaderMap) -> Changed {
+        // First, as Envoy does: what is removed and set is replaced.
+        for name in &self.remove {
+            headers.remove(name);
+        }
         for (name, value) in &self.set {
             headers.insert(name.clone(), value.clone());
         }
         for (name, value) in &self.add {
             headers.append(name.clone(), value.clone());
-        }
-        for name in &self.remove {
-            headers.remove(name);
         }
         Changed { authority: self.authority.clone() }
     }
