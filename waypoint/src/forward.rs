@@ -144,7 +144,7 @@ async fn attempts(
     record: &mut RequestRecord,
 ) -> Result<Forwarded, Refusal> {
     let request = cluster.begin_request()?;
-    let hash = hash_of(given, cluster);
+    let (hash, cookie) = hash_of(given, cluster);
     let mut tried: Vec<Arc<To>> = Vec::new();
     let mut retrying: Option<Counted> = None;
     loop {
@@ -161,11 +161,14 @@ async fn attempts(
         };
         record.upstream_host = Some(to.address);
         let (retry, refusal) = match outcome {
-            Ok(Answered { response, back }) => {
+            Ok(Answered { mut response, back }) => {
                 let status = response.status();
                 match again(Tried::Answered(status.as_u16(), response.headers())) {
                     None => {
                         drop(retrying);
+                        if let Some(cookie) = cookie {
+                            response.headers_mut().append(header::SET_COOKIE, cookie);
+                        }
                         return Ok(Forwarded { response, back, to, endpoints, active, request });
                     }
                     Some(retry) => {
@@ -317,26 +320,41 @@ pub fn judge(
     Err(Refusal::denied(policy::in_words(&set, &connection, &verdict)))
 }
 
-fn hash_of(given: &Given, cluster: &Cluster) -> Option<u64> {
-    let key = cluster.settings.policy.hash.as_ref()?;
+/// What is hashed, and the cookie that the client is to keep for it.
+fn hash_of(given: &Given, cluster: &Cluster) -> (Option<u64>, Option<HeaderValue>) {
+    let Some(key) = cluster.settings.policy.hash.as_ref() else { return (None, None) };
     let value = match &key.of {
-        HashOf::Header(name) => given.headers.get(name)?.as_bytes().to_vec(),
-        HashOf::SourceIp => given.downstream.client.ip().to_string().into_bytes(),
+        HashOf::Header(name) => given.headers.get(name).map(|v| v.as_bytes().to_vec()),
+        HashOf::SourceIp => Some(given.downstream.client.ip().to_string().into_bytes()),
         HashOf::Query(name) => given
             .query
             .split('&')
             .filter_map(|pair| pair.split_once('='))
             .find(|(k, _)| k == name)
-            .map(|(_, v)| v.as_bytes().to_vec())?,
-        HashOf::Cookie { name, .. } => cookie(&given.headers, name)?.into_bytes(),
+            .map(|(_, v)| v.as_bytes().to_vec()),
+        HashOf::Cookie { name, path, ttl } => match cookie(&given.headers, name) {
+            Some(value) => Some(value.into_bytes()),
+            None => {
+                let Some(ttl) = ttl else { return (None, None) };
+                let value = format!("{:016x}", rand::rng().random::<u64>());
+                let mut text = format!("{name}=\"{value}\"; HttpOnly");
+                if !ttl.is_zero() {
+                    text.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+                }
+                if !path.is_empty() {
+                    text.push_str(&format!("; Path={path}"));
+                }
+                return (Some(hash(value.as_bytes())), HeaderValue::from_str(&text).ok());
+            }
+        },
     };
-    Some(hash(&value))
+    (value.map(|v| hash(&v)), None)
 }
 
 fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
     let mut pairs = all.flat_map(|v| v.split(';')).filter_map(|p| p.trim().split_once('='));
-    pairs.find(|(k, _)| *k == name).map(|(_, v)| v.to_owned())
+    pairs.find(|(k, _)| *k == name).map(|(_, v)| v.trim_matches('"').to_owned())
 }
 
 fn outgoing(given: &Given, http2: bool, body: OutBody) -> Result<Request<OutBody>, Refusal> {

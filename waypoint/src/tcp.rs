@@ -88,7 +88,7 @@ async fn carry(
     let route = port.tcp.iter().find(|r| r.matches(&view)).ok_or_else(none)?;
     let weighted = route.pick().ok_or_else(none)?;
     let cluster = resolve(proxy, &weighted.target).map_err(failed)?;
-    let _request = cluster.begin_request().map_err(|o| failed(o.into()))?;
+    let _connection = cluster.slot().await.map_err(|o| failed(o.into()))?;
     let endpoints = cluster.endpoints(&proxy.mesh, &downstream.own);
     let mut tried: Vec<Arc<Endpoint<Arc<Workload>>>> = Vec::new();
     // A connection that could not be made may go elsewhere: nothing has been sent.

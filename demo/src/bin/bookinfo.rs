@@ -185,7 +185,7 @@ async fn mood(serve: &Serve) -> bool {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     let Some(path) = &serve.mood else { return false };
     match std::fs::read_to_string(path).unwrap_or_default().trim() {
-        "flaky" => ASKED.fetch_add(1, Ordering::Relaxed) % 2 == 0,
+        "flaky" => ASKED.fetch_add(1, Ordering::Relaxed).is_multiple_of(2),
         "broken" => true,
         "slow" => {
             tokio::time::sleep(Duration::from_secs(2)).await;
