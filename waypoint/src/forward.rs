@@ -233,7 +233,7 @@ async fn one(
         hash,
         if retry.is_some_and(|r| r.same_host_again) { &[] } else { tried },
     )?;
-    judge(&given.proxy, &given.downstream, &to)?;
+    judge(&given.proxy, &given.downstream, cluster, &to)?;
     let active = Active::new(to.clone());
     let outcome = try_one(given, retry, cluster, &to, body.attempt()).await?;
     Ok((to, endpoints, active, outcome))
@@ -299,8 +299,14 @@ fn choose(
 pub fn judge(
     proxy: &Proxy,
     downstream: &Downstream,
+    cluster: &Cluster,
     to: &Endpoint<Arc<Workload>>,
 ) -> Result<(), Refusal> {
+    // Elsewhere the destination's own agent, or its waypoint, judges what it sees: this proxy.
+    let is_endpoint = to.workload.services.get(&cluster.service).is_some();
+    if downstream.is_gateway() || !is_endpoint {
+        return Ok(());
+    }
     let set = proxy.mesh.policies_for(&to.workload);
     let about = |peer: Option<SpiffeId>| Connection {
         peer,
@@ -397,7 +403,7 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
     let sending = async {
         let _request = cluster.begin_request().ok()?;
         let (to, _) = choose(&given, &cluster, None, &[]).ok()?;
-        judge(&given.proxy, &given.downstream, &to).ok()?;
+        judge(&given.proxy, &given.downstream, &cluster, &to).ok()?;
         let _active = Active::new(to.clone());
         let answered = try_one(&given, None, &cluster, &to, body).await.ok()?.ok()?;
         // Read to its end, so that the connection can be used again.

@@ -5,6 +5,7 @@ mod body;
 mod cluster;
 mod discovery;
 mod forward;
+mod gateway;
 mod http;
 mod inbound;
 mod proxy;
@@ -165,6 +166,7 @@ fn build(
             ..Local::default()
         }),
         tables: Default::default(),
+        listeners: Default::default(),
         certs,
         pool: Pool::new(dialler, PoolConfig::default()),
         connections: Default::default(),

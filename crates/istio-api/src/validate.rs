@@ -40,6 +40,7 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         | Spec::GrpcRoute(_)
         | Spec::Telemetry(_)
         | Spec::Pod(_)
+        | Spec::Secret(_)
         | Spec::EndpointSlice(_)
         | Spec::Namespace(_)
         | Spec::Node(_)
