@@ -59,7 +59,7 @@ fn a_gateway_opens_hosts_and_paths_and_nothing_else() {
         "Gateway",
         "shop",
         "{ selector: { istio: ingressgateway }, servers: [\
-         { port: { number: 8080, name: http, protocol: HTTP }, hosts: [shop.example, \"*.wild.example\"] }, \
+         { port: { number: 80, name: http, protocol: HTTP }, hosts: [shop.example, \"*.wild.example\"] }, \
          { port: { number: 8081, name: http-old, protocol: HTTP }, hosts: [\"*\"], tls: { httpsRedirect: true } }] }",
     );
     s.apply(
