@@ -272,7 +272,7 @@ pub fn metrics(agent: &Agent) -> String {
     gauge(
         "culvert_log_lines_lost",
         "Log lines dropped because the reader was slow.",
-        crate::log::lost(),
+        telemetry::log::lost(),
     );
     let mut totals = capture_abi::Counts::default();
     for p in &pods {

@@ -13,7 +13,6 @@ mod enrolment;
 mod fault;
 mod handover;
 mod inbound;
-mod log;
 mod netlink;
 mod netns;
 mod outbound;
@@ -155,7 +154,7 @@ fn main() -> ExitCode {
 fn start(run: Run) -> anyhow::Result<()> {
     sys::forbid_dumps();
     netns::remember_home()?;
-    log::start();
+    telemetry::log::start();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(Box::pin(serve(run)))

@@ -10,7 +10,7 @@ use crate::{
 };
 use istio_api::{Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
 use routes::{
-    DESTINATION_TYPE, HOST_TABLE_TYPE,
+    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE,
     compile::{Changed, Compiler as RouteCompiler, serves},
 };
 use sha2::{Digest as _, Sha256};
@@ -31,6 +31,7 @@ pub struct Output {
     pub authorizations: Delta,
     pub host_tables: Delta,
     pub destinations: Delta,
+    pub listeners: Delta,
     /// Objects that were compiled.
     pub compiled: usize,
 }
@@ -141,6 +142,7 @@ impl Compiler {
             | Kind::VirtualService
             | Kind::DestinationRule
             | Kind::Gateway
+            | Kind::Secret
             | Kind::HttpRoute
             | Kind::GrpcRoute
             | Kind::Telemetry => {}
@@ -399,6 +401,7 @@ impl Compiler {
             Spec::VirtualService(_)
             | Spec::DestinationRule(_)
             | Spec::Gateway(_)
+            | Spec::Secret(_)
             | Spec::KubernetesGateway(_)
             | Spec::HttpRoute(_)
             | Spec::GrpcRoute(_)
@@ -459,6 +462,7 @@ impl Output {
     fn of_routes(&mut self, type_url: &str) -> &mut Delta {
         match type_url {
             HOST_TABLE_TYPE => &mut self.host_tables,
+            LISTENER_TYPE => &mut self.listeners,
             _ => &mut self.destinations,
         }
     }
@@ -470,6 +474,7 @@ impl Output {
             &mut self.authorizations,
             &mut self.host_tables,
             &mut self.destinations,
+            &mut self.listeners,
         ];
         for delta in all {
             let made: BTreeSet<&String> = delta.updated.iter().map(|(n, _)| n).collect();
@@ -481,7 +486,7 @@ impl Output {
     /// the workloads that name them, and go after nobody does. A policy that is named and not
     /// known denies, and ends live connections. In the same way host tables name destinations; and
     /// agents send to a waypoint once it has had its table.
-    pub fn into_deltas(self) -> [(&'static str, Delta); 6] {
+    pub fn into_deltas(self) -> [(&'static str, Delta); 7] {
         let split = |Delta { updated, removed }| {
             (Delta { updated, ..Delta::default() }, Delta { removed, ..Delta::default() })
         };
@@ -491,6 +496,7 @@ impl Output {
             (DESTINATION_TYPE, destinations),
             (HOST_TABLE_TYPE, self.host_tables),
             (DESTINATION_TYPE, no_destinations),
+            (LISTENER_TYPE, self.listeners),
             (AUTHORIZATION_TYPE, policies),
             (ADDRESS_TYPE, self.addresses),
             (AUTHORIZATION_TYPE, no_policies),

@@ -3,7 +3,7 @@
 use crate::{compile::Compiler, grant::Account, source::Batch, vips::Vips, workloads::Cluster};
 use identity::SpiffeId;
 use istio_api::{Diagnostic, Kind, Spec};
-use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, compile::GATEWAY_NAME};
+use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, compile::GATEWAY_NAME};
 use std::{
     fmt::Write as _,
     path::PathBuf,
@@ -38,7 +38,7 @@ impl Control {
         Ok(Arc::new(Self {
             store: Store::with_scoped(
                 &[ADDRESS_TYPE, AUTHORIZATION_TYPE],
-                &[HOST_TABLE_TYPE, DESTINATION_TYPE],
+                &[HOST_TABLE_TYPE, DESTINATION_TYPE, LISTENER_TYPE],
             ),
             compiler: Mutex::new(Compiler::new(cluster, given)),
             vips,
@@ -208,6 +208,7 @@ impl Control {
             ("authorization", AUTHORIZATION_TYPE),
             ("host_table", HOST_TABLE_TYPE),
             ("destination", DESTINATION_TYPE),
+            ("listener", LISTENER_TYPE),
         ] {
             let _ = writeln!(out, "culvertd_resources{{type={name:?}}} {}", self.store.len(url));
         }

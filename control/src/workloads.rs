@@ -70,7 +70,6 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         services.clear();
     }
     let enroll = ambient && !proxy && !p.spec.host_network;
-    let waypoint = snapshot.view(&cluster.domain).waypoint_of_workload(o);
     Some(pb::Workload {
         uid: pod_uid(&cluster.id, namespace, &o.key.name),
         name: o.key.name.clone(),
@@ -106,7 +105,6 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
             .collect(),
         pod_uid: o.meta.uid.clone(),
         native_tunnel: proxy,
-        waypoint: waypoint.map(|w| gateway_address(&w, cluster)),
         ..pb::Workload::default()
     })
 }

@@ -1,13 +1,14 @@
 //! Bookinfo's pods and services, and how to ask them.
 
 use anyhow::{Context as _, bail};
-use culvert_tests::{Mesh, MeshPod, Spec, binary};
+use culvert_tests::{Mesh, MeshPod, Service, Spec, binary};
 use serde_json::Value;
 use std::{process::Command, time::Duration};
 use testbed::{Proc, Token};
 
 pub struct Bookinfo {
     pub pods: Vec<BookPod>,
+    pub services: Vec<Service>,
     /// Asks, as a user's pod in the cluster would.
     pub client: MeshPod,
     pub client_token: Token,
@@ -25,6 +26,11 @@ pub struct BookPod {
 impl BookPod {
     pub fn pid(&self) -> i32 {
         self.process.pid()
+    }
+
+    /// Requests that it has been asked.
+    pub fn asked(&self) -> Vec<String> {
+        self.process.stdout().lines().skip(1).map(str::to_owned).collect()
     }
 }
 
@@ -56,21 +62,23 @@ impl Bookinfo {
             let mut command = Command::new(binary("bookinfo"));
             command.args(["serve", "--service", service, "--version", version]);
             command.args(["--proof", &token.to_string()]);
+            command.arg("--mood").arg(mesh.bed.dir().join(format!("mood-{service}-{version}")));
             command.env("HOSTNAME", pod.name());
             let process = pod.spawn(command)?;
             process.wait_for_output("listens on", Duration::from_secs(30))?;
             pods.push(BookPod { pod, token, process });
         }
+        let mut services = Vec::new();
         for service in ["productpage", "details", "ratings", "reviews"] {
             let behind: Vec<&MeshPod> = pods
                 .iter()
                 .filter(|p| p.pod.name().starts_with(&format!("{service}-")))
                 .map(|p| &p.pod)
                 .collect();
-            mesh.service(service, PORT, PORT, &behind);
+            services.push(mesh.service_of(service, "http", PORT, PORT, &behind));
         }
         let client = mesh.pod(2, Spec::named("sleep").account("sleep"));
-        Ok(Self { pods, client, client_token: Token::new(), mesh })
+        Ok(Self { pods, services, client, client_token: Token::new(), mesh })
     }
 
     pub fn pod(&self, name: &str) -> anyhow::Result<&BookPod> {
@@ -84,10 +92,17 @@ impl Bookinfo {
         self.pods.iter().map(|p| &p.pod).chain([&self.client]).collect()
     }
 
-    /// What a URL answers to the client pod.
+    /// What a URL answers to Jason in the client pod.
     pub fn get(&self, url: &str) -> anyhow::Result<String> {
+        self.get_as(Some("jason"), url)
+    }
+
+    pub fn get_as(&self, user: Option<&str>, url: &str) -> anyhow::Result<String> {
         let mut command = Command::new(binary("bookinfo"));
-        command.args(["get", url, "--user", "jason", "--proof", &self.client_token.to_string()]);
+        command.args(["get", url, "--proof", &self.client_token.to_string()]);
+        if let Some(user) = user {
+            command.args(["--user", user]);
+        }
         let process = self.client.spawn(command)?;
         let status = process.wait(Duration::from_secs(30))?;
         if !status.success() {

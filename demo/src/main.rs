@@ -5,6 +5,7 @@
 
 mod bookinfo;
 mod proofs;
+mod waypoint;
 
 use bookinfo::Bookinfo;
 use clap::Parser;
@@ -20,6 +21,17 @@ struct Cli {
     /// Leave it running, and print commands to try
     #[arg(long)]
     keep: bool,
+    /// What to show
+    #[arg(long, value_enum, default_value = "mesh")]
+    scenario: Scenario,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Scenario {
+    /// Enrolment, identity, policy of connections
+    Mesh,
+    /// Routes, faults, retries, mirrors and policy of requests
+    Waypoint,
 }
 
 fn main() -> ExitCode {
@@ -27,7 +39,14 @@ fn main() -> ExitCode {
     // What the bed starts is ended by a process of its own when this one ends, however it ends.
     let outcome = std::panic::catch_unwind(|| -> anyhow::Result<()> {
         let bookinfo = Bookinfo::start()?;
-        proofs::all(&bookinfo)?;
+        // Held until the end: its process is the waypoint.
+        let _waypoint = match cli.scenario {
+            Scenario::Mesh => {
+                proofs::all(&bookinfo)?;
+                None
+            }
+            Scenario::Waypoint => Some(waypoint::all(&bookinfo)?),
+        };
         if cli.keep {
             keep(&bookinfo)?;
         }

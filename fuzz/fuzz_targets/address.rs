@@ -84,6 +84,10 @@ fn resolved(mesh: &Mesh, source: &Workload, to: SocketAddr) {
                 assert!(workload.services.get(&service.key).is_some());
             }
         }
+        Resolved::Waypoint { proxy, address, asked, .. } => {
+            assert_eq!(asked, to);
+            assert!(proxy.hbone && proxy.addresses.contains(&address.ip()));
+        }
         Resolved::Outside(address) => assert_eq!(address, to),
         Resolved::Unreachable(_) => {}
     }

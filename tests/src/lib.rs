@@ -11,6 +11,7 @@ mod agent;
 mod bins;
 mod control;
 pub mod dialogue;
+mod gateway;
 mod http;
 mod logs;
 mod manifest;

@@ -16,7 +16,7 @@ use crate::{Mesh, MeshPod, SOON, Service, Spec, binary, http, manifest};
 pub struct Waypoint {
     pub pod: MeshPod,
     pub service: Service,
-    process: Option<Proc>,
+    pub(crate) process: Option<Proc>,
 }
 
 impl Mesh {
@@ -79,7 +79,7 @@ impl Mesh {
 }
 
 impl Waypoint {
-    fn start(&mut self, mesh: &Mesh, token: &str) {
+    pub(crate) fn start(&mut self, mesh: &Mesh, token: &str) {
         let file = mesh.bed.dir().join(format!("token-{}", self.pod.name()));
         std::fs::write(&file, token).unwrap();
         let mut command = Command::new(binary("culvert-waypoint"));

@@ -61,5 +61,11 @@ fn metrics(proxy: &Proxy) -> String {
          culvert_waypoint_hosts{{state=\"live\"}} {live}\n\
          culvert_waypoint_hosts{{state=\"waiting\"}} {waiting}"
     );
+    let _ = writeln!(
+        out,
+        "# HELP culvert_log_lines_lost Log lines dropped because the reader was slow.\n\
+         # TYPE culvert_log_lines_lost gauge\nculvert_log_lines_lost {}",
+        telemetry::log::lost()
+    );
     out
 }

@@ -114,10 +114,13 @@ impl Cluster {
                 .iter()
                 .all(|(k, v)| w.labels.iter().any(|(ok, ov)| **ok == **k && **ov == **v))
         };
-        let present: Vec<Present<Arc<Workload>>> = mesh
-            .endpoints(&self.service, self.settings.port)
+        // A waypoint chooses among the endpoints itself.
+        let beyond = mesh.through_waypoint(own, &self.service, self.settings.port);
+        let through = beyond.is_some();
+        let all = beyond.unwrap_or_else(|| mesh.endpoints(&self.service, self.settings.port));
+        let present: Vec<Present<Arc<Workload>>> = all
             .into_iter()
-            .filter(|(w, _)| has(w))
+            .filter(|(w, _)| through || has(w))
             .map(|(workload, address)| Present {
                 key: workload.uid.to_string(),
                 distance: self.distance(&workload, own),

@@ -2,7 +2,7 @@
 
 use crate::proxy::Proxy;
 use prost_types::{Any, Struct, Value, value::Kind};
-use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE};
+use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE};
 use std::sync::{
     Arc,
     atomic::{AtomicU8, Ordering},
@@ -14,7 +14,8 @@ use xds::{
 };
 
 /// In the order in which they are wanted: what is named comes before what names it.
-pub const TYPES: [&str; 4] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, DESTINATION_TYPE, HOST_TABLE_TYPE];
+pub const TYPES: [&str; 5] =
+    [ADDRESS_TYPE, AUTHORIZATION_TYPE, DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE];
 
 pub struct Following {
     proxy: Arc<Proxy>,
@@ -36,18 +37,18 @@ impl Following {
         removed: Vec<String>,
     ) -> Vec<Rejected> {
         let tables = &self.proxy.tables;
-        let hosts = type_url == HOST_TABLE_TYPE;
         for name in &removed {
-            if hosts {
-                tables.remove_host(name);
-            } else {
-                tables.remove_destination(name);
+            match type_url {
+                HOST_TABLE_TYPE => tables.remove_host(name),
+                DESTINATION_TYPE => tables.remove_destination(name),
+                _ => self.proxy.listeners.remove(name),
             }
         }
         let put = |(name, any): (Arc<str>, Any)| {
-            let put = match hosts {
-                true => tables.put_host(&name, &any.value),
-                false => tables.put_destination(&name, &any.value),
+            let put = match type_url {
+                HOST_TABLE_TYPE => tables.put_host(&name, &any.value),
+                DESTINATION_TYPE => tables.put_destination(&name, &any.value),
+                _ => self.proxy.listeners.put(&self.proxy, &name, &any.value),
             };
             Some(Rejected { name: name.to_string(), reason: put.err()? })
         };
@@ -65,7 +66,7 @@ impl Apply for Following {
         let rejected = self.apply_part(type_url, resources, removed);
         if let Some(at) = TYPES.iter().position(|t| *t == type_url) {
             let all = self.come.fetch_or(1 << at, Ordering::AcqRel) | 1 << at;
-            if all == 0b1111 {
+            if all == (1 << TYPES.len()) - 1 {
                 self.proxy.ready.send_replace(true);
             }
         }
@@ -79,7 +80,9 @@ impl Apply for Following {
         removed: Vec<String>,
     ) -> Vec<Rejected> {
         match type_url {
-            HOST_TABLE_TYPE | DESTINATION_TYPE => self.apply_routes(type_url, resources, removed),
+            HOST_TABLE_TYPE | DESTINATION_TYPE | LISTENER_TYPE => {
+                self.apply_routes(type_url, resources, removed)
+            }
             _ => self.proxy.mesh.apply_part(type_url, resources, removed),
         }
     }

@@ -144,7 +144,7 @@ async fn attempts(
     record: &mut RequestRecord,
 ) -> Result<Forwarded, Refusal> {
     let request = cluster.begin_request()?;
-    let hash = hash_of(given, cluster);
+    let (hash, cookie) = hash_of(given, cluster);
     let mut tried: Vec<Arc<To>> = Vec::new();
     let mut retrying: Option<Counted> = None;
     loop {
@@ -161,11 +161,14 @@ async fn attempts(
         };
         record.upstream_host = Some(to.address);
         let (retry, refusal) = match outcome {
-            Ok(Answered { response, back }) => {
+            Ok(Answered { mut response, back }) => {
                 let status = response.status();
                 match again(Tried::Answered(status.as_u16(), response.headers())) {
                     None => {
                         drop(retrying);
+                        if let Some(cookie) = cookie {
+                            response.headers_mut().append(header::SET_COOKIE, cookie);
+                        }
                         return Ok(Forwarded { response, back, to, endpoints, active, request });
                     }
                     Some(retry) => {
@@ -230,7 +233,7 @@ async fn one(
         hash,
         if retry.is_some_and(|r| r.same_host_again) { &[] } else { tried },
     )?;
-    judge(&given.proxy, &given.downstream, &to)?;
+    judge(&given.proxy, &given.downstream, cluster, &to)?;
     let active = Active::new(to.clone());
     let outcome = try_one(given, retry, cluster, &to, body.attempt()).await?;
     Ok((to, endpoints, active, outcome))
@@ -296,8 +299,14 @@ fn choose(
 pub fn judge(
     proxy: &Proxy,
     downstream: &Downstream,
+    cluster: &Cluster,
     to: &Endpoint<Arc<Workload>>,
 ) -> Result<(), Refusal> {
+    // Elsewhere the destination's own agent, or its waypoint, judges what it sees: this proxy.
+    let is_endpoint = to.workload.services.get(&cluster.service).is_some();
+    if downstream.is_gateway() || !is_endpoint {
+        return Ok(());
+    }
     let set = proxy.mesh.policies_for(&to.workload);
     let about = |peer: Option<SpiffeId>| Connection {
         peer,
@@ -317,26 +326,41 @@ pub fn judge(
     Err(Refusal::denied(policy::in_words(&set, &connection, &verdict)))
 }
 
-fn hash_of(given: &Given, cluster: &Cluster) -> Option<u64> {
-    let key = cluster.settings.policy.hash.as_ref()?;
+/// What is hashed, and the cookie that the client is to keep for it.
+fn hash_of(given: &Given, cluster: &Cluster) -> (Option<u64>, Option<HeaderValue>) {
+    let Some(key) = cluster.settings.policy.hash.as_ref() else { return (None, None) };
     let value = match &key.of {
-        HashOf::Header(name) => given.headers.get(name)?.as_bytes().to_vec(),
-        HashOf::SourceIp => given.downstream.client.ip().to_string().into_bytes(),
+        HashOf::Header(name) => given.headers.get(name).map(|v| v.as_bytes().to_vec()),
+        HashOf::SourceIp => Some(given.downstream.client.ip().to_string().into_bytes()),
         HashOf::Query(name) => given
             .query
             .split('&')
             .filter_map(|pair| pair.split_once('='))
             .find(|(k, _)| k == name)
-            .map(|(_, v)| v.as_bytes().to_vec())?,
-        HashOf::Cookie { name, .. } => cookie(&given.headers, name)?.into_bytes(),
+            .map(|(_, v)| v.as_bytes().to_vec()),
+        HashOf::Cookie { name, path, ttl } => match cookie(&given.headers, name) {
+            Some(value) => Some(value.into_bytes()),
+            None => {
+                let Some(ttl) = ttl else { return (None, None) };
+                let value = format!("{:016x}", rand::rng().random::<u64>());
+                let mut text = format!("{name}=\"{value}\"; HttpOnly");
+                if !ttl.is_zero() {
+                    text.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+                }
+                if !path.is_empty() {
+                    text.push_str(&format!("; Path={path}"));
+                }
+                return (Some(hash(value.as_bytes())), HeaderValue::from_str(&text).ok());
+            }
+        },
     };
-    Some(hash(&value))
+    (value.map(|v| hash(&v)), None)
 }
 
 fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
     let mut pairs = all.flat_map(|v| v.split(';')).filter_map(|p| p.trim().split_once('='));
-    pairs.find(|(k, _)| *k == name).map(|(_, v)| v.to_owned())
+    pairs.find(|(k, _)| *k == name).map(|(_, v)| v.trim_matches('"').to_owned())
 }
 
 fn outgoing(given: &Given, http2: bool, body: OutBody) -> Result<Request<OutBody>, Refusal> {
@@ -379,7 +403,7 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
     let sending = async {
         let _request = cluster.begin_request().ok()?;
         let (to, _) = choose(&given, &cluster, None, &[]).ok()?;
-        judge(&given.proxy, &given.downstream, &to).ok()?;
+        judge(&given.proxy, &given.downstream, &cluster, &to).ok()?;
         let _active = Active::new(to.clone());
         let answered = try_one(&given, None, &cluster, &to, body).await.ok()?.ok()?;
         // Read to its end, so that the connection can be used again.

@@ -17,7 +17,7 @@ use routes::{
     balance::{Active, Endpoints},
     execute::{
         Abort, Action, HostTable, HttpVerdict, Normal, Preflight, RequestView, Route, Source,
-        Target, Weighted, normal,
+        Target, Weighted, normal, without_port,
     },
 };
 use std::{
@@ -36,16 +36,61 @@ pub struct Downstream {
     pub client: SocketAddr,
     /// The client's own record, where its address and its certificate agree on it.
     pub workload: Option<Arc<Workload>>,
-    /// What it connected to: a service's virtual address.
+    /// What it connected to.
     pub asked: SocketAddr,
-    pub service: Arc<Service>,
+    pub came: Came,
     pub own: Arc<Workload>,
     pub http2: bool,
 }
 
+/// By which way.
+pub enum Came {
+    /// Within the mesh, to a service's virtual address.
+    ToService(Arc<Service>),
+    /// From wherever, to a port of a gateway.
+    ToGateway { tls: bool, redirected: Arc<[String]> },
+}
+
 impl Downstream {
-    pub fn key(&self) -> &NamespacedHostname {
-        &self.service.key
+    /// The host's table: of the service that was connected to, or at a gateway of the most specific
+    /// host that the request's is one of.
+    pub fn table(&self, proxy: &Proxy, authority: &str) -> Option<Arc<HostTable>> {
+        match &self.came {
+            Came::ToService(service) => proxy.tables.host(&service.key),
+            Came::ToGateway { .. } => {
+                let namespace = routes::compile::gateway_namespace(self.asked.port());
+                let namespace: Arc<str> = namespace.into();
+                routes::names::patterns(without_port(authority)).find_map(|hostname| {
+                    let hostname = hostname.into();
+                    proxy
+                        .tables
+                        .host(&NamespacedHostname { namespace: namespace.clone(), hostname })
+                })
+            }
+        }
+    }
+
+    pub fn scheme(&self) -> &'static str {
+        match self.came {
+            Came::ToGateway { tls: true, .. } => "https",
+            _ => "http",
+        }
+    }
+
+    pub fn is_gateway(&self) -> bool {
+        matches!(self.came, Came::ToGateway { .. })
+    }
+
+    pub fn service_name(&self) -> ServiceName {
+        match &self.came {
+            Came::ToService(s) => ServiceName {
+                hostname: s.key.hostname.clone(),
+                name: s.name.clone(),
+                namespace: s.key.namespace.clone(),
+            },
+            // Known when it is known where the request goes.
+            Came::ToGateway { .. } => ServiceName::default(),
+        }
     }
 
     pub fn source(&self) -> Source<'_> {
@@ -100,7 +145,6 @@ impl Exchange {
         let kind = text(header::CONTENT_TYPE);
         let is_grpc =
             kind.starts_with("application/grpc") && !kind.starts_with("application/grpc-web");
-        let service = &downstream.service;
         let record = RequestRecord {
             start_time: reply::rfc3339(SystemTime::now()),
             method: request.method().to_string(),
@@ -121,11 +165,8 @@ impl Exchange {
                 downstream.workload.as_deref(),
                 downstream.peer.as_ref(),
             ),
-            service: ServiceName {
-                hostname: service.key.hostname.clone(),
-                name: service.name.clone(),
-                namespace: service.key.namespace.clone(),
-            },
+            service: downstream.service_name(),
+            reporter: if downstream.is_gateway() { "source" } else { "waypoint" },
             request_protocol: if is_grpc { "grpc" } else { "http" },
             grpc_status: GRPC_UNKNOWN,
             mutual_tls: downstream.peer.is_some(),
@@ -143,12 +184,20 @@ impl Exchange {
 
     /// Answers without asking anybody.
     pub fn refuse(mut self, refusal: &Refusal) -> Response<InBody> {
-        tracing::debug!(service = %self.downstream.key(), why = refusal.why, "answered here");
+        tracing::debug!(host = self.record.authority, why = refusal.why, "answered here");
         self.record.response_flags = refusal.flags;
         self.record.response_code_details.clone_from(&refusal.why);
         let response = local(refusal, self.is_grpc);
         self.answered(&response);
         self.record.bytes_sent = refusal.body.len() as u64;
+        response
+    }
+
+    fn redirect(mut self, code: StatusCode, location: HeaderValue) -> Response<InBody> {
+        let mut response = Response::new(InBody::empty());
+        *response.status_mut() = code;
+        response.headers_mut().insert(header::LOCATION, location);
+        self.answered(&response);
         response
     }
 
@@ -198,16 +247,24 @@ pub async fn serve(
         Err(e) => return exchange.refuse(&Refusal::bad_request(e.to_string())),
     };
     exchange.record.authority.clone_from(&form.authority);
-    let Some(table) = proxy.tables.host(downstream.key()) else {
-        return exchange.refuse(&Refusal::no_routes(downstream.key()));
-    };
-    let Some(port) = table.port(downstream.asked.port()) else {
-        return exchange.refuse(&Refusal::no_routes(downstream.key()));
+    if let Came::ToGateway { redirected, .. } = &downstream.came
+        && let Some(location) = to_https(redirected, &form, request.uri().query())
+    {
+        return exchange.redirect(StatusCode::MOVED_PERMANENTLY, location);
+    }
+    let table = downstream.table(&proxy, &form.authority);
+    let found = table.as_ref().and_then(|t| Some((t, t.port(downstream.asked.port())?)));
+    let Some((table, port)) = found else {
+        let refusal = match downstream.is_gateway() {
+            true => Refusal::no_route(),
+            false => Refusal::no_routes(),
+        };
+        return exchange.refuse(&refusal);
     };
     clean(request.headers_mut(), &downstream, &mut exchange);
     let chosen = {
         let view = view(&request, &form, &downstream);
-        if let Some(refusal) = judge(&proxy, &table, &view, &downstream) {
+        if let Some(refusal) = judge(&proxy, table, &view, &downstream) {
             return exchange.refuse(&refusal);
         }
         port.route(&view).map(|(route, matched)| (route.clone(), matched))
@@ -220,6 +277,16 @@ pub async fn serve(
     Box::pin(along(exchange, route, matched, form, request)).await
 }
 
+/// Where a request is sent that is to come by HTTPS.
+fn to_https(redirected: &[String], form: &Normal, query: Option<&str>) -> Option<HeaderValue> {
+    let host = without_port(&form.authority);
+    if !redirected.iter().any(|p| routes::names::matches(p, host)) {
+        return None;
+    }
+    let query = query.map(|q| format!("?{q}")).unwrap_or_default();
+    HeaderValue::from_str(&format!("https://{host}{}{query}", form.path)).ok()
+}
+
 fn view<'a>(
     request: &'a Request<Incoming>,
     form: &'a Normal,
@@ -230,7 +297,7 @@ fn view<'a>(
         path: &form.path,
         query: request.uri().query().unwrap_or_default(),
         authority: &form.authority,
-        scheme: "http",
+        scheme: downstream.scheme(),
         headers: request.headers(),
         source: downstream.source(),
     }
@@ -251,7 +318,15 @@ fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchan
             headers.insert("x-forwarded-client-cert", value);
         }
     }
-    headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(downstream.scheme()));
+    if downstream.is_gateway() {
+        let client = downstream.client.ip().to_string();
+        let before = headers.get("x-forwarded-for").and_then(|v| v.to_str().ok());
+        let all = before.map_or(client.clone(), |b| format!("{b},{client}"));
+        if let Ok(value) = HeaderValue::from_str(&all) {
+            headers.insert("x-forwarded-for", value);
+        }
+    }
     let id = headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(ToOwned::to_owned);
     let id = id.filter(|id| !id.is_empty() && id.len() <= 128).unwrap_or_else(reply::request_id);
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -342,17 +417,21 @@ async fn along(
     let weighted = match &route.action {
         Action::Redirect(r) => {
             let asked = exchange.downstream.asked.port();
-            let to = r.location("http", &form.authority, asked, &form.path, &query, matched);
+            let to = r.location(
+                exchange.downstream.scheme(),
+                &form.authority,
+                asked,
+                &form.path,
+                &query,
+                matched,
+            );
             let location = to.and_then(|uri| HeaderValue::from_str(&uri.to_string()).ok());
             let Some(location) = location else {
                 return exchange
                     .refuse(&Refusal::bad_request("it cannot be redirected".to_owned()));
             };
-            let mut response = Response::new(InBody::empty());
-            *response.status_mut() = r.code;
-            response.headers_mut().insert(header::LOCATION, location);
+            let mut response = exchange.redirect(r.code, location);
             route.response_headers.apply(response.headers_mut());
-            exchange.answered(&response);
             return response;
         }
         Action::Direct(d) => {
@@ -396,6 +475,15 @@ async fn along(
         Err(refusal) => return exchange.refuse(&refusal),
     };
     exchange.record.upstream_cluster = cluster.name();
+    if exchange.downstream.is_gateway()
+        && let Some(s) = exchange.proxy.mesh.service(&cluster.service)
+    {
+        exchange.record.service = ServiceName {
+            hostname: s.key.hostname.clone(),
+            name: s.name.clone(),
+            namespace: s.key.namespace.clone(),
+        };
+    }
     // Not counted from before an injected delay.
     let deadline = route.timeout.map(|t| tokio::time::Instant::now() + t);
     let forwarded = forward::forward(&given, &route, &cluster, &body, &mut exchange.record).await;

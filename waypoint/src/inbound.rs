@@ -2,7 +2,7 @@
 //! or bytes.
 
 use crate::{
-    http::{self as request, Downstream},
+    http::{self as request, Came, Downstream},
     proxy::{PATIENCE, Proxy},
     tcp,
 };
@@ -27,7 +27,7 @@ use tokio::{
 };
 
 /// How long a client may take to show what it speaks, where the port does not say.
-const DETECTION: Duration = Duration::from_secs(5);
+pub const DETECTION: Duration = Duration::from_secs(5);
 
 /// How long a request's head may take to come.
 const HEAD: Duration = Duration::from_secs(30);
@@ -127,8 +127,15 @@ async fn one_stream(
     // A certificate says who; an address that has another identity is not that workload's.
     let at = proxy.mesh.workload_at(&own.network, client.ip());
     let workload = at.filter(|w| w.identity().is_ok_and(|id| id == identity));
-    let downstream =
-        Downstream { peer: Some(identity), client, workload, asked, service, own, http2: false };
+    let downstream = Downstream {
+        peer: Some(identity),
+        client,
+        workload,
+        asked,
+        came: Came::ToService(service),
+        own,
+        http2: false,
+    };
     let Ok((send, receive)) = stream.accept(Some(proxy.baggage())) else { return };
     serve(proxy, downstream, StreamIo::new(send, receive), protocol).await;
 }
@@ -153,7 +160,7 @@ async fn serve(
             Err(_) => (Vec::new(), None),
         },
     };
-    let io = Prefixed { first, at: 0, io };
+    let io = Prefixed::new(first, io);
     match http {
         Some(http2) => {
             downstream.http2 = http2;
@@ -166,7 +173,7 @@ async fn serve(
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The first bytes, and what they are: HTTP/2, HTTP/1, or neither.
-async fn shown(io: &mut StreamIo) -> io::Result<(Vec<u8>, Option<bool>)> {
+pub async fn shown(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<u8>, Option<bool>)> {
     let mut first = Vec::with_capacity(64);
     let mut buffer = [0; 64];
     loop {
@@ -199,7 +206,11 @@ fn looks_like(first: &[u8]) -> Option<Option<bool>> {
     }
 }
 
-async fn serve_http(proxy: Arc<Proxy>, downstream: Arc<Downstream>, io: Prefixed) {
+pub async fn serve_http(
+    proxy: Arc<Proxy>,
+    downstream: Arc<Downstream>,
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
     let http2 = downstream.http2;
     let service = {
         let proxy = proxy.clone();
@@ -249,13 +260,13 @@ where
 }
 
 /// A stream whose first bytes have been looked at.
-pub struct Prefixed {
+pub struct Prefixed<I> {
     pub first: Vec<u8>,
     at: usize,
-    io: StreamIo,
+    io: I,
 }
 
-impl AsyncRead for Prefixed {
+impl<I: AsyncRead + Unpin> AsyncRead for Prefixed<I> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -273,7 +284,7 @@ impl AsyncRead for Prefixed {
     }
 }
 
-impl AsyncWrite for Prefixed {
+impl<I: AsyncWrite + Unpin> AsyncWrite for Prefixed<I> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -291,7 +302,11 @@ impl AsyncWrite for Prefixed {
     }
 }
 
-impl Prefixed {
+impl<I: AsyncRead + Unpin> Prefixed<I> {
+    pub fn new(first: Vec<u8>, io: I) -> Self {
+        Self { first, at: 0, io }
+    }
+
     /// Reads more into what has been looked at.
     pub async fn peek_more(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 4096];

@@ -5,6 +5,7 @@ mod body;
 mod cluster;
 mod discovery;
 mod forward;
+mod gateway;
 mod http;
 mod inbound;
 mod proxy;
@@ -31,7 +32,6 @@ use std::{
 };
 use telemetry::{Metrics, RequestMetrics, SeriesLimits};
 use tokio::{net::TcpListener, sync::watch};
-use tracing_subscriber::EnvFilter;
 use xds::ControlPlane;
 
 #[derive(Parser)]
@@ -95,8 +95,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("CULVERT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    telemetry::log::start();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if cli.workers > 0 {
         builder.worker_threads(cli.workers);
@@ -167,6 +166,7 @@ fn build(
             ..Local::default()
         }),
         tables: Default::default(),
+        listeners: Default::default(),
         certs,
         pool: Pool::new(dialler, PoolConfig::default()),
         connections: Default::default(),

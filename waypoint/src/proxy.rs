@@ -1,6 +1,6 @@
 //! What every part of a waypoint shares.
 
-use crate::{tables::Tables, upstream::Connections};
+use crate::{gateway::Listeners, tables::Tables, upstream::Connections};
 use futures_util::future::BoxFuture;
 use hbone::{Baggage, Dial, DialError, Dialled, Expected, Pool};
 use identity::{CertStore, SpiffeId};
@@ -15,6 +15,7 @@ pub struct Proxy {
     pub uid: String,
     pub mesh: Arc<Mesh>,
     pub tables: Tables,
+    pub listeners: Listeners,
     pub certs: Arc<CertStore>,
     pub pool: Arc<Pool<PeerKey, Dialler>>,
     pub connections: Connections,

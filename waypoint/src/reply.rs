@@ -2,7 +2,6 @@
 
 use crate::body::InBody;
 use http::{HeaderValue, Response, StatusCode, header};
-use mesh::NamespacedHostname;
 use rand::Rng as _;
 use std::{fmt::Write as _, time::SystemTime};
 
@@ -39,8 +38,8 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "NR", "", "no route matches".to_owned())
     }
 
-    pub fn no_routes(key: &NamespacedHostname) -> Self {
-        let why = format!("no routes for {key} have come from the control plane");
+    pub fn no_routes() -> Self {
+        let why = "no routes for this service have come from the control plane".to_owned();
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "NR", "no routes", why)
     }
 

@@ -4,6 +4,7 @@ use crate::{
     forward, http::Downstream, http::resolve, inbound::Prefixed, proxy::Proxy, reply::Refusal,
     upstream,
 };
+use hbone::StreamIo;
 use mesh::Workload;
 use routes::{
     balance::{Active, Endpoint, Outcome},
@@ -14,7 +15,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
+use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
 
 /// How long a client may take to show a TLS hello, and how long that may be.
 const HELLO: Duration = Duration::from_secs(5);
@@ -23,7 +24,7 @@ const HELLO_BYTES: usize = 16 * 1024;
 pub async fn serve(
     proxy: Arc<Proxy>,
     downstream: Downstream,
-    mut io: Prefixed,
+    mut io: Prefixed<StreamIo>,
     protocol: Protocol,
 ) {
     let begun = Instant::now();
@@ -54,11 +55,7 @@ fn record(d: &Downstream) -> FlowRecord {
             address: Some(d.asked),
             ..telemetry::Endpoint::default()
         },
-        service: Some(ServiceName {
-            hostname: d.service.key.hostname.clone(),
-            name: d.service.name.clone(),
-            namespace: d.service.key.namespace.clone(),
-        }),
+        service: Some(d.service_name()),
         hbone_address: None,
         transport: Transport::Hbone,
         verdict: None,
@@ -74,21 +71,21 @@ fn record(d: &Downstream) -> FlowRecord {
 async fn carry(
     proxy: &Arc<Proxy>,
     downstream: &Downstream,
-    mut io: Prefixed,
+    mut io: Prefixed<StreamIo>,
     sni: Option<&str>,
     record: &mut FlowRecord,
 ) -> Result<(), CloseReason> {
     let denied = |r: Refusal| CloseReason::Denied(r.why);
     let failed = |r: Refusal| CloseReason::Failed(r.why);
     let none = || CloseReason::Failed("no route matches".to_owned());
-    let table = proxy.tables.host(downstream.key()).ok_or_else(none)?;
+    let table = downstream.table(proxy, "").ok_or_else(none)?;
     let port = table.port(downstream.asked.port()).ok_or_else(none)?;
     judge(proxy, &table, downstream)?;
     let view = TcpView { sni, destination: downstream.asked.ip(), source: downstream.source() };
     let route = port.tcp.iter().find(|r| r.matches(&view)).ok_or_else(none)?;
     let weighted = route.pick().ok_or_else(none)?;
     let cluster = resolve(proxy, &weighted.target).map_err(failed)?;
-    let _request = cluster.begin_request().map_err(|o| failed(o.into()))?;
+    let _connection = cluster.slot().await.map_err(|o| failed(o.into()))?;
     let endpoints = cluster.endpoints(&proxy.mesh, &downstream.own);
     let mut tried: Vec<Arc<Endpoint<Arc<Workload>>>> = Vec::new();
     // A connection that could not be made may go elsewhere: nothing has been sent.
@@ -96,10 +93,11 @@ async fn carry(
         let policy = &cluster.settings.policy;
         let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), None, &tried);
         let to = chosen.ok_or_else(|| failed(Refusal::no_endpoint(&cluster.name())))?;
-        forward::judge(proxy, downstream, &to).map_err(denied)?;
+        forward::judge(proxy, downstream, &cluster, &to).map_err(denied)?;
         let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
         let opened = upstream::connect(
             proxy,
+            &to.workload,
             to.address,
             identity.as_ref(),
             downstream.client,
@@ -143,7 +141,7 @@ fn judge(
 
 /// The name in a TLS client's hello (RFC 8446, section 4.1.2; RFC 6066, section 3), as rustls reads
 /// it. The bytes stay to be read again.
-async fn server_name(io: &mut Prefixed) -> Option<String> {
+async fn server_name(io: &mut Prefixed<StreamIo>) -> Option<String> {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut fed = 0;
     while io.first.len() <= HELLO_BYTES {

@@ -14,6 +14,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use identity::SpiffeId;
+use mesh::Workload;
 use std::{
     collections::HashMap,
     io,
@@ -191,8 +192,15 @@ pub async fn send(
             },
         }
     }
-    let io =
-        connect(proxy, to, key.identity.as_ref(), attempt.client, attempt.connect_timeout).await?;
+    let io = connect(
+        proxy,
+        &attempt.to.workload,
+        to,
+        key.identity.as_ref(),
+        attempt.client,
+        attempt.connect_timeout,
+    )
+    .await?;
     let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (mut send, connection) =
         shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
@@ -219,9 +227,15 @@ async fn send_http2(
     let mut send = match known {
         Some(send) => send,
         None => {
-            let io =
-                connect(proxy, to, key.identity.as_ref(), attempt.client, attempt.connect_timeout)
-                    .await?;
+            let io = connect(
+                proxy,
+                &attempt.to.workload,
+                to,
+                key.identity.as_ref(),
+                attempt.client,
+                attempt.connect_timeout,
+            )
+            .await?;
             let shaken = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(1024 * 1024)
@@ -274,6 +288,7 @@ pub enum Io {
 /// Opens a way to an endpoint for bytes of any kind.
 pub async fn connect(
     proxy: &Proxy,
+    workload: &Workload,
     to: SocketAddr,
     identity: Option<&SpiffeId>,
     client: SocketAddr,
@@ -288,7 +303,16 @@ pub async fn connect(
         };
         let key = crate::proxy::PeerKey {
             identity: identity.clone(),
-            address: SocketAddr::new(to.ip(), mesh::WAYPOINT_PORT),
+            // A waypoint is asked for another address than its own.
+            address: SocketAddr::new(
+                match workload.addresses.contains(&to.ip()) {
+                    true => to.ip(),
+                    false => workload
+                        .address_like(to.ip())
+                        .ok_or_else(|| failed("it has no address".to_owned()))?,
+                },
+                mesh::WAYPOINT_PORT,
+            ),
         };
         let request = || connect_request(proxy, to, client);
         let opened = proxy.pool.open(&key, request).await;

@@ -12,6 +12,9 @@ pub struct Args {
     /// Leave the mesh running, and print commands to try
     #[arg(long)]
     keep: bool,
+    /// What to show: mesh, or waypoint
+    #[arg(long, default_value = "mesh")]
+    scenario: String,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -20,7 +23,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     host::require_network_tools()?;
     ebpf::build()?;
     eprintln!("building the programs (several minutes when cold)");
-    let programs = ["culvert-agent", "culvertd", "culvertctl", "testbed", "culvert-demo"];
+    let programs =
+        ["culvert-agent", "culvertd", "culvertctl", "testbed", "culvert-waypoint", "culvert-demo"];
     let mut build = host::cargo();
     build.args(["build", "--quiet", "--locked"]);
     for p in programs {
@@ -28,6 +32,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     host::run(&mut build)?;
     let mut demo = Command::new(host::target().join("debug/culvert-demo"));
+    demo.args(["--scenario", &args.scenario]);
     if args.check {
         demo.arg("--check");
     }

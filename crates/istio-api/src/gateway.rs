@@ -3,7 +3,7 @@
 use crate::{
     diagnostic::Code,
     form,
-    istio::gateway::{Gateway, Port, Server, ServerTlsMode, ServerTlsSettings},
+    istio::gateway::{Gateway, Port, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
     parse::Found,
 };
 use std::collections::BTreeSet;
@@ -60,6 +60,7 @@ fn server(s: &Server, path: &str, found: &mut Found<'_>) {
         return;
     };
     let protocol = one_port(port, unix, &format!("{path}.port"), found);
+    served(s, port, path, found);
     let at = format!("{path}.tls");
     match (&s.tls, protocol) {
         (_, None) => {}
@@ -88,6 +89,48 @@ fn server(s: &Server, path: &str, found: &mut Found<'_>) {
             }
         }
         (Some(t), Some(Protocol::Tls)) => tls(t, &at, found),
+    }
+}
+
+/// What is good Istio, and more than this version does.
+fn served(s: &Server, port: &Port, path: &str, found: &mut Found<'_>) {
+    let protocol = port.protocol.to_ascii_uppercase();
+    if !matches!(protocol.as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS") {
+        found.push(
+            Code::NotServed,
+            format!("{path}.port.protocol"),
+            format!("{:?}", port.protocol),
+            "a gateway serves HTTP, HTTP2, GRPC and HTTPS here",
+        );
+    }
+    let Some(tls) = &s.tls else { return };
+    let ends = matches!(
+        tls.mode,
+        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
+    );
+    if protocol == "HTTPS" && !ends {
+        found.push(
+            Code::NotServed,
+            format!("{path}.tls.mode"),
+            format!("{:?}", tls.mode),
+            "a gateway ends TLS here: SIMPLE, MUTUAL or OPTIONAL_MUTUAL",
+        );
+    }
+    if matches!(tls.min_protocol_version, TlsProtocol::Tlsv10 | TlsProtocol::Tlsv11) {
+        found.push(
+            Code::Warning,
+            format!("{path}.tls.minProtocolVersion"),
+            format!("{:?}", tls.min_protocol_version),
+            "TLS 1.2 is the oldest that is spoken",
+        );
+    }
+    if !matches!(tls.max_protocol_version, TlsProtocol::TlsAuto | TlsProtocol::Tlsv13) {
+        found.push(
+            Code::NotServed,
+            format!("{path}.tls.maxProtocolVersion"),
+            format!("{:?}", tls.max_protocol_version),
+            "TLS 1.3 is always spoken to those who can: leave it out",
+        );
     }
 }
 

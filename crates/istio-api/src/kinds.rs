@@ -6,7 +6,9 @@ use crate::{
         destination_rule::DestinationRule, gateway::Gateway, telemetry::Telemetry,
         virtual_service::VirtualService,
     },
-    kubernetes::{ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, Service, ServiceAccount},
+    kubernetes::{
+        ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    },
     security::{AuthorizationPolicy, MeshConfig, PeerAuthentication, ServiceEntry, WorkloadEntry},
 };
 use std::fmt;
@@ -31,6 +33,7 @@ pub enum Kind {
     HttpRoute,
     GrpcRoute,
     MeshConfig,
+    Secret,
 }
 
 impl Kind {
@@ -54,6 +57,7 @@ impl Kind {
             Self::HttpRoute => "gateway.networking.k8s.io/HTTPRoute",
             Self::GrpcRoute => "gateway.networking.k8s.io/GRPCRoute",
             Self::MeshConfig => "MeshConfig",
+            Self::Secret => "Secret",
         }
     }
 }
@@ -103,6 +107,7 @@ pub enum Spec {
     HttpRoute(Box<HttpRouteSpec>),
     GrpcRoute(Box<GrpcRouteSpec>),
     MeshConfig(MeshConfig),
+    Secret(Secret),
 }
 
 impl Spec {

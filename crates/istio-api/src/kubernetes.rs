@@ -53,6 +53,35 @@ pub struct ConfigMap {
     pub data: BTreeMap<String, String>,
 }
 
+/// Its values are shown to nobody.
+#[derive(Clone, PartialEq, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Secret {
+    #[serde(deserialize_with = "nullable")]
+    data: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
+    string_data: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Secret {
+    /// A value as it is meant.
+    pub fn value(&self, key: &str) -> Option<Vec<u8>> {
+        let plain = self.string_data.get(key).map(|s| s.clone().into_bytes());
+        let encoded = || {
+            let text = self.data.get(key)?;
+            let joined = text.split_whitespace().collect::<String>();
+            Some(crate::schema::Base64(joined).bytes())
+        };
+        plain.or_else(encoded).filter(|v| !v.is_empty())
+    }
+}
+
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Pod {

@@ -21,7 +21,7 @@ mod virtual_service;
 pub use diagnostic::{Code, Diagnostic};
 pub use kinds::{Kind, Object, ObjectKey, Spec};
 pub use kubernetes::{
-    ConfigMap, EndpointSlice, LabelSelector, Labels, Meta, Namespace, Node, Pod, Service,
+    ConfigMap, EndpointSlice, LabelSelector, Labels, Meta, Namespace, Node, Pod, Secret, Service,
     ServiceAccount, ServicePort, TargetPort,
 };
 pub use parse::parse_documents;

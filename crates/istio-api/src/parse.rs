@@ -110,6 +110,7 @@ fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
         "ServiceAccount" if api_version == "v1" => Some(Kind::ServiceAccount),
         "Pod" if api_version == "v1" => Some(Kind::Pod),
         "Service" if api_version == "v1" => Some(Kind::Service),
+        "Secret" if api_version == "v1" => Some(Kind::Secret),
         "ConfigMap" if api_version == "v1" => Some(Kind::MeshConfig),
         "EndpointSlice" if api_version == "discovery.k8s.io/v1" => Some(Kind::EndpointSlice),
         "WorkloadEntry" if networking() => Some(Kind::WorkloadEntry),
@@ -193,6 +194,7 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         Kind::HttpRoute => Spec::HttpRoute(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::GrpcRoute => Spec::GrpcRoute(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::Telemetry => Spec::Telemetry(Box::new(spec_of(kind, &mut item, found)?)),
+        Kind::Secret => Spec::Secret(typed(item, "", found)?),
         Kind::MeshConfig => {
             let map: ConfigMap = typed(item, "", found)?;
             // Other ConfigMaps are nobody's business here.

@@ -7,6 +7,7 @@ use crate::{
     gateway::gateway,
     gateway_api::gateway::GatewaySpec,
     kinds::{Object, Spec},
+    kubernetes::Labels,
     parse::Found,
     security::{
         AuthorizationAction, AuthorizationPolicy, MeshConfig, PeerAuthentication, Resolution,
@@ -34,11 +35,12 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::VirtualService(v) => virtual_service(v, found),
         Spec::DestinationRule(d) => destination_rule(d, &object.key.namespace, found),
         Spec::Gateway(g) => gateway(g, &object.key.name, found),
-        Spec::KubernetesGateway(g) => kubernetes_gateway(g, found),
+        Spec::KubernetesGateway(g) => kubernetes_gateway(g, &object.meta.labels, found),
         Spec::HttpRoute(_)
         | Spec::GrpcRoute(_)
         | Spec::Telemetry(_)
         | Spec::Pod(_)
+        | Spec::Secret(_)
         | Spec::EndpointSlice(_)
         | Spec::Namespace(_)
         | Spec::Node(_)
@@ -47,7 +49,7 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
 }
 
 /// A waypoint has one listener, of HBONE. Other classes are somebody else's.
-fn kubernetes_gateway(g: &GatewaySpec, found: &mut Found<'_>) {
+fn kubernetes_gateway(g: &GatewaySpec, labels: &Labels, found: &mut Found<'_>) {
     if !matches!(g.gateway_class_name.as_str(), "istio-waypoint" | "culvert-waypoint") {
         found.push(
             Code::Warning,
@@ -56,6 +58,20 @@ fn kubernetes_gateway(g: &GatewaySpec, found: &mut Found<'_>) {
             "nothing here serves that class: waypoints are of istio-waypoint or culvert-waypoint",
         );
         return;
+    }
+    match labels.get("istio.io/waypoint-for").map(String::as_str) {
+        None | Some("service" | "none") => {}
+        Some(kind @ ("workload" | "all")) => found.push(
+            Code::Warning,
+            "metadata.labels[istio.io/waypoint-for]",
+            format!("{kind:?}"),
+            "only traffic to services goes through a waypoint here: say service",
+        ),
+        Some(other) => found.invalid(
+            "metadata.labels[istio.io/waypoint-for]",
+            format!("{other:?}"),
+            "service, workload, all or none",
+        ),
     }
     if g.listeners.is_empty() {
         found.push(

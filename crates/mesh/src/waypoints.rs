@@ -33,6 +33,32 @@ impl Mesh {
         self.epoch.load(Ordering::Acquire)
     }
 
+    pub fn service(&self, key: &NamespacedHostname) -> Option<Arc<Service>> {
+        self.tables().services.get(key).cloned()
+    }
+
+    /// Where `own`, a proxy, sends what is for a service that has a waypoint which it is not of: to
+    /// that waypoint's proxies, who are asked for the service's own address. None: there is no such
+    /// waypoint.
+    pub fn through_waypoint(
+        &self,
+        own: &Workload,
+        key: &NamespacedHostname,
+        port: u16,
+    ) -> Option<Vec<(Arc<Workload>, SocketAddr)>> {
+        let t = self.tables();
+        let service = t.services.get(key)?;
+        let waypoint = service.waypoint.as_ref()?;
+        if t.waypoint_key(waypoint).is_some_and(|w| own.services.get(w).is_some()) {
+            return None;
+        }
+        let own_network = service.addresses.iter().find(|(n, _)| *n == own.network);
+        let Some((_, ip)) = own_network else { return Some(Vec::new()) };
+        let asked = SocketAddr::new(*ip, port);
+        let fit = |w: &&Arc<Workload>| w.hbone && w.healthy && !w.addresses.is_empty();
+        Some(t.proxies(waypoint).filter(fit).map(|w| (w.clone(), asked)).collect())
+    }
+
     /// The endpoints that may be chosen for a port of a service, with their addresses there.
     pub fn endpoints(
         &self,

@@ -17,4 +17,5 @@ pub mod proto {
 }
 
 pub const HOST_TABLE_TYPE: &str = "type.googleapis.com/culvert.routes.HostTable";
+pub const LISTENER_TYPE: &str = "type.googleapis.com/culvert.routes.Listener";
 pub const DESTINATION_TYPE: &str = "type.googleapis.com/culvert.routes.Destination";

@@ -2,6 +2,7 @@
 //! Istio's names and labels.
 
 mod access_log;
+pub mod log;
 mod metrics;
 mod record;
 mod request;

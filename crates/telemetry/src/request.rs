@@ -42,6 +42,9 @@ pub struct RequestRecord {
     pub downstream_remote_address: Option<SocketAddr>,
     pub downstream_local_address: Option<SocketAddr>,
     pub downstream_peer: Option<String>,
+    /// `waypoint`, or `source` for a gateway.
+    #[serde(skip)]
+    pub reporter: &'static str,
     #[serde(skip)]
     pub source: Endpoint,
     #[serde(skip)]
@@ -176,7 +179,7 @@ impl RequestMetrics {
         }
         let mut text = labels(r);
         if all.len() >= self.limits.most {
-            (key, text) = (0, "reporter=\"waypoint\",overflow=\"true\"".to_owned());
+            (key, text) = (0, "overflow=\"true\"".to_owned());
         }
         let new = || {
             Arc::new(Series {
@@ -237,7 +240,7 @@ impl RequestMetrics {
 
 fn labels(r: &RequestRecord) -> String {
     let mut out = LabelSet(String::with_capacity(768));
-    out.add("reporter", "waypoint");
+    out.add("reporter", r.reporter);
     out.ends(&r.source, &r.destination);
     out.service(&r.service);
     out.add("request_protocol", r.request_protocol);
@@ -263,6 +266,7 @@ mod tests {
         let m = RequestMetrics::new(SeriesLimits::default());
         let record = |code| RequestRecord {
             response_code: code,
+            reporter: "waypoint",
             response_flags: "-",
             request_protocol: "http",
             grpc_status: GRPC_UNKNOWN,

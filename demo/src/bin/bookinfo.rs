@@ -18,7 +18,11 @@ use std::{
     convert::Infallible,
     io::{BufRead as _, BufReader},
     net::{Ipv6Addr, SocketAddr},
-    sync::Arc,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::net::{TcpListener, TcpStream};
@@ -55,6 +59,10 @@ struct Serve {
     version: String,
     #[arg(long, default_value_t = 9080)]
     port: u16,
+    /// A file that says how it is today, read for each request: `flaky` (every other request fails),
+    /// `broken` (every one) or `slow` (two seconds each)
+    #[arg(long)]
+    mood: Option<PathBuf>,
     /// Put into every request to another service and every answer, to be looked for on the wire
     #[arg(long, default_value = "")]
     proof: String,
@@ -137,6 +145,16 @@ async fn answer(
     if let Ok(v) = serve.proof.parse() {
         headers.insert(PROOF, v);
     }
+    println!("{} {path} for {:?}", request.method(), request.headers().get("host"));
+    if mood(&serve).await {
+        let body = json!({"error": format!("{} has a bad day", serve.service)});
+        return Ok(respond(
+            &serve,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "application/json",
+            body.to_string(),
+        ));
+    }
     let (status, body) = match (serve.service.as_str(), path.as_str()) {
         (_, "/health") => {
             (StatusCode::OK, json!({"status": format!("{} is healthy", serve.service)}))
@@ -160,6 +178,21 @@ async fn answer(
         _ => (StatusCode::NOT_FOUND, json!({"error": format!("{path} is not here")})),
     };
     Ok(respond(&serve, status, "application/json", body.to_string()))
+}
+
+/// Whether it fails this time.
+async fn mood(serve: &Serve) -> bool {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let Some(path) = &serve.mood else { return false };
+    match std::fs::read_to_string(path).unwrap_or_default().trim() {
+        "flaky" => ASKED.fetch_add(1, Ordering::Relaxed).is_multiple_of(2),
+        "broken" => true,
+        "slow" => {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            false
+        }
+        _ => false,
+    }
 }
 
 fn respond(serve: &Serve, status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>> {

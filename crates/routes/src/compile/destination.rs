@@ -133,6 +133,7 @@ fn balance(
         key.of = if let Some(name) = &hash.http_header_name {
             Some(Of::Header(name.to_ascii_lowercase()))
         } else if let Some(cookie) = &hash.http_cookie {
+            key.cookie_is_given = cookie.ttl.is_some();
             key.cookie_ttl_s = cookie.ttl.map_or(0, |t| t.0.as_secs());
             key.cookie_path.clone_from(&cookie.path);
             Some(Of::Cookie(cookie.name.clone()))

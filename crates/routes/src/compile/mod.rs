@@ -6,19 +6,21 @@
 //! whole would.
 
 mod destination;
+mod gateways;
 mod http;
 mod policy;
 mod select;
 mod tcp;
 mod view;
 
+pub use gateways::unit_namespace as gateway_namespace;
 pub use select::Rules;
 pub use view::{
     GATEWAY_NAME, Objects, Serves, ServiceView, View, WAYPOINT_CLASSES, protocol, serves,
 };
 
 use crate::{
-    DESTINATION_TYPE, HOST_TABLE_TYPE,
+    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE,
     names::{ProxyName, ServiceName},
     proto,
 };
@@ -45,6 +47,8 @@ pub struct Compiler {
     destinations: BTreeMap<UnitKey, BTreeSet<UnitKey>>,
     /// The same by their hostname.
     destinations_by_hostname: HashMap<String, BTreeSet<UnitKey>>,
+    /// What gateways' proxies were sent.
+    gateways: BTreeMap<ProxyName, gateways::Compiled>,
 }
 
 #[derive(Default)]
@@ -80,6 +84,8 @@ impl Compiler {
         changes: &[Changed<'_>],
         policy_of: PolicyOf,
     ) -> Output {
+        let both = |c: &Changed<'_>| gateways::concerns(c.key.kind, c.new.or(c.old));
+        let of_gateways = changes.iter().any(both);
         let changes: Vec<_> = changes.iter().filter(|c| select::is_routing(c.key.kind)).collect();
         let mut dirty = BTreeSet::new();
         let mut moved = BTreeSet::new();
@@ -103,8 +109,13 @@ impl Compiler {
             self.bind(view, &service, &mut dirty);
         }
         let mut out = Output::default();
+        // A gateway's hosts are compiled with the gateway.
+        dirty.retain(|(_, s): &UnitKey| !s.namespace.contains(':'));
         for unit in dirty {
             self.compile(view, &unit, policy_of, &mut destinations, &mut out);
+        }
+        if of_gateways {
+            self.compile_gateways(view, policy_of, &mut destinations, &mut out);
         }
         for key in destinations {
             let name = resource_name(&key);
@@ -262,6 +273,66 @@ impl Compiler {
         let named: BTreeSet<UnitKey> = refs(&table).map(|name| (proxy.clone(), name)).collect();
         self.relink(unit, Unit { used, destinations: named }, destinations);
         out.updated.push((HOST_TABLE_TYPE, resource_name(unit), table.encode_to_vec()));
+    }
+
+    /// Gateways are few: each is compiled whole, and what has changed of it is sent.
+    fn compile_gateways(
+        &mut self,
+        view: View<'_>,
+        policy_of: PolicyOf,
+        destinations: &mut BTreeSet<UnitKey>,
+        out: &mut Output,
+    ) {
+        let proxies = gateways::proxies(view);
+        let policies = |proxy: &ProxyName, labels: &istio_api::Labels| {
+            view.of_kind(Kind::AuthorizationPolicy)
+                .filter(|o| policy::binds_gateway(view, o, proxy, labels))
+                .filter_map(|o| policy_of(o, view.mesh))
+                .collect()
+        };
+        let mut before = std::mem::take(&mut self.gateways);
+        for (proxy, labels) in proxies {
+            let old = before.remove(&proxy).unwrap_or_default();
+            let new = gateways::compile(view, &self.rules, &proxy, &labels, &policies);
+            self.gateway_changed(&proxy, old, &new, destinations, out);
+            self.gateways.insert(proxy, new);
+        }
+        for (proxy, old) in before {
+            self.gateway_changed(&proxy, old, &gateways::Compiled::default(), destinations, out);
+        }
+    }
+
+    fn gateway_changed(
+        &mut self,
+        proxy: &ProxyName,
+        mut old: gateways::Compiled,
+        new: &gateways::Compiled,
+        destinations: &mut BTreeSet<UnitKey>,
+        out: &mut Output,
+    ) {
+        for (port, listener) in &new.listeners {
+            if old.listeners.remove(port).as_ref() != Some(listener) {
+                let name = format!("{proxy}/gateway/{port}");
+                out.updated.push((LISTENER_TYPE, name, listener.encode_to_vec()));
+            }
+        }
+        for port in old.listeners.keys() {
+            out.removed.push((LISTENER_TYPE, format!("{proxy}/gateway/{port}")));
+        }
+        for (name, table) in &new.hosts {
+            let unit = (proxy.clone(), name.clone());
+            if old.hosts.remove(name).as_ref() != Some(table) {
+                let named = refs(table).map(|d| (proxy.clone(), d)).collect();
+                let now = Unit { used: BTreeSet::new(), destinations: named };
+                self.relink(&unit, now, destinations);
+                out.updated.push((HOST_TABLE_TYPE, resource_name(&unit), table.encode_to_vec()));
+            }
+        }
+        for name in old.hosts.into_keys() {
+            let unit = (proxy.clone(), name);
+            self.forget(&unit, destinations);
+            out.removed.push((HOST_TABLE_TYPE, resource_name(&unit)));
+        }
     }
 
     fn table(

@@ -2,7 +2,8 @@
 //! object, the proxy's Gateway, or its class.
 
 use super::{UnitKey, select::Rules, view::View};
-use istio_api::{Kind, Object, Spec};
+use crate::names::ProxyName;
+use istio_api::{Kind, Labels, Object, Spec};
 
 pub fn binds(view: View<'_>, rules: &Rules, o: &Object, (proxy, service): &UnitKey) -> bool {
     let Spec::AuthorizationPolicy(p) = &o.spec else { return false };
@@ -31,4 +32,21 @@ pub fn binds(view: View<'_>, rules: &Rules, o: &Object, (proxy, service): &UnitK
         }
         _ => false,
     })
+}
+
+/// Which bind a gateway's proxies: by their labels or their Gateway's name, and those of their
+/// namespace or the root's that select nothing in particular.
+pub fn binds_gateway(view: View<'_>, o: &Object, proxy: &ProxyName, labels: &Labels) -> bool {
+    let Spec::AuthorizationPolicy(p) = &o.spec else { return false };
+    let own = o.key.namespace == proxy.namespace;
+    let root = o.key.namespace == view.mesh.root_namespace;
+    if p.has_targets() {
+        return own
+            && p.target_ref.iter().chain(&p.target_refs).any(|t| {
+                t.group == "gateway.networking.k8s.io"
+                    && t.kind == "Gateway"
+                    && t.name == proxy.name
+            });
+    }
+    (own || root) && p.selector.as_ref().is_none_or(|s| s.matches(labels))
 }

@@ -34,7 +34,6 @@ pub struct ServiceView {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Serves {
     pub services: bool,
-    pub workloads: bool,
 }
 
 /// Gateway classes of waypoints.
@@ -145,12 +144,6 @@ impl<'a> View<'a> {
         let (proxy, serves) = self.waypoint_of(&o.key.namespace, &o.meta.labels)?;
         serves.services.then_some(proxy)
     }
-
-    /// The waypoint of a pod's own traffic.
-    pub fn waypoint_of_workload(&self, o: &Object) -> Option<ProxyName> {
-        let (proxy, serves) = self.waypoint_of(&o.key.namespace, &o.meta.labels)?;
-        (serves.workloads && !o.meta.labels.contains_key(GATEWAY_NAME)).then_some(proxy)
-    }
 }
 
 /// The label of a proxy's pods: the Gateway that they stand for.
@@ -162,14 +155,9 @@ pub fn serves(o: &Object) -> Option<Serves> {
     if !WAYPOINT_CLASSES.contains(&g.gateway_class_name.as_str()) {
         return None;
     }
-    let (services, workloads) = match o.meta.labels.get("istio.io/waypoint-for").map(String::as_str)
-    {
-        Some("workload") => (false, true),
-        Some("all") => (true, true),
-        Some("none") => (false, false),
-        _ => (true, false),
-    };
-    Some(Serves { services, workloads })
+    let kind = o.meta.labels.get("istio.io/waypoint-for").map(String::as_str);
+    let services = !matches!(kind, Some("workload" | "none"));
+    Some(Serves { services })
 }
 
 /// By `appProtocol`, or by the port's name up to the first dash, as Istio reads them.

@@ -56,7 +56,12 @@ pub struct HashKey {
 #[derive(Debug, PartialEq, Clone)]
 pub enum HashOf {
     Header(String),
-    Cookie { name: String, path: String, ttl: Duration },
+    /// With a life, a client that has none is given one; of no life, for its session.
+    Cookie {
+        name: String,
+        path: String,
+        ttl: Option<Duration>,
+    },
     SourceIp,
     Query(String),
 }
@@ -131,7 +136,7 @@ fn policy(p: &proto::TrafficPolicy) -> Result<TrafficPolicy, String> {
             Some(hash_key::Of::Cookie(name)) => HashOf::Cookie {
                 name: name.clone(),
                 path: h.cookie_path.clone(),
-                ttl: Duration::from_secs(h.cookie_ttl_s),
+                ttl: h.cookie_is_given.then(|| Duration::from_secs(h.cookie_ttl_s)),
             },
             Some(hash_key::Of::Query(name)) => HashOf::Query(name.clone()),
             Some(hash_key::Of::SourceIp(_)) => HashOf::SourceIp,

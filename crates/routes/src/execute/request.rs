@@ -139,7 +139,8 @@ fn host(authority: &str) -> Result<String, BadRequest> {
         _ => (lower.as_str(), None),
     };
     let name = name.strip_suffix('.').unwrap_or(name);
-    if name.is_empty() {
+    // An empty label too: the root's dot ends a name once.
+    if name.split('.').any(str::is_empty) {
         return Err(BadRequest::Host);
     }
     Ok(match port {
@@ -181,7 +182,7 @@ mod tests {
         assert_eq!(of("http://a/", &["b"]), Err(BadRequest::TwoHosts));
         assert_eq!(of("/", &["a", "a"]), Err(BadRequest::TwoHosts));
         assert_eq!(of("/", &[]), Err(BadRequest::NoHost));
-        for bad in ["", ".", "a:b", "a:99999", "u@a", "a b", "a/b"] {
+        for bad in ["", ".", "a..", ".a", "a..b", "a:b", "a:99999", "u@a", "a b", "a/b"] {
             assert_eq!(of("/", &[bad]), Err(BadRequest::Host), "{bad:?}");
         }
     }

@@ -1,5 +1,5 @@
 //! An application of HTTP/1.1 and HTTP/2 that does as it is asked, and a client for it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod ask;
 mod serve;

@@ -1,0 +1,239 @@
+//! Istio's Gateways: what a gateway's proxies listen on, and the hosts that VirtualServices bind to
+//! them. A host of a gateway is a unit as a service of a waypoint is; its namespace is
+//! `gateway:<port>`, which no Kubernetes namespace can be called.
+
+use super::{
+    http::Scope,
+    select::{Rules, age},
+    view::View,
+};
+use crate::{
+    names::{ProxyName, ServiceName, exported, matches, whole},
+    proto,
+};
+use istio_api::{
+    Kind, Labels, Object, ObjectKey, Spec,
+    istio::{
+        gateway::{Gateway, Server, ServerTlsMode, TlsProtocol},
+        virtual_service::VirtualService,
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The namespace of a gateway's hosts.
+pub fn unit_namespace(port: u16) -> String {
+    format!("gateway:{port}")
+}
+
+/// A gateway's proxy, compiled whole.
+#[derive(Default)]
+pub struct Compiled {
+    pub listeners: BTreeMap<u16, proto::Listener>,
+    pub hosts: BTreeMap<ServiceName, proto::HostTable>,
+}
+
+/// The gateways' proxies: pods that carry a gateway's name and are no waypoint's.
+pub fn proxies(view: View<'_>) -> BTreeMap<ProxyName, Labels> {
+    let mut out = BTreeMap::new();
+    for o in view.of_kind(Kind::Pod) {
+        let Some(name) = o.meta.labels.get(super::GATEWAY_NAME) else { continue };
+        let proxy = ProxyName { namespace: o.key.namespace.clone(), name: name.clone() };
+        if view.waypoint(&proxy).is_none() {
+            out.entry(proxy).or_insert_with(|| o.meta.labels.clone());
+        }
+    }
+    out
+}
+
+/// A server of a Gateway that binds a proxy.
+struct Bound<'a> {
+    object: &'a Object,
+    server: &'a Server,
+    port: u16,
+}
+
+pub fn compile(
+    view: View<'_>,
+    rules: &Rules,
+    proxy: &ProxyName,
+    labels: &Labels,
+    policies: &dyn Fn(&ProxyName, &Labels) -> Vec<proto::HttpPolicy>,
+) -> Compiled {
+    let mut out = Compiled::default();
+    let mut gateways: Vec<(&Arc<Object>, &Gateway)> = view
+        .of_kind(Kind::Gateway)
+        .filter_map(|o| match &o.spec {
+            Spec::Gateway(g) if g.selector.iter().all(|(k, v)| labels.get(k) == Some(v)) => {
+                Some((o, &**g))
+            }
+            _ => None,
+        })
+        .collect();
+    gateways.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
+    let servers: Vec<Bound<'_>> = gateways
+        .iter()
+        .flat_map(|(o, g)| g.servers.iter().map(move |s| (o, s)))
+        .filter_map(|(object, server)| {
+            let port = server.port.as_ref()?;
+            let port = u16::try_from(port.number).ok().filter(|p| *p != 0)?;
+            Some(Bound { object, server, port })
+        })
+        .collect();
+    let policies = policies(proxy, labels);
+    for b in &servers {
+        let listener = out.listeners.entry(b.port).or_insert_with(|| proto::Listener {
+            port: u32::from(b.port),
+            ..proto::Listener::default()
+        });
+        listen(view, proxy, b, listener);
+        hosts(view, rules, proxy, b, &policies, &mut out.hosts);
+    }
+    out
+}
+
+fn listen(view: View<'_>, proxy: &ProxyName, b: &Bound<'_>, listener: &mut proto::Listener) {
+    let hosts: Vec<String> = b.server.hosts.iter().map(|h| host_of(h).to_owned()).collect();
+    let Some(tls) = &b.server.tls else { return };
+    let protocol = b.server.port.as_ref().map(|p| p.protocol.to_ascii_uppercase());
+    if tls.https_redirect && protocol.as_deref() != Some("HTTPS") {
+        listener.redirected.extend(hosts);
+        return;
+    }
+    let mut certificate = proto::Certificate {
+        hosts,
+        client_optional: tls.mode == ServerTlsMode::OptionalMutual,
+        only_tls13: tls.min_protocol_version == TlsProtocol::Tlsv13,
+        ..proto::Certificate::default()
+    };
+    let name = &tls.credential_name;
+    // A gateway's secrets are in its own namespace.
+    let secret = |name: &str| match view.get(Kind::Secret, &proxy.namespace, name).map(|o| &o.spec)
+    {
+        Some(Spec::Secret(s)) => Some(s),
+        _ => None,
+    };
+    match secret(name) {
+        Some(s) => {
+            let either = |a, b| s.value(a).or_else(|| s.value(b)).unwrap_or_default();
+            certificate.chain_pem = either("tls.crt", "cert");
+            certificate.key_pem = either("tls.key", "key");
+            if matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
+                let beside = secret(&format!("{name}-cacert"));
+                let roots = s.value("ca.crt").or_else(|| s.value("cacert")).or_else(|| {
+                    beside.and_then(|s| s.value("ca.crt").or_else(|| s.value("cacert")))
+                });
+                match roots {
+                    Some(roots) => certificate.client_roots_pem = roots,
+                    None => certificate.broken = format!("Secret {name} has no ca.crt"),
+                }
+            }
+        }
+        None => {
+            let namespace = &proxy.namespace;
+            certificate.broken = format!("there is no Secret {namespace}/{name}");
+        }
+    }
+    listener.certificates.push(certificate);
+}
+
+/// `namespace/host` or `host`.
+fn host_of(h: &str) -> &str {
+    h.split_once('/').map_or(h, |(_, host)| host)
+}
+
+/// Whether a server takes a host of a VirtualService of that namespace; the more specific of both.
+fn common(server: &Bound<'_>, host: &str, namespace: &str) -> Option<String> {
+    server.server.hosts.iter().find_map(|h| {
+        let (from, pattern) = h.split_once('/').unwrap_or(("*", h));
+        let seen = match from {
+            "*" => true,
+            "." => server.object.key.namespace == namespace,
+            other => other == namespace,
+        };
+        let pattern = pattern.to_ascii_lowercase();
+        if !seen {
+            None
+        } else if pattern == host || matches(&pattern, host) {
+            Some(host.to_owned())
+        } else if matches(host, &pattern) {
+            Some(pattern)
+        } else {
+            None
+        }
+    })
+}
+
+fn hosts(
+    view: View<'_>,
+    rules: &Rules,
+    proxy: &ProxyName,
+    b: &Bound<'_>,
+    policies: &[proto::HttpPolicy],
+    out: &mut BTreeMap<ServiceName, proto::HostTable>,
+) {
+    let name = format!("{}/{}", b.object.key.namespace, b.object.key.name);
+    let mut bound: Vec<(&Arc<Object>, &VirtualService)> = view
+        .of_kind(Kind::VirtualService)
+        .filter_map(|o| match &o.spec {
+            Spec::VirtualService(v) => Some((o, &**v)),
+            _ => None,
+        })
+        .filter(|(o, v)| {
+            let own = &o.key.namespace;
+            let names = |g: &String| *g == name || !g.contains('/') && format!("{own}/{g}") == name;
+            v.gateways.iter().any(names) && exported(&v.export_to, own, &proxy.namespace)
+        })
+        .collect();
+    bound.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
+    for (o, v) in bound {
+        // The same host twice in one rule is one.
+        let hosts: BTreeSet<String> = v
+            .hosts
+            .iter()
+            .map(|h| whole(h, &o.key.namespace, view.domain))
+            .filter_map(|h| common(b, &h, &o.key.namespace))
+            .collect();
+        for host in hosts {
+            let mut used = BTreeSet::<ObjectKey>::new();
+            let mut scope =
+                Scope { view, rules, proxy, gateway: &name, port: b.port, used: &mut used };
+            let routes = scope.http_routes(o, v);
+            let key = ServiceName { namespace: unit_namespace(b.port), hostname: host.clone() };
+            let table = out.entry(key).or_insert_with(|| proto::HostTable {
+                namespace: unit_namespace(b.port),
+                hostname: host,
+                service_name: b.object.key.name.clone(),
+                ports: vec![proto::PortTable {
+                    port: u32::from(b.port),
+                    protocol: proto::Protocol::Http1 as i32,
+                    ..proto::PortTable::default()
+                }],
+                policies: policies.to_vec(),
+            });
+            // Rules of one host are one, the older first.
+            if let Some(port) = table.ports.first_mut() {
+                port.http.extend(routes);
+            }
+        }
+    }
+}
+
+/// Whether a gateway may be another after a change of such an object.
+pub fn concerns(kind: Kind, object: Option<&Object>) -> bool {
+    match kind {
+        Kind::Gateway
+        | Kind::VirtualService
+        | Kind::DestinationRule
+        | Kind::Service
+        | Kind::ServiceEntry
+        | Kind::Secret
+        | Kind::KubernetesGateway
+        | Kind::AuthorizationPolicy
+        | Kind::MeshConfig => true,
+        Kind::Pod => object.is_some_and(|o| o.meta.labels.contains_key(super::GATEWAY_NAME)),
+        _ => false,
+    }
+}

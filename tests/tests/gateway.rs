@@ -1,0 +1,250 @@
+//! An ingress gateway, as whoever is outside sees it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Waypoint, at};
+use testbed::eventually;
+
+const PORT: u16 = 9080;
+
+struct Scene {
+    /// Not of the mesh.
+    outsider: MeshPod,
+    gateway: Waypoint,
+    _apps: Vec<HttpApp>,
+    mesh: Mesh,
+}
+
+fn scene(name: &str) -> Scene {
+    let mesh = Mesh::new(name);
+    let apps =
+        vec![mesh.http_app(1, "reviews", "v1", PORT), mesh.http_app(2, "reviews", "v2", PORT)];
+    let pods: Vec<&MeshPod> = apps.iter().map(|a| &a.pod).collect();
+    mesh.service_of("reviews", "http", PORT, PORT, &pods);
+    let outsider = mesh.pod(2, "outsider");
+    let gateway = mesh.gateway(1, "ingress");
+    Scene { outsider, gateway, _apps: apps, mesh }
+}
+
+impl Scene {
+    fn apply(&self, kind: &str, name: &str, spec: &str) {
+        self.mesh.apply(
+            &format!("{}-{name}", kind.to_lowercase()),
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: {kind}\n\
+                 metadata: {{ namespace: default, name: {name} }}\nspec: {spec}\n"
+            ),
+        );
+    }
+
+    fn ask(&self, port: u16, host: &str, path: &str) -> Ask {
+        let at = at(self.gateway.pod.ipv4(), port);
+        Ask::get(&format!("http://{at}{path}")).header(&format!("host: {host}"))
+    }
+
+    #[track_caller]
+    fn until(&self, ask: &Ask, wanted: impl Fn(&Answer) -> bool) -> Answer {
+        eventually(SOON, || {
+            let answer = ask.from(&self.outsider)?;
+            anyhow::ensure!(wanted(&answer), "{answer:?}\n{}", self.gateway.log());
+            Ok(answer)
+        })
+        .unwrap()
+    }
+}
+
+#[test]
+fn a_gateway_opens_hosts_and_paths_and_nothing_else() {
+    let s = scene("gateway");
+    s.apply(
+        "Gateway",
+        "shop",
+        "{ selector: { istio: ingressgateway }, servers: [\
+         { port: { number: 8080, name: http, protocol: HTTP }, hosts: [shop.example, \"*.wild.example\"] }, \
+         { port: { number: 8081, name: http-old, protocol: HTTP }, hosts: [\"*\"], tls: { httpsRedirect: true } }] }",
+    );
+    s.apply(
+        "VirtualService",
+        "shop",
+        "{ hosts: [shop.example, a.wild.example], gateways: [shop], http: [\
+         { match: [{ uri: { prefix: /public } }], route: [{ destination: { host: reviews } }] }] }",
+    );
+    let open = s.ask(8080, "shop.example", "/public/x");
+    let answer = s.until(&open, |a| a.status == 200);
+    let headers = answer.asked()["headers"].clone();
+    assert_eq!(headers["x-forwarded-proto"], "http");
+    assert_eq!(headers["x-forwarded-for"], s.outsider.ipv4().to_string());
+    assert_eq!(headers["host"], "shop.example");
+    assert_eq!(s.until(&s.ask(8080, "a.wild.example", "/public"), |a| a.status == 200).status, 200);
+    for (host, path) in
+        [("shop.example", "/private"), ("other.example", "/public"), ("b.wild.example", "/public")]
+    {
+        assert_eq!(s.ask(8080, host, path).from(&s.outsider).unwrap().status, 404, "{host}{path}");
+    }
+    let old = s.ask(8081, "shop.example", "/public?q=1").from(&s.outsider).unwrap();
+    assert_eq!(
+        (old.status, &old.headers["location"]),
+        (301, &"https://shop.example/public?q=1".into())
+    );
+
+    // A second rule for the same host adds to the first.
+    s.apply(
+        "VirtualService",
+        "shop-more",
+        "{ hosts: [shop.example], gateways: [default/shop], http: [\
+         { match: [{ uri: { exact: /more } }], route: [{ destination: { host: reviews } }] }] }",
+    );
+    s.until(&s.ask(8080, "shop.example", "/more"), |a| a.status == 200);
+    assert_eq!(open.from(&s.outsider).unwrap().status, 200);
+
+    // Behind a waypoint: through it.
+    let waypoint = s.mesh.waypoint(2, "waypoint");
+    s.mesh.use_waypoint(Some("waypoint"));
+    s.apply(
+        "DestinationRule",
+        "reviews",
+        "{ host: reviews, subsets: [{ name: v2, labels: { version: v2 } }] }",
+    );
+    s.apply(
+        "VirtualService",
+        "reviews",
+        "{ hosts: [reviews], http: [{ route: [{ destination: { host: reviews, subset: v2 } }], \
+           headers: { request: { set: { x-through: waypoint } } } }] }",
+    );
+    s.until(&open, |a| a.asked()["headers"]["x-through"] == "waypoint" && a.by() == "reviews-v2");
+    let log = waypoint.access_log();
+    assert!(log.iter().any(|l| l["downstream_peer"] == s.gateway.pod.identity()), "{log:?}");
+}
+
+mod https {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::sync::Arc;
+
+    struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+    impl Authority {
+        fn new(name: &str) -> Self {
+            let mut params = CertificateParams::new([]).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        }
+
+        fn pem(&self) -> String {
+            self.0.pem()
+        }
+
+        /// Certificate and key for a name.
+        fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new([name.to_owned()]).unwrap();
+            (params.signed_by(&key, &self.0).unwrap(), key)
+        }
+    }
+
+    /// GET by HTTPS from the outsider's network: the head and the body, or why there is none.
+    fn get(
+        s: &Scene,
+        port: u16,
+        host: &str,
+        trusted: &Authority,
+        own: Option<&(rcgen::Certificate, KeyPair)>,
+    ) -> Result<String, String> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(trusted.0.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match own {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                let chain: Vec<CertificateDer<'static>> = vec![certificate.der().clone()];
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        let name = ServerName::try_from(host.to_owned()).unwrap();
+        let to = (s.gateway.pod.ipv4(), port);
+        let fetched = testbed::inside(&s.outsider.netns_path(), || {
+            let tcp = TcpStream::connect(to)?;
+            tcp.set_read_timeout(Some(SOON))?;
+            let connection = rustls::ClientConnection::new(Arc::new(config), name)?;
+            let mut tls = rustls::StreamOwned::new(connection, tcp);
+            write!(tls, "GET /public HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            tls.read_to_string(&mut answer)?;
+            Ok(answer)
+        });
+        fetched.map_err(|e| format!("{e:#}"))
+    }
+
+    fn secret(s: &Scene, name: &str, issued: &(rcgen::Certificate, KeyPair), more: &str) {
+        let indent = |pem: String| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+        let more = match more {
+            "" => String::new(),
+            pem => format!("  ca.crt: |\n{}", indent(pem.to_owned())),
+        };
+        s.mesh.apply(
+            &format!("secret-{name}"),
+            &format!(
+                "apiVersion: v1\nkind: Secret\nmetadata: {{ namespace: default, name: {name} }}\n\
+                 type: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}{more}",
+                indent(issued.0.pem()),
+                indent(issued.1.serialize_pem()),
+            ),
+        );
+    }
+
+    #[test]
+    fn tls_is_ended_with_the_secrets_certificate_and_the_next_one_when_that_changes() {
+        let s = scene("gateway-tls");
+        let (first, second, clients) =
+            (Authority::new("first"), Authority::new("second"), Authority::new("clients"));
+        secret(&s, "shop", &first.issue("shop.example"), "");
+        secret(&s, "closed", &first.issue("closed.example"), &clients.pem());
+        s.apply(
+            "Gateway",
+            "shop",
+            "{ selector: { istio: ingressgateway }, servers: [\
+             { port: { number: 8443, name: https, protocol: HTTPS }, hosts: [shop.example], \
+               tls: { mode: SIMPLE, credentialName: shop } }, \
+             { port: { number: 8443, name: https-closed, protocol: HTTPS }, hosts: [closed.example], \
+               tls: { mode: MUTUAL, credentialName: closed } }, \
+             { port: { number: 8443, name: https-lost, protocol: HTTPS }, hosts: [lost.example], \
+               tls: { mode: SIMPLE, credentialName: nowhere } }] }",
+        );
+        s.apply(
+            "VirtualService",
+            "shop",
+            "{ hosts: [shop.example, closed.example, lost.example], gateways: [shop], http: [\
+             { route: [{ destination: { host: reviews } }] }] }",
+        );
+        let good = |trusted: &Authority, host: &str, own| {
+            eventually(SOON, || {
+                let answer = get(&s, 8443, host, trusted, own).map_err(anyhow::Error::msg)?;
+                anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                anyhow::ensure!(answer.contains("\"x-forwarded-proto\":\"https\""), "{answer}");
+                Ok(())
+            })
+            .unwrap();
+        };
+        good(&first, "shop.example", None);
+        // Whom no server is for, and whose Secret is not there: no hand-shake.
+        get(&s, 8443, "other.example", &first, None).unwrap_err();
+        get(&s, 8443, "lost.example", &first, None).unwrap_err();
+        // MUTUAL: those with a certificate of the clients' authority, and no others.
+        let (ours, theirs) = (clients.issue("somebody"), second.issue("somebody"));
+        good(&first, "closed.example", Some(&ours));
+        get(&s, 8443, "closed.example", &first, None).unwrap_err();
+        get(&s, 8443, "closed.example", &first, Some(&theirs)).unwrap_err();
+
+        secret(&s, "shop", &second.issue("shop.example"), "");
+        good(&second, "shop.example", None);
+        get(&s, 8443, "shop.example", &first, None).unwrap_err();
+    }
+}

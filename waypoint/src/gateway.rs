@@ -1,0 +1,285 @@
+//! Ports that are open to whoever is outside: plaintext or TLS in, HTTP from there on. What listens
+//! where, and with which certificates, is discovery's to say, and may change at any time; a port's
+//! open connections keep what they began with.
+
+use crate::{
+    http::{Came, Downstream},
+    inbound::{DETECTION, Prefixed, serve_http, shown},
+    proxy::Proxy,
+};
+use arc_swap::ArcSwap;
+use prost::Message as _;
+use routes::{names::patterns, proto};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    version::{TLS12, TLS13},
+};
+use rustls_pki_types::pem::PemObject as _;
+use std::{
+    collections::HashMap,
+    net::{Ipv6Addr, SocketAddr, TcpListener as StdListener},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// Ports that a gateway may not take: its own.
+const OWN_PORTS: [u16; 2] = [15008, 15020];
+
+/// A hand-shake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The ports that are open, each with what it does now.
+#[derive(Default)]
+pub struct Listeners(Mutex<HashMap<u16, Open>>);
+
+struct Open {
+    config: Arc<ArcSwap<Config>>,
+    stop: CancellationToken,
+}
+
+/// What a port does.
+struct Config {
+    certificates: Vec<Certificate>,
+    redirected: Arc<[String]>,
+}
+
+struct Certificate {
+    hosts: Vec<String>,
+    /// Or why there is none.
+    server: Result<Arc<ServerConfig>, String>,
+}
+
+impl Config {
+    fn load(l: &proto::Listener) -> Self {
+        let certificates = l.certificates.iter().map(|c| Certificate {
+            hosts: c.hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
+            server: match c.broken.as_str() {
+                "" => server_config(c).map(Arc::new),
+                why => Err(why.to_owned()),
+            },
+        });
+        Self {
+            certificates: certificates.collect(),
+            redirected: l.redirected.iter().map(|h| h.to_ascii_lowercase()).collect(),
+        }
+    }
+
+    /// The certificate for a name; of a client that names nobody, the one for all.
+    fn certificate(&self, name: Option<&str>) -> Option<&Certificate> {
+        let has = |p: &str| self.certificates.iter().find(|c| c.hosts.iter().any(|h| h == p));
+        match name {
+            Some(name) => patterns(&name.to_ascii_lowercase()).find_map(|p| has(&p)),
+            None => has("*"),
+        }
+    }
+}
+
+fn server_config(c: &proto::Certificate) -> Result<ServerConfig, String> {
+    let chain = CertificateDer::pem_slice_iter(&c.chain_pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| format!("its certificate is no PEM: {e}"))?;
+    if chain.is_empty() {
+        return Err("the Secret has no certificate (tls.crt)".to_owned());
+    }
+    let key = PrivateKeyDer::from_pem_slice(&c.key_pem)
+        .map_err(|e| format!("the Secret has no private key (tls.key): {e}"))?;
+    let versions: &[&rustls::SupportedProtocolVersion] =
+        if c.only_tls13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)
+        .map_err(|e| e.to_string())?;
+    let builder = match c.client_roots_pem.as_slice() {
+        [] => builder.with_no_client_auth(),
+        pem => builder.with_client_cert_verifier(verifier(pem, c.client_optional)?),
+    };
+    let mut config = builder
+        .with_single_cert(chain, key)
+        .map_err(|e| format!("certificate and key do not go together: {e}"))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn verifier(pem: &[u8], optional: bool) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(pem) {
+        let root = root.map_err(|e| format!("ca.crt is no PEM: {e}"))?;
+        roots.add(root).map_err(|e| format!("ca.crt: {e}"))?;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    if optional {
+        builder = builder.allow_unauthenticated();
+    }
+    builder.build().map(|v| v as Arc<dyn ClientCertVerifier>).map_err(|e| e.to_string())
+}
+
+impl Listeners {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u16, Open>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a port, or changes what it does.
+    pub fn put(&self, proxy: &Arc<Proxy>, name: &str, body: &[u8]) -> Result<(), String> {
+        let l = proto::Listener::decode(body).map_err(|e| e.to_string())?;
+        let port = port_of(name).filter(|p| u32::from(*p) == l.port);
+        let port = port.ok_or_else(|| format!("it is port {}", l.port))?;
+        if OWN_PORTS.contains(&port) {
+            return Err(format!("port {port} is this proxy's own"));
+        }
+        let config = Config::load(&l);
+        for c in &config.certificates {
+            if let Err(why) = &c.server {
+                tracing::error!(port, hosts = ?c.hosts, why, "TLS cannot be served for these hosts");
+            }
+        }
+        let mut open = self.lock();
+        if let Some(known) = open.get(&port) {
+            known.config.store(Arc::new(config));
+            return Ok(());
+        }
+        let listener = bind(port).map_err(|e| format!("listening on port {port}: {e}"))?;
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let stop = CancellationToken::new();
+        tokio::spawn(listen(proxy.clone(), listener, port, config.clone(), stop.clone()));
+        tracing::info!(port, "a gateway's port is open");
+        open.insert(port, Open { config, stop });
+        Ok(())
+    }
+
+    pub fn remove(&self, name: &str) {
+        if let Some(open) = port_of(name).and_then(|port| self.lock().remove(&port)) {
+            open.stop.cancel();
+        }
+    }
+}
+
+/// `<namespace>/<gateway>/gateway/<port>`
+fn port_of(name: &str) -> Option<u16> {
+    name.rsplit_once("/gateway/")?.1.parse().ok()
+}
+
+/// Of both families.
+fn bind(port: u16) -> std::io::Result<TcpListener> {
+    let listener = StdListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+async fn listen(
+    proxy: Arc<Proxy>,
+    listener: TcpListener,
+    port: u16,
+    config: Arc<ArcSwap<Config>>,
+    stop: CancellationToken,
+) {
+    let mut draining = proxy.draining.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = draining.wait_for(|d| *d) => return,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (proxy, config) = (proxy.clone(), config.load_full());
+                tokio::spawn(async move { connection(proxy, stream, peer, port, &config).await });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    proxy: Arc<Proxy>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    port: u16,
+    config: &Config,
+) {
+    let _ = stream.set_nodelay(true);
+    let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let own = match proxy.own() {
+        Some(own) if proxy.is_ready().await => own,
+        _ => {
+            tracing::warn!(%client, "refused: discovery has not answered yet, or has no record of this proxy");
+            return;
+        }
+    };
+    let Ok(local) = stream.local_addr() else { return };
+    let downstream = |tls| Downstream {
+        peer: None,
+        client,
+        workload: None,
+        asked: SocketAddr::new(local.ip().to_canonical(), port),
+        came: Came::ToGateway { tls, redirected: config.redirected.clone() },
+        own,
+        http2: false,
+    };
+    if config.certificates.is_empty() {
+        return speak(proxy, downstream(false), stream).await;
+    }
+    let handshake = async {
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream)
+            .await
+            .map_err(|e| e.to_string())?;
+        let name = hello.client_hello().server_name().map(str::to_owned);
+        let asked = || name.as_deref().unwrap_or("no name");
+        let certificate = config
+            .certificate(name.as_deref())
+            .ok_or_else(|| format!("no server of the gateway is for {}", asked()))?;
+        let server = certificate.server.clone().map_err(|why| format!("{}: {why}", asked()))?;
+        hello.into_stream(server).await.map_err(|e| e.to_string())
+    };
+    match tokio::time::timeout(HANDSHAKE, Box::pin(handshake)).await {
+        Ok(Ok(stream)) => speak(proxy, downstream(true), stream).await,
+        Ok(Err(why)) => tracing::info!(%client, port, why, "TLS hand-shake failed"),
+        Err(_) => tracing::info!(%client, port, "TLS hand-shake took too long"),
+    }
+}
+
+/// HTTP/1 or HTTP/2, as the first bytes show.
+async fn speak(
+    proxy: Arc<Proxy>,
+    mut downstream: Downstream,
+    mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let Ok(Ok((first, shown))) = tokio::time::timeout(DETECTION, shown(&mut io)).await else {
+        return;
+    };
+    downstream.http2 = shown.unwrap_or(false);
+    serve_http(proxy, Arc::new(downstream), Prefixed::new(first, io)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_gets_the_certificate_of_the_most_specific_host() {
+        let c = |hosts: &[&str]| Certificate {
+            hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+            server: Err((*hosts[0]).to_owned()),
+        };
+        let config = Config {
+            certificates: vec![c(&["*.example.com"]), c(&["a.example.com", "b.example.com"])],
+            redirected: Arc::default(),
+        };
+        let of = |name| config.certificate(name).and_then(|c| c.server.clone().err());
+        assert_eq!(of(Some("A.example.com")).as_deref(), Some("a.example.com"));
+        assert_eq!(of(Some("x.example.com")).as_deref(), Some("*.example.com"));
+        assert_eq!(of(Some("example.com")), None);
+        assert_eq!(of(None), None);
+    }
+}
