@@ -122,7 +122,7 @@ pub struct Saved {
 #[derive(Debug)]
 struct Prepared {
     users: usize,
-    /// net.ipv4.tcp_fwmark_accept as it was before.
+    /// The settings of marks as they were before, net.ipv4.tcp_fwmark_accept first.
     fwmark_accept: String,
 }
 
@@ -173,7 +173,7 @@ impl Pods {
     }
 
     /// Makes a namespace ready for one more user. The answer is what
-    /// net.ipv4.tcp_fwmark_accept was before the first.
+    /// the settings of marks were before the first.
     pub fn prepare(&self, netns: &Netns) -> anyhow::Result<String> {
         // Held throughout: another's end must not take away what this one has just found there.
         let mut prepared = lock(&self.prepared);

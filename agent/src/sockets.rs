@@ -39,27 +39,43 @@ const BACKLOG: i32 = 4096;
 /// Three retransmissions of a SYN, and less than a peer waits for the answer to its CONNECT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// So that answers have the mark of what they answer: the first is for connections, the others for
+/// what no socket answers, such as a port that nobody listens on.
+const FWMARKS: [&str; 3] = [
+    "/proc/sys/net/ipv4/tcp_fwmark_accept",
+    "/proc/sys/net/ipv4/fwmark_reflect",
+    "/proc/sys/net/ipv6/fwmark_reflect",
+];
 
 /// What a pod's namespace has to have: where captured IPv6 connects go, and how the last hop's
-/// answers come back. The answer is what net.ipv4.tcp_fwmark_accept was before.
+/// answers come back. The answer is what the settings of marks were before.
 pub fn prepare(netns: &Netns) -> anyhow::Result<String> {
     netns.run(|| -> anyhow::Result<String> {
-        let before = fs::read_to_string(FWMARK_ACCEPT)
-            .context("reading net.ipv4.tcp_fwmark_accept in the pod's namespace")?;
-        fs::write(FWMARK_ACCEPT, "1")
-            .context("setting net.ipv4.tcp_fwmark_accept in the pod's namespace")?;
+        let mut before = Vec::new();
+        for path in FWMARKS {
+            if path.contains("ipv6") && !has_ipv6() {
+                continue;
+            }
+            let value = fs::read_to_string(path)
+                .with_context(|| format!("reading {path} in the pod's namespace"))?;
+            before.push(value.trim().to_owned());
+            fs::write(path, "1")
+                .with_context(|| format!("setting {path} in the pod's namespace"))?;
+        }
         last_hop_routes(Want::There)
             .context("adding rules and routes for the last hop in the pod's namespace")?;
-        Ok(before.trim().to_owned())
+        Ok(before.join(" "))
     })?
 }
 
 /// Takes it away again.
-pub fn restore(netns: &Netns, fwmark_accept: &str) -> anyhow::Result<()> {
+pub fn restore(netns: &Netns, fwmarks: &str) -> anyhow::Result<()> {
     netns.run(|| -> anyhow::Result<()> {
         last_hop_routes(Want::Gone)?;
-        fs::write(FWMARK_ACCEPT, fwmark_accept)?;
+        // An earlier agent knew of the first only.
+        for (path, before) in FWMARKS.iter().zip(fwmarks.split_whitespace()) {
+            fs::write(path, before)?;
+        }
         Ok(())
     })?
 }

@@ -1,5 +1,6 @@
 //! A waypoint as somebody installs one: a Gateway, a Service of its name, and a pod with the proxy.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -137,10 +138,29 @@ impl Waypoint {
 }
 
 /// An application that speaks HTTP, in a pod of its own: says what it was asked, and does what the
-/// query says (`status`, `delay` in milliseconds, `fail`).
+/// query says (see the program itself).
 pub struct HttpApp {
     pub pod: MeshPod,
-    _process: Proc,
+    process: Proc,
+}
+
+impl HttpApp {
+    /// SIGKILL; its pod stays, and nobody is told.
+    pub fn kill(&self) {
+        self.process.kill().unwrap();
+    }
+
+    /// What it has seen with this key, asked directly.
+    pub fn seen(&self, port: u16, key: &str) -> Value {
+        let at = (Ipv4Addr::LOCALHOST, port).into();
+        let (_, body) = http::get(&self.pod.netns_path(), at, &format!("/?peek={key}")).unwrap();
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// How many requests with this key it has been asked.
+    pub fn count(&self, port: u16, key: &str) -> u64 {
+        self.seen(port, key)["count"].as_u64().unwrap()
+    }
 }
 
 impl Mesh {
@@ -156,7 +176,7 @@ impl Mesh {
         let process = pod.spawn(command).unwrap();
         process.wait_for_output("listens on", SOON).unwrap();
         self.enroll(&pod);
-        HttpApp { pod, _process: process }
+        HttpApp { pod, process }
     }
 }
 
@@ -173,7 +193,11 @@ pub struct Answer {
     pub status: u16,
     pub headers: Value,
     pub trailers: Value,
+    /// As far as it is short.
     pub body: String,
+    pub length: u64,
+    /// Whether the body is what [`Ask::pattern`] sends.
+    pub is_pattern: bool,
     /// Seconds.
     pub took: f64,
 }
@@ -194,6 +218,16 @@ impl Ask {
 
     pub fn body(self, text: &str) -> Self {
         self.arg("--body", text)
+    }
+
+    /// A body of so many bytes of a pattern.
+    pub fn pattern(self, bytes: usize) -> Self {
+        self.arg("--pattern", &bytes.to_string())
+    }
+
+    /// `name: value`
+    pub fn trailer(self, trailer: &str) -> Self {
+        self.arg("--trailer", trailer)
     }
 
     pub fn http2(mut self) -> Self {
@@ -241,6 +275,8 @@ impl Ask {
                     headers: v["headers"].clone(),
                     trailers: v["trailers"].clone(),
                     body: v["body"].as_str().unwrap_or_default().to_owned(),
+                    length: v["length"].as_u64().unwrap_or_default(),
+                    is_pattern: v["is_pattern"] == true,
                     took: v["took"].as_f64().unwrap_or_default(),
                 })
             })

@@ -108,10 +108,12 @@ fn network_of(pod: &MeshPod) -> String {
         assert!(out.status.success(), "ip {args}");
         all += &format!("ip {args}\n{}", String::from_utf8_lossy(&out.stdout));
     }
-    let accept = pod.inside(|| {
-        Ok(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept").unwrap_or_default())
-    });
-    all + "tcp_fwmark_accept " + &accept.unwrap()
+    let marks = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
+    for mark in marks.map(|m| format!("/proc/sys/net/{m}")) {
+        let value = pod.inside(|| Ok(std::fs::read_to_string(&mark).unwrap_or_default()));
+        all += &format!("{mark} {}", value.unwrap());
+    }
+    all
 }
 
 #[test]

@@ -36,10 +36,13 @@ struct Source {
     keep: bool,
     mirrors: Vec<Mirror>,
     taken: Arc<AtomicU64>,
+    /// The attempt that may read; those before it may be there still.
+    current: u32,
 }
 
 struct Mirror {
-    to: mpsc::UnboundedSender<Frame<Bytes>>,
+    /// Without an end, it is a part only.
+    to: mpsc::UnboundedSender<Option<Frame<Bytes>>>,
     behind: Arc<AtomicU64>,
 }
 
@@ -57,6 +60,7 @@ impl Replay {
             keep,
             mirrors: Vec::new(),
             taken: Arc::default(),
+            current: 0,
         })))
     }
 
@@ -69,18 +73,22 @@ impl Replay {
         self.lock().taken.clone()
     }
 
-    /// Whether another attempt could send all of it.
+    /// Whether another attempt can send all of it; if so, the one before reads no more.
     pub fn again(&self) -> bool {
-        let s = self.lock();
-        s.keep && !s.overflown
+        let mut s = self.lock();
+        let again = s.keep && !s.overflown;
+        s.current += u32::from(again);
+        again
     }
 
     /// For one attempt, from the beginning.
     pub fn attempt(&self) -> OutBody {
-        if self.lock().ended && self.lock().kept.is_empty() && self.lock().trailers.is_none() {
+        let s = self.lock();
+        if s.ended && s.kept.is_empty() && s.trailers.is_none() {
             return OutBody::Empty;
         }
-        OutBody::Replay(Attempt { source: self.0.clone(), at: 0, trailed: false })
+        let number = s.current;
+        OutBody::Replay(Attempt { source: self.0.clone(), number, at: 0, trailed: false })
     }
 
     /// A copy for a mirror, which never makes anybody wait.
@@ -117,7 +125,9 @@ impl Source {
             }
             None => {
                 (self.ended, self.from) = (true, None);
-                self.mirrors.clear();
+                for m in self.mirrors.drain(..) {
+                    let _ = m.to.send(None);
+                }
                 Poll::Ready(None)
             }
         }
@@ -127,7 +137,8 @@ impl Source {
         if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
             for m in self.mirrors.drain(..) {
-                let _ = m.to.send(Frame::trailers(trailers.clone()));
+                let _ = m.to.send(Some(Frame::trailers(trailers.clone())));
+                let _ = m.to.send(None);
             }
         }
         let Some(data) = frame.data_ref() else { return };
@@ -135,7 +146,7 @@ impl Source {
         self.taken.fetch_add(n, Ordering::Relaxed);
         self.mirrors.retain(|m| {
             let behind = m.behind.fetch_add(n, Ordering::Relaxed) + n;
-            behind <= MIRROR_BEHIND as u64 && m.to.send(Frame::data(data.clone())).is_ok()
+            behind <= MIRROR_BEHIND as u64 && m.to.send(Some(Frame::data(data.clone()))).is_ok()
         });
         if !self.keep || self.overflown {
             self.overflown = true;
@@ -153,6 +164,7 @@ impl Source {
 
 pub struct Attempt {
     source: Arc<Mutex<Source>>,
+    number: u32,
     at: usize,
     trailed: bool,
 }
@@ -161,7 +173,7 @@ pub struct Attempt {
 pub enum OutBody {
     Empty,
     Replay(Attempt),
-    Mirror(mpsc::UnboundedReceiver<Frame<Bytes>>, Arc<AtomicU64>),
+    Mirror(mpsc::UnboundedReceiver<Option<Frame<Bytes>>>, Arc<AtomicU64>),
 }
 
 impl Body for OutBody {
@@ -175,7 +187,10 @@ impl Body for OutBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Mirror(from, behind) => from.poll_recv(cx).map(|f| {
-                let frame = f?;
+                let Some(frame) = f else {
+                    return Some(Err("the request was broken off".into()));
+                };
+                let frame = frame?;
                 if let Some(data) = frame.data_ref() {
                     behind.fetch_sub(data.len() as u64, Ordering::Relaxed);
                 }
@@ -183,6 +198,9 @@ impl Body for OutBody {
             }),
             Self::Replay(attempt) => {
                 let mut s = attempt.source.lock().unwrap_or_else(PoisonError::into_inner);
+                if s.current != attempt.number {
+                    return Poll::Ready(Some(Err("another attempt is made".into())));
+                }
                 if let Some(kept) = s.kept.get(attempt.at) {
                     let data = kept.clone();
                     attempt.at += 1;

@@ -152,7 +152,7 @@ async fn attempts(
         record.attempts = number + 1;
         let again = |tried: Tried<'_>| {
             let retry = route.retry.as_ref()?;
-            (number < retry.attempts && body.again() && wanted(retry, tried)).then_some(retry)
+            (number < retry.attempts && wanted(retry, tried) && body.again()).then_some(retry)
         };
         let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body).await;
         let (to, endpoints, active, outcome) = match attempt {

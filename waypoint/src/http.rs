@@ -484,6 +484,8 @@ async fn along(
             namespace: s.key.namespace.clone(),
         };
     }
+    // Not counted from before an injected delay.
+    let deadline = route.timeout.map(|t| tokio::time::Instant::now() + t);
     let forwarded = forward::forward(&given, &route, &cluster, &body, &mut exchange.record).await;
     let mut answered = match forwarded {
         Ok(answered) => answered,
@@ -511,8 +513,7 @@ async fn along(
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return forward::switch(exchange, answered, on_client, switching.flatten());
     }
-    let deadline =
-        route.timeout.map(|t| Box::pin(tokio::time::sleep_until((exchange.begun + t).into())));
+    let deadline = deadline.map(|d| Box::pin(tokio::time::sleep_until(d)));
     let (parts, from) = answered.response.into_parts();
     let finish = Finish {
         exchange: Some(exchange),

@@ -1,7 +1,8 @@
 //! Moves bytes between two ends until both directions are finished, or one breaks.
 //!
 //! An end is a TCP socket or an HTTP/2 stream. The end of a direction is passed on as a half-close
-//! and the other direction goes on. A failure is passed on as a reset of both ends: a TCP socket is
+//! and the other direction goes on. A stream whose peer reads no more, as it says with a reset that is
+//! no error, goes on being read to its end. A failure is passed on as a reset of both ends: a TCP socket is
 //! closed with RST, a stream with RST_STREAM. A TCP socket is set to do so (`SO_LINGER` 0) before
 //! the first byte and until both directions have ended, so that it is a reset, too, when this
 //! process dies. Nothing is read from an end before the other can take it, so backpressure goes
@@ -146,7 +147,10 @@ async fn pump(
             (Reader::Tcp(s), Writer::H2(w)) => tokio::select! {
                 biased;
                 chunk = read_tcp(s, &mut buffer) => chunk.map_err(read_failed)?,
-                reset = peer_reset(w) => return Err(write_failed(reset)),
+                reset = peer_reset(w) => return match no_error(&reset) {
+                    true => discard(s, &mut buffer).await.map_err(read_failed),
+                    false => Err(write_failed(reset)),
+                },
             },
             // One that has sent its end is read no more, and may be reset all the same.
             (Reader::Tcp(s), Writer::Tcp(w)) => tokio::select! {
@@ -167,7 +171,12 @@ async fn pump(
             // Blocked on the other end, this one may be reset all the same.
             Reader::Tcp(s) => tokio::select! {
                 biased;
-                written = to.write(chunk) => written.map_err(write_failed)?,
+                written = to.write(chunk) => match written {
+                    Err(e) if no_error(&e) => {
+                        return discard(s, &mut buffer).await.map_err(read_failed);
+                    }
+                    written => written.map_err(write_failed)?,
+                },
                 broken = tcp_reset(s) => return Err(read_failed(broken)),
             },
             Reader::H2(_) => to.write(chunk).await.map_err(write_failed)?,
@@ -307,10 +316,25 @@ async fn read_h2(r: &mut Option<RecvStream>) -> io::Result<Option<Bytes>> {
                 }
             }
             Some(Ok(bytes)) => return Ok(Some(bytes)),
+            // It comes after the end of what is sent.
+            Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => return Ok(None),
             Some(Err(e)) => return Err(into_io(e)),
             None => return Ok(None),
         }
     }
+}
+
+/// Whether the peer has said all that it had to say, and reads no more.
+fn no_error(e: &io::Error) -> bool {
+    let h2 = e.get_ref().and_then(|e| e.downcast_ref::<h2::Error>());
+    h2.is_some_and(|e| e.is_reset() && e.reason() == Some(Reason::NO_ERROR))
+}
+
+/// Reads to the end what nobody wants: a socket that is closed with something unread is reset, and
+/// what was sent to its peer may be lost.
+async fn discard(s: &TcpStream, buffer: &mut BytesMut) -> io::Result<()> {
+    while read_tcp(s, buffer).await?.is_some() {}
+    Ok(())
 }
 
 impl Writer<'_> {
@@ -348,7 +372,20 @@ impl Writer<'_> {
                 Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
                 other => other,
             },
-            Writer::H2(s) => lock(s).send_data(Bytes::new(), true).map_err(into_io),
+            Writer::H2(s) => {
+                let mut s = lock(s);
+                match s.send_data(Bytes::new(), true) {
+                    Ok(()) => Ok(()),
+                    Err(e) => {
+                        // A peer that reads no more misses no end.
+                        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                        match s.poll_reset(&mut cx) {
+                            std::task::Poll::Ready(Ok(Reason::NO_ERROR)) => Ok(()),
+                            _ => Err(into_io(e)),
+                        }
+                    }
+                }
+            }
             Writer::Gone => Ok(()),
         }
     }
@@ -374,7 +411,12 @@ async fn capacity(s: &std::sync::Mutex<SendStream<Bytes>>, wanted: usize) -> io:
                     return std::task::Poll::Ready(Err(into_io(e)));
                 }
                 std::task::Poll::Ready(None) => {
-                    return std::task::Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                    return std::task::Poll::Ready(Err(match s.poll_reset(cx) {
+                        std::task::Poll::Ready(Ok(reason)) => {
+                            io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason))
+                        }
+                        _ => io::ErrorKind::ConnectionReset.into(),
+                    }));
                 }
                 std::task::Poll::Pending => return std::task::Poll::Pending,
             }

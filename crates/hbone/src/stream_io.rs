@@ -12,20 +12,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes handed to h2 at a time: what one TLS flight of four records holds.
 const CHUNK: usize = 64 * 1024;
 
-/// The end of what is written is a half-close; a drop before that, or before the end of what is
-/// read, is a reset.
+/// The end of what is written is a half-close; a drop before that is a reset. A drop after it, and
+/// before the end of what is read, is h2's to tell: once all that was written has been sent, that no
+/// more is read (RFC 9113, section 8.1).
 pub struct StreamIo {
     send: SendStream<Bytes>,
     receive: RecvStream,
     /// What was received and not yet read.
     held: Bytes,
     write_ended: bool,
-    read_ended: bool,
 }
 
 impl StreamIo {
     pub fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
-        Self { send, receive, held: Bytes::new(), write_ended: false, read_ended: false }
+        Self { send, receive, held: Bytes::new(), write_ended: false }
     }
 }
 
@@ -40,10 +40,7 @@ impl AsyncRead for StreamIo {
             match ready!(this.receive.poll_data(cx)) {
                 Some(Ok(data)) => this.held = data,
                 Some(Err(e)) => return Poll::Ready(Err(to_io(e))),
-                None => {
-                    this.read_ended = true;
-                    return Poll::Ready(Ok(()));
-                }
+                None => return Poll::Ready(Ok(())),
             }
         }
         let n = this.held.len().min(buf.remaining());
@@ -111,7 +108,8 @@ impl AsyncWrite for StreamIo {
 
 impl Drop for StreamIo {
     fn drop(&mut self) {
-        if !self.write_ended || !self.read_ended && !self.receive.is_end_stream() {
+        if !self.write_ended {
+            // Takes what is not sent yet along.
             self.send.send_reset(Reason::CANCEL);
         }
     }

@@ -2,6 +2,7 @@
 
 use anyhow::ensure;
 use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Service, Waypoint};
+use std::sync::atomic::{AtomicU32, Ordering};
 use testbed::eventually;
 
 pub const PORT: u16 = 9080;
@@ -11,6 +12,7 @@ pub struct Scene {
     pub apps: Vec<HttpApp>,
     pub service: Service,
     pub waypoint: Waypoint,
+    revision: AtomicU32,
     pub mesh: Mesh,
 }
 
@@ -26,7 +28,7 @@ impl Scene {
         let waypoint = mesh.waypoint(2, "waypoint");
         mesh.use_waypoint(Some("waypoint"));
         mesh.bound(&service, Some("waypoint"));
-        Self { client, apps, service, waypoint, mesh }
+        Self { client, apps, service, waypoint, revision: AtomicU32::new(0), mesh }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -55,12 +57,60 @@ impl Scene {
 
     /// The two versions as subsets.
     pub fn subsets(&self) {
+        self.destination("");
+    }
+
+    /// The two versions as subsets, with this `trafficPolicy`; in force with the next [`Self::routes`].
+    pub fn destination(&self, policy: &str) {
+        // An empty one is refused.
+        let policy = match policy {
+            "" => String::new(),
+            policy => format!("trafficPolicy: {{ {policy} }},"),
+        };
         self.apply(
             "DestinationRule",
             "reviews",
-            "{ host: reviews, subsets: [{ name: v1, labels: { version: v1 } }, \
-             { name: v2, labels: { version: v2 } }] }",
+            &format!(
+                "{{ host: reviews, {policy} subsets: [\
+                 {{ name: v1, labels: {{ version: v1 }} }}, {{ name: v2, labels: {{ version: v2 }} }}, \
+                 {{ name: v3, labels: {{ version: v3 }} }}] }}"
+            ),
         );
+    }
+
+    /// These routes, in force once this returns.
+    pub fn routes(&self, http: &str) {
+        let n = self.revision.fetch_add(1, Ordering::Relaxed);
+        let marker = format!(
+            "{{ match: [{{ uri: {{ exact: /revision }} }}], \
+             directResponse: {{ status: 299, body: {{ string: \"{n}\" }} }} }}"
+        );
+        self.apply(
+            "VirtualService",
+            "reviews",
+            &format!("{{ hosts: [reviews], http: [{marker}, {http}] }}"),
+        );
+        self.until(&Ask::get(&self.url("/revision")), |a| a.body == n.to_string());
+    }
+
+    /// All to one version, with `more` fields in its route.
+    pub fn route_to(&self, subset: &str, more: &str) {
+        self.routes(&format!(
+            "{{ route: [{{ destination: {{ host: reviews, subset: {subset} }} }}], {more} }}"
+        ));
+    }
+
+    /// How many requests with this key the applications have been asked, v1 and v2.
+    pub fn counts(&self, key: &str) -> Vec<u64> {
+        self.apps.iter().map(|a| a.count(PORT, key)).collect()
+    }
+
+    /// The waypoint is as it should be: others are served, and nothing in it panicked.
+    #[track_caller]
+    pub fn is_well(&self) {
+        assert_eq!(self.get("/").status, 200);
+        let log = self.waypoint.log();
+        assert!(!log.contains("panicked"), "{log}");
     }
 
     /// Asks until the answer is as wanted.
@@ -68,7 +118,7 @@ impl Scene {
     pub fn until(&self, ask: &Ask, wanted: impl Fn(&Answer) -> bool) -> Answer {
         eventually(SOON, || {
             let answer = ask.from(&self.client)?;
-            ensure!(wanted(&answer), "{answer:?}\n{}", self.waypoint.log());
+            ensure!(wanted(&answer), "{answer:?}");
             Ok(answer)
         })
         .unwrap()

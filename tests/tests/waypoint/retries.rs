@@ -1,0 +1,148 @@
+//! Timeouts, and attempts after the first.
+
+use crate::scene::{PORT, Scene};
+use culvert_tests::Ask;
+use serde_json::json;
+
+const ANY: &str = "{ route: [{ destination: { host: reviews } }], ";
+
+#[test]
+fn a_request_is_given_up_when_its_time_is_out() {
+    let s = Scene::new("wp-timeout");
+    s.subsets();
+    s.route_to("v1", "timeout: 0.5s");
+    assert_eq!(s.get("/").status, 200);
+    let late = s.get("/?delay=20000");
+    assert_eq!((late.status, late.body.as_str()), (504, "upstream request timeout"));
+    assert!(late.took < 15.0, "{late:?}");
+    let log = s.waypoint.access_log();
+    assert_eq!(log.last().unwrap()["response_flags"], "UT", "{log:?}");
+    // It is for the whole answer: one that has begun breaks off.
+    let slow = Ask::get(&s.url("/?chunks=100&every=1000")).from(&s.client);
+    let error = format!("{:#}", slow.unwrap_err());
+    assert!(error.contains("reading the answer"), "{error}");
+    // A try's own time, and the next try is elsewhere.
+    s.routes(&format!("{ANY} retries: {{ attempts: 1, perTryTimeout: 0.5s, retryOn: 5xx }} }}"));
+    for _ in 0..4 {
+        let answer = s.get("/?delay=20000&delaying=reviews-v1");
+        assert_eq!((answer.status, answer.by().as_str()), (200, "reviews-v2"), "{answer:?}");
+    }
+    let late = s.get("/?delay=20000");
+    assert_eq!((late.status, late.body.as_str()), (504, "upstream request timeout"));
+    s.is_well();
+}
+
+#[test]
+fn what_fails_is_tried_again_as_often_as_is_said_and_elsewhere_first() {
+    let s = Scene::new("wp-retries");
+    s.subsets();
+    s.route_to("v1", "retries: { attempts: 2, retryOn: 5xx }");
+    let recovered = s.get("/?fail=2&key=two");
+    assert_eq!(recovered.status, 200);
+    assert_eq!(s.counts("two"), [3, 0]);
+    assert_eq!(s.get("/?fail=3&key=three").status, 503);
+    assert_eq!(s.counts("three"), [3, 0]);
+    // What the conditions do not name stays as it is.
+    assert_eq!(s.get("/?status=404&key=none").status, 404);
+    assert_eq!(s.counts("none"), [1, 0]);
+    s.route_to("v1", "retries: { attempts: 2, retryOn: \"gateway-error,418\" }");
+    assert_eq!(s.get("/?status=500&key=500").status, 500);
+    assert_eq!(s.counts("500"), [1, 0]);
+    assert_eq!(s.get("/?status=418&key=418").status, 418);
+    assert_eq!(s.counts("418"), [3, 0]);
+    s.route_to("v1", "retries: { attempts: 0 }");
+    assert_eq!(s.get("/?fail=1&key=off").status, 503);
+    // Said nothing, an answer is an answer.
+    s.route_to("v1", "");
+    assert_eq!(s.get("/?fail=1&key=default").status, 503);
+    assert_eq!(s.counts("default"), [1, 0]);
+    // gRPC's statuses are conditions too.
+    s.route_to("v1", "retries: { attempts: 1, retryOn: unavailable }");
+    s.get("/?status=503&key=http");
+    assert_eq!(s.counts("http"), [1, 0]);
+    // Elsewhere first: with one more attempt, it is never the same endpoint.
+    s.routes(&format!("{ANY} retries: {{ attempts: 1, retryOn: 5xx }} }}"));
+    for _ in 0..10 {
+        let answer = s.get("/?failing=reviews-v1");
+        assert_eq!((answer.status, answer.by().as_str()), (200, "reviews-v2"));
+    }
+    s.is_well();
+}
+
+#[test]
+fn a_body_that_was_kept_is_sent_again_whole_and_a_longer_one_is_not_sent_again() {
+    let s = Scene::new("wp-bodies");
+    s.subsets();
+    s.route_to("v1", "retries: { attempts: 2, retryOn: 5xx }");
+    let post = |path: &str, bytes: usize| Ask::get(&s.url(path)).method("POST").pattern(bytes);
+    for (name, more) in [("whole", ""), ("early", "&early")] {
+        let answer = s.ask(&post(&format!("/?fail=2&echo&key={name}{more}"), 10 * 1024));
+        assert_eq!((answer.status, answer.length), (200, 10 * 1024), "{name}");
+        assert!(answer.is_pattern, "{name}");
+        assert_eq!(s.counts(name), [3, 0]);
+    }
+    let long = s.ask(&post("/?fail=1&key=long", 1024 * 1024));
+    assert_eq!(long.status, 503);
+    assert_eq!(s.counts("long"), [1, 0]);
+    assert_eq!(s.apps[0].seen(PORT, "long")["length"], 1024 * 1024);
+    // Trailers go with it.
+    let grpc = Ask::get(&s.url("/?fail=1&key=trailers")).http2().method("POST").body("x");
+    let answer = s.ask(&grpc.trailer("x-late: 1"));
+    assert_eq!((answer.status, answer.asked()["body"].as_str()), (200, Some("x")));
+    s.is_well();
+}
+
+/// The first attempt's connection is still there while the second sends.
+#[test]
+fn an_attempt_that_was_given_up_takes_nothing_from_the_next() {
+    let s = Scene::new("wp-attempts");
+    s.subsets();
+    s.route_to("v1", "retries: { attempts: 1, retryOn: 5xx }");
+    for n in 0..5 {
+        let client = culvert_tests::dialogue::connect(&s.client, &format!("reviews:{PORT}"));
+        let half = vec![b'a'; 30_000];
+        let head = format!(
+            "POST /?fail=1&early&echo&key=k{n} HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\
+             content-length: 60000\r\n\r\n"
+        );
+        client.write(head.as_bytes()).unwrap();
+        client.write(&half).unwrap();
+        // The first attempt has failed without reading; the second waits for the rest.
+        testbed::eventually(culvert_tests::SOON, || {
+            anyhow::ensure!(s.counts(&format!("k{n}")) == [2, 0]);
+            Ok(())
+        })
+        .unwrap();
+        client.write(&half).unwrap();
+        let answer = client.read_to_end().unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.starts_with("HTTP/1.1 200"), "{}", &text[..text.len().min(300)]);
+        assert!(answer.len() > 60_000, "{}", answer.len());
+    }
+    s.is_well();
+}
+
+#[test]
+fn where_an_endpoint_is_dead_another_answers() {
+    let s = Scene::new("wp-dead");
+    assert_eq!(s.get("/").status, 200);
+    // Its pod is there, its process is not; nobody has been told.
+    s.apps[0].kill();
+    for answer in Ask::get(&s.url("/")).times(&s.client, 20).unwrap() {
+        assert_eq!((answer.status, answer.by().as_str()), (200, "reviews-v2"));
+    }
+    s.subsets();
+    s.route_to("v1", "");
+    let dead = s.get("/");
+    assert_eq!(dead.status, 503);
+    assert!(dead.body.contains("connection failure"), "{dead:?}");
+    assert_eq!(s.waypoint.access_log().last().unwrap()["response_flags"], "UF");
+    // Without retries, somebody sees it.
+    s.routes(&format!("{ANY} retries: {{ attempts: 0 }} }}"));
+    let all = Ask::get(&s.url("/")).times(&s.client, 20).unwrap();
+    assert!(all.iter().any(|a| a.status == 503));
+    assert!(all.iter().any(|a| a.status == 200));
+    let log = s.waypoint.access_log();
+    let line = log.iter().find(|l| l["response_code"] == 503 && l["response_flags"] == json!("UF"));
+    assert!(line.is_some(), "{log:?}");
+}
