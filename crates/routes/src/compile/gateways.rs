@@ -242,7 +242,7 @@ fn hosts(
 }
 
 /// Whether a gateway may be another after a change of such an object.
-pub fn concerns(kind: Kind, object: Option<&Object>) -> bool {
+pub fn concerns(kind: Kind, object: &Object) -> bool {
     match kind {
         Kind::Gateway
         | Kind::VirtualService
@@ -253,7 +253,7 @@ pub fn concerns(kind: Kind, object: Option<&Object>) -> bool {
         | Kind::KubernetesGateway
         | Kind::AuthorizationPolicy
         | Kind::MeshConfig => true,
-        Kind::Pod => object.is_some_and(|o| o.meta.labels.contains_key(super::GATEWAY_NAME)),
+        Kind::Pod => object.meta.labels.contains_key(super::GATEWAY_NAME),
         _ => false,
     }
 }
