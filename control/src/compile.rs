@@ -8,7 +8,7 @@ use crate::{
     vips::Vips,
     workloads::{self, Cluster, selects},
 };
-use istio_api::{Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
+use istio_api::{Code, Diagnostic, Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
 use routes::{
     DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE,
     compile::{Changed, Compiler as RouteCompiler, serves},
@@ -95,6 +95,21 @@ impl Compiler {
         }
         out.settle();
         out
+    }
+
+    /// What is taken and does nothing, as things are.
+    pub fn without_effect(&self) -> Vec<Diagnostic> {
+        let view = self.snapshot.view(&self.cluster.domain);
+        let idle = self.routes.idle(view).into_iter();
+        idle.map(|i| Diagnostic {
+            file: "-".to_owned(),
+            object: i.key.to_string(),
+            path: i.path.to_owned(),
+            code: Code::Warning,
+            found: i.found,
+            remedy: i.remedy.to_owned(),
+        })
+        .collect()
     }
 
     fn compile_routes(&mut self, done: &[Done], out: &mut Output) {

@@ -62,18 +62,12 @@ impl Control {
     }
 
     pub fn apply(&self, batch: Batch, ready: bool) {
-        let before = std::mem::replace(&mut *lock(&self.diagnostics), batch.diagnostics.clone());
-        for d in batch.diagnostics.iter().filter(|d| !before.contains(d)) {
-            if d.code.is_error() {
-                tracing::error!("{d}");
-            } else {
-                tracing::warn!("{d}");
-            }
-        }
         let count = batch.changes.len();
+        let mut diagnostics = batch.diagnostics;
         let out = {
             let mut compiler = lock(&self.compiler);
             let out = compiler.apply(batch.changes);
+            diagnostics.extend(compiler.without_effect());
             if let Err(error) = compiler.vips().save(&self.vips) {
                 tracing::error!(
                     error = format!("{error:#}"),
@@ -82,6 +76,7 @@ impl Control {
             }
             out
         };
+        self.tell(diagnostics);
         let compiled = out.compiled;
         let mut changed = 0;
         for (type_url, delta) in out.into_deltas() {
@@ -92,6 +87,18 @@ impl Control {
         self.ready.fetch_or(ready, Ordering::AcqRel);
         if count > 0 {
             tracing::info!(objects = count, compiled, resources = changed, "configuration applied");
+        }
+    }
+
+    /// Keeps what is wrong now, and logs what was not before.
+    fn tell(&self, now: Vec<Diagnostic>) {
+        let before = std::mem::replace(&mut *lock(&self.diagnostics), now.clone());
+        for d in now.iter().filter(|d| !before.contains(d)) {
+            if d.code.is_error() {
+                tracing::error!("{d}");
+            } else {
+                tracing::warn!("{d}");
+            }
         }
     }
 

@@ -8,12 +8,14 @@
 mod destination;
 mod gateways;
 mod http;
+mod idle;
 mod policy;
 mod select;
 mod tcp;
 mod view;
 
 pub use gateways::unit_namespace as gateway_namespace;
+pub use idle::Idle;
 pub use select::Rules;
 pub use view::{
     GATEWAY_NAME, Objects, Serves, ServiceView, View, WAYPOINT_CLASSES, protocol, serves,

@@ -105,6 +105,14 @@ impl World {
         out
     }
 
+    /// Objects that do nothing as things are, and what is said of them.
+    pub fn idle(&self) -> Vec<(String, String)> {
+        let mesh = mesh_config(&self.objects);
+        let view = View { objects: &self.objects, mesh: &mesh, domain: DOMAIN };
+        let all = self.compiler.idle(view).into_iter();
+        all.map(|i| (i.key.to_string(), format!("{}: {}", i.path, i.found))).collect()
+    }
+
     /// Documents of YAML, as one batch.
     pub fn put(&mut self, yaml: &str) -> Output {
         // As files are read: a rule called `y` is no boolean.

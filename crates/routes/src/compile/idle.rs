@@ -1,0 +1,61 @@
+//! Objects that are good and do nothing: nobody serves what they are about.
+
+use super::{Compiler, policy, select, view::View};
+use crate::names::whole;
+use istio_api::{Kind, Object, ObjectKey, Spec};
+
+/// An object that does nothing, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Idle {
+    pub key: ObjectKey,
+    pub path: &'static str,
+    pub found: String,
+    pub remedy: &'static str,
+}
+
+impl Compiler {
+    /// What has no effect as things are. An AuthorizationPolicy among it guards nothing.
+    pub fn idle(&self, view: View<'_>) -> Vec<Idle> {
+        let policies = self.rules.targeted(view).filter_map(|o| self.idle_policy(view, o));
+        let rules = view.of_kind(Kind::VirtualService).filter_map(|o| self.idle_routes(view, o));
+        policies.chain(rules).collect()
+    }
+
+    fn idle_policy(&self, view: View<'_>, o: &Object) -> Option<Idle> {
+        let Spec::AuthorizationPolicy(p) = &o.spec else { return None };
+        // Nearly all name a Service, which is found by its name.
+        let service = p.target_ref.iter().chain(&p.target_refs).any(|t| {
+            let named = || whole(&t.name, &o.key.namespace, view.domain);
+            t.kind == "Service" && self.by_hostname.contains_key(&named())
+        });
+        let of_unit =
+            service || self.units.keys().any(|unit| policy::binds(view, &self.rules, o, unit));
+        let of_gateway = || {
+            let proxies = super::gateways::proxies(view);
+            proxies.iter().any(|(p, labels)| policy::binds_gateway(view, o, p, labels))
+        };
+        (!of_unit && !of_gateway()).then(|| Idle {
+            key: o.key.clone(),
+            path: "spec.targetRefs",
+            found: "nothing that a waypoint or gateway serves".to_owned(),
+            remedy: "it guards nothing: put istio.io/use-waypoint on the service or its namespace, \
+                     or bind the policy to pods with a selector",
+        })
+    }
+
+    fn idle_routes(&self, view: View<'_>, o: &Object) -> Option<Idle> {
+        let Spec::VirtualService(v) = &o.spec else { return None };
+        // Delegates and gateways' rules are somebody else's to use.
+        if v.hosts.is_empty() || v.gateways.iter().any(|g| g != select::MESH) {
+            return None;
+        }
+        let hosts = select::Rules::hosts_of(view, o);
+        let served = hosts.iter().any(|h| !self.units_matching(h).is_empty());
+        (!served).then(|| Idle {
+            key: o.key.clone(),
+            path: "spec.hosts",
+            found: format!("{hosts:?}, which no waypoint serves"),
+            remedy: "it routes nothing: put istio.io/use-waypoint on the service or its namespace",
+        })
+    }
+}
