@@ -4,6 +4,7 @@
 //! cluster: the kernel programs, an agent per node, a control plane.
 
 mod bookinfo;
+mod gateway;
 mod proofs;
 mod waypoint;
 
@@ -32,6 +33,8 @@ enum Scenario {
     Mesh,
     /// Routes, faults, retries, mirrors and policy of requests
     Waypoint,
+    /// Bookinfo opened to the outside, and an outside host opened to Bookinfo
+    Gateway,
 }
 
 fn main() -> ExitCode {
@@ -39,13 +42,14 @@ fn main() -> ExitCode {
     // What the bed starts is ended by a process of its own when this one ends, however it ends.
     let outcome = std::panic::catch_unwind(|| -> anyhow::Result<()> {
         let bookinfo = Bookinfo::start()?;
-        // Held until the end: its process is the waypoint.
-        let _waypoint = match cli.scenario {
+        // Held until the end: their processes are the proxies.
+        let _proxies = match cli.scenario {
             Scenario::Mesh => {
                 proofs::all(&bookinfo)?;
-                None
+                Vec::new()
             }
-            Scenario::Waypoint => Some(waypoint::all(&bookinfo)?),
+            Scenario::Waypoint => vec![waypoint::all(&bookinfo)?],
+            Scenario::Gateway => gateway::all(&bookinfo)?,
         };
         if cli.keep {
             keep(&bookinfo)?;

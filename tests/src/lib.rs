@@ -13,6 +13,7 @@ mod control;
 pub mod dialogue;
 mod gateway;
 mod http;
+pub mod https;
 mod logs;
 mod manifest;
 mod mesh;

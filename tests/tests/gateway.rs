@@ -59,7 +59,7 @@ fn a_gateway_opens_hosts_and_paths_and_nothing_else() {
         "Gateway",
         "shop",
         "{ selector: { istio: ingressgateway }, servers: [\
-         { port: { number: 8080, name: http, protocol: HTTP }, hosts: [shop.example, \"*.wild.example\"] }, \
+         { port: { number: 80, name: http, protocol: HTTP }, hosts: [shop.example, \"*.wild.example\"] }, \
          { port: { number: 8081, name: http-old, protocol: HTTP }, hosts: [\"*\"], tls: { httpsRedirect: true } }] }",
     );
     s.apply(
@@ -117,87 +117,16 @@ fn a_gateway_opens_hosts_and_paths_and_nothing_else() {
 
 mod https {
     use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-    use std::io::{Read as _, Write as _};
-    use std::net::TcpStream;
-    use std::sync::Arc;
+    use culvert_tests::https::{Authority, Issued, secret};
 
-    struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-    impl Authority {
-        fn new(name: &str) -> Self {
-            let mut params = CertificateParams::new([]).unwrap();
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-        }
-
-        fn pem(&self) -> String {
-            self.0.pem()
-        }
-
-        /// Certificate and key for a name.
-        fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new([name.to_owned()]).unwrap();
-            (params.signed_by(&key, &self.0).unwrap(), key)
-        }
-    }
-
-    /// GET by HTTPS from the outsider's network: the head and the body, or why there is none.
     fn get(
         s: &Scene,
-        port: u16,
         host: &str,
         trusted: &Authority,
-        own: Option<&(rcgen::Certificate, KeyPair)>,
+        own: Option<&Issued>,
     ) -> Result<String, String> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(trusted.0.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match own {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-                let chain: Vec<CertificateDer<'static>> = vec![certificate.der().clone()];
-                builder.with_client_auth_cert(chain, key).unwrap()
-            }
-        };
-        let name = ServerName::try_from(host.to_owned()).unwrap();
-        let to = (s.gateway.pod.ipv4(), port);
-        let fetched = testbed::inside(&s.outsider.netns_path(), || {
-            let tcp = TcpStream::connect(to)?;
-            tcp.set_read_timeout(Some(SOON))?;
-            let connection = rustls::ClientConnection::new(Arc::new(config), name)?;
-            let mut tls = rustls::StreamOwned::new(connection, tcp);
-            write!(tls, "GET /public HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            tls.read_to_string(&mut answer)?;
-            Ok(answer)
-        });
-        fetched.map_err(|e| format!("{e:#}"))
-    }
-
-    fn secret(s: &Scene, name: &str, issued: &(rcgen::Certificate, KeyPair), more: &str) {
-        let indent = |pem: String| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
-        let more = match more {
-            "" => String::new(),
-            pem => format!("  ca.crt: |\n{}", indent(pem.to_owned())),
-        };
-        s.mesh.apply(
-            &format!("secret-{name}"),
-            &format!(
-                "apiVersion: v1\nkind: Secret\nmetadata: {{ namespace: default, name: {name} }}\n\
-                 type: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}{more}",
-                indent(issued.0.pem()),
-                indent(issued.1.serialize_pem()),
-            ),
-        );
+        let to = (s.gateway.pod.ipv4(), 8443).into();
+        culvert_tests::https::get(&s.outsider, to, host, "/public", trusted, own)
     }
 
     #[test]
@@ -205,8 +134,8 @@ mod https {
         let s = scene("gateway-tls");
         let (first, second, clients) =
             (Authority::new("first"), Authority::new("second"), Authority::new("clients"));
-        secret(&s, "shop", &first.issue("shop.example"), "");
-        secret(&s, "closed", &first.issue("closed.example"), &clients.pem());
+        secret(&s.mesh, "shop", &first.issue("shop.example"), "");
+        secret(&s.mesh, "closed", &first.issue("closed.example"), &clients.pem());
         s.apply(
             "Gateway",
             "shop",
@@ -226,7 +155,7 @@ mod https {
         );
         let good = |trusted: &Authority, host: &str, own| {
             eventually(SOON, || {
-                let answer = get(&s, 8443, host, trusted, own).map_err(anyhow::Error::msg)?;
+                let answer = get(&s, host, trusted, own).map_err(anyhow::Error::msg)?;
                 anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
                 anyhow::ensure!(answer.contains("\"x-forwarded-proto\":\"https\""), "{answer}");
                 Ok(())
@@ -235,16 +164,16 @@ mod https {
         };
         good(&first, "shop.example", None);
         // Whom no server is for, and whose Secret is not there: no hand-shake.
-        get(&s, 8443, "other.example", &first, None).unwrap_err();
-        get(&s, 8443, "lost.example", &first, None).unwrap_err();
+        get(&s, "other.example", &first, None).unwrap_err();
+        get(&s, "lost.example", &first, None).unwrap_err();
         // MUTUAL: those with a certificate of the clients' authority, and no others.
         let (ours, theirs) = (clients.issue("somebody"), second.issue("somebody"));
         good(&first, "closed.example", Some(&ours));
-        get(&s, 8443, "closed.example", &first, None).unwrap_err();
-        get(&s, 8443, "closed.example", &first, Some(&theirs)).unwrap_err();
+        get(&s, "closed.example", &first, None).unwrap_err();
+        get(&s, "closed.example", &first, Some(&theirs)).unwrap_err();
 
-        secret(&s, "shop", &second.issue("shop.example"), "");
+        secret(&s.mesh, "shop", &second.issue("shop.example"), "");
         good(&second, "shop.example", None);
-        get(&s, 8443, "shop.example", &first, None).unwrap_err();
+        get(&s, "shop.example", &first, None).unwrap_err();
     }
 }

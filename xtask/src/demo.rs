@@ -12,7 +12,7 @@ pub struct Args {
     /// Leave the mesh running, and print commands to try
     #[arg(long)]
     keep: bool,
-    /// What to show: mesh, or waypoint
+    /// What to show: mesh, waypoint or gateway
     #[arg(long, default_value = "mesh")]
     scenario: String,
 }
@@ -23,8 +23,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     host::require_network_tools()?;
     ebpf::build()?;
     eprintln!("building the programs (several minutes when cold)");
-    let programs =
-        ["culvert-agent", "culvertd", "culvertctl", "testbed", "culvert-waypoint", "culvert-demo"];
+    let programs = [
+        "culvert-agent",
+        "culvertd",
+        "culvertctl",
+        "testbed",
+        "culvert-waypoint",
+        "culvert-tests",
+        "culvert-demo",
+    ];
     let mut build = host::cargo();
     build.args(["build", "--quiet", "--locked"]);
     for p in programs {

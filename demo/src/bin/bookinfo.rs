@@ -160,6 +160,8 @@ async fn answer(
             (StatusCode::OK, json!({"status": format!("{} is healthy", serve.service)}))
         }
         ("productpage", "/" | "/productpage") => return Ok(page(&serve, &headers).await),
+        ("productpage", "/login" | "/logout") => (StatusCode::OK, json!({"ok": path})),
+        ("productpage", p) if p.starts_with("/static/") => (StatusCode::OK, json!({"file": p})),
         ("productpage", "/api/v1/products") => (StatusCode::OK, json!([product()])),
         ("productpage", "/api/v1/products/0") => {
             passed(fetch("http://details:9080/details/0", &headers).await)

@@ -12,7 +12,7 @@ use crate::{
     proto,
 };
 use istio_api::{
-    Kind, Labels, Object, ObjectKey, Spec,
+    Kind, Labels, Object, ObjectKey, Spec, TargetPort,
     istio::{
         gateway::{Gateway, Server, ServerTlsMode, TlsProtocol},
         virtual_service::VirtualService,
@@ -52,7 +52,27 @@ pub fn proxies(view: View<'_>) -> BTreeMap<ProxyName, Labels> {
 struct Bound<'a> {
     object: &'a Object,
     server: &'a Server,
+    /// As the Gateway says, and as clients see it.
     port: u16,
+    /// What the proxy listens on.
+    listens: u16,
+}
+
+/// As Istio has it, a Gateway names the port of the proxies' Service, and the proxies listen on what
+/// that port leads to; where no Service has the port, on the port itself.
+fn listens(view: View<'_>, proxy: &ProxyName, labels: &Labels, port: u16) -> u16 {
+    let target = |o: &Arc<Object>| {
+        let Spec::Service(s) = &o.spec else { return None };
+        let selects = !s.spec.selector.is_empty()
+            && s.spec.selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+        let own = s.spec.ports.iter().find(|p| p.port == port)?;
+        match &own.target_port {
+            Some(TargetPort::Number(n)) if selects && *n != 0 => Some(*n),
+            _ => None,
+        }
+    };
+    let own = |o: &&Arc<Object>| o.key.namespace == proxy.namespace;
+    view.of_kind(Kind::Service).filter(own).find_map(target).unwrap_or(port)
 }
 
 pub fn compile(
@@ -79,13 +99,13 @@ pub fn compile(
         .filter_map(|(object, server)| {
             let port = server.port.as_ref()?;
             let port = u16::try_from(port.number).ok().filter(|p| *p != 0)?;
-            Some(Bound { object, server, port })
+            Some(Bound { object, server, port, listens: listens(view, proxy, labels, port) })
         })
         .collect();
     let policies = policies(proxy, labels);
     for b in &servers {
-        let listener = out.listeners.entry(b.port).or_insert_with(|| proto::Listener {
-            port: u32::from(b.port),
+        let listener = out.listeners.entry(b.listens).or_insert_with(|| proto::Listener {
+            port: u32::from(b.listens),
             ..proto::Listener::default()
         });
         listen(view, proxy, b, listener);
@@ -201,13 +221,13 @@ fn hosts(
             let mut scope =
                 Scope { view, rules, proxy, gateway: &name, port: b.port, used: &mut used };
             let routes = scope.http_routes(o, v);
-            let key = ServiceName { namespace: unit_namespace(b.port), hostname: host.clone() };
+            let key = ServiceName { namespace: unit_namespace(b.listens), hostname: host.clone() };
             let table = out.entry(key).or_insert_with(|| proto::HostTable {
-                namespace: unit_namespace(b.port),
+                namespace: unit_namespace(b.listens),
                 hostname: host,
                 service_name: b.object.key.name.clone(),
                 ports: vec![proto::PortTable {
-                    port: u32::from(b.port),
+                    port: u32::from(b.listens),
                     protocol: proto::Protocol::Http1 as i32,
                     ..proto::PortTable::default()
                 }],
@@ -222,7 +242,7 @@ fn hosts(
 }
 
 /// Whether a gateway may be another after a change of such an object.
-pub fn concerns(kind: Kind, object: Option<&Object>) -> bool {
+pub fn concerns(kind: Kind, object: &Object) -> bool {
     match kind {
         Kind::Gateway
         | Kind::VirtualService
@@ -233,7 +253,7 @@ pub fn concerns(kind: Kind, object: Option<&Object>) -> bool {
         | Kind::KubernetesGateway
         | Kind::AuthorizationPolicy
         | Kind::MeshConfig => true,
-        Kind::Pod => object.is_some_and(|o| o.meta.labels.contains_key(super::GATEWAY_NAME)),
+        Kind::Pod => object.meta.labels.contains_key(super::GATEWAY_NAME),
         _ => false,
     }
 }

@@ -84,8 +84,10 @@ impl Compiler {
         changes: &[Changed<'_>],
         policy_of: PolicyOf,
     ) -> Output {
-        let both = |c: &Changed<'_>| gateways::concerns(c.key.kind, c.new.or(c.old));
-        let of_gateways = changes.iter().any(both);
+        let concerned = |c: &Changed<'_>| {
+            [c.old, c.new].into_iter().flatten().any(|o| gateways::concerns(c.key.kind, o))
+        };
+        let of_gateways = changes.iter().any(concerned);
         let changes: Vec<_> = changes.iter().filter(|c| select::is_routing(c.key.kind)).collect();
         let mut dirty = BTreeSet::new();
         let mut moved = BTreeSet::new();
@@ -379,8 +381,9 @@ impl Compiler {
             })
             .collect();
         let unit = (proxy.clone(), name.clone());
-        let policies = view
-            .of_kind(Kind::AuthorizationPolicy)
+        let policies = self
+            .rules
+            .targeted(view)
             .filter(|o| policy::binds(view, &self.rules, o, &unit))
             .filter_map(|o| policy_of(o, view.mesh))
             .collect();

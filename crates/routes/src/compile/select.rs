@@ -21,6 +21,8 @@ pub struct Rules {
     destination_rules: HashMap<String, BTreeSet<ObjectKey>>,
     /// By hostname, then by namespace.
     services: HashMap<String, BTreeMap<String, BTreeMap<ObjectKey, ServiceView>>>,
+    /// Policies that name what they bind: of all that there are, few.
+    targeted: BTreeSet<ObjectKey>,
 }
 
 /// The gateway that stands for traffic within the mesh.
@@ -47,6 +49,13 @@ impl Rules {
                 Spec::DestinationRule(d) => {
                     let host = whole(&d.host, &key.namespace, view.domain);
                     note(&mut self.destination_rules, host, key, add);
+                }
+                Spec::AuthorizationPolicy(p) if p.has_targets() => {
+                    if add {
+                        self.targeted.insert(key.clone());
+                    } else {
+                        self.targeted.remove(key);
+                    }
                 }
                 Spec::Service(_) | Spec::ServiceEntry(_) => {
                     for s in view.services_of(o) {
@@ -76,6 +85,11 @@ impl Rules {
     /// A service by its name; of two objects that stand for one the first counts.
     pub fn service(&self, name: &ServiceName) -> Option<(&ObjectKey, &ServiceView)> {
         self.services.get(&name.hostname)?.get(&name.namespace)?.iter().next()
+    }
+
+    /// AuthorizationPolicies with targetRefs.
+    pub fn targeted<'a>(&'a self, view: View<'a>) -> impl Iterator<Item = &'a Arc<Object>> {
+        self.targeted.iter().filter_map(move |key| view.objects.get(key))
     }
 
     /// Every service there is.

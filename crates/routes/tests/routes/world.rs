@@ -47,6 +47,9 @@ pub fn object(document: Value) -> Object {
         "AuthorizationPolicy" => {
             (Kind::AuthorizationPolicy, Spec::AuthorizationPolicy(typed(spec)))
         }
+        "IstioGateway" => (Kind::Gateway, Spec::Gateway(typed(spec))),
+        "Pod" => (Kind::Pod, Spec::Pod(Default::default())),
+        "Secret" => (Kind::Secret, Spec::Secret(typed(document))),
         "MeshConfig" => (Kind::MeshConfig, Spec::MeshConfig(typed(spec))),
         other => panic!("no {other} is routed"),
     };

@@ -118,6 +118,7 @@ fn generated_worlds_route_delegate_and_break() {
         w.apply([edits().new_tree(&mut runner).unwrap().current()]);
         for (_, t) in w.tables() {
             seen.extend((!t.policies.is_empty()).then_some("policy"));
+            seen.extend(t.namespace.starts_with("gateway:").then_some("gateway"));
             for r in t.ports.iter().flat_map(|p| &p.http) {
                 seen.extend((r.origin.ends_with("/d1")).then_some("delegate"));
                 seen.extend((!r.mirrors.is_empty()).then_some("mirror"));
@@ -130,6 +131,6 @@ fn generated_worlds_route_delegate_and_break() {
             }
         }
     }
-    let all = ["broken", "delegate", "elsewhere", "mirror", "policy", "subset"];
+    let all = ["broken", "delegate", "elsewhere", "gateway", "mirror", "policy", "subset"];
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
 }

@@ -64,6 +64,9 @@ pub fn edits() -> impl Strategy<Value = Edit> {
         2 => gateways(),
         2 => namespaces(),
         2 => policies(),
+        3 => pods(),
+        3 => istio_gateways(),
+        1 => secrets(),
         1 => mesh_config(),
     ];
     (any, prop::bool::weighted(0.75)).prop_map(|(document, put)| {
@@ -285,6 +288,52 @@ fn policies() -> BoxedStrategy<Value> {
                 .collect();
             json!({"kind": "AuthorizationPolicy", "metadata": meta(ns, name, json!({})),
                    "spec": {"targetRefs": refs}})
+        })
+        .boxed()
+}
+
+/// Of a gateway, of a waypoint, or of neither.
+fn pods() -> BoxedStrategy<Value> {
+    let gateway = prop_oneof![Just(None), Just(Some("ingress")), Just(Some("wp"))];
+    (namespace(), one_of(&["p1", "p2"]), gateway, one_of(&["ingressgateway", "egressgateway"]))
+        .prop_map(|(ns, name, gateway, istio)| {
+            let mut labels = json!({"istio": istio});
+            if let Some(gateway) = gateway {
+                labels["gateway.networking.k8s.io/gateway-name"] = json!(gateway);
+            }
+            json!({"kind": "Pod", "metadata": meta(ns, name, labels)})
+        })
+        .boxed()
+}
+
+fn istio_gateways() -> BoxedStrategy<Value> {
+    let selector = prop_oneof![
+        2 => Just(json!({"istio": "ingressgateway"})), 1 => Just(json!({"istio": "egressgateway"})),
+        1 => Just(json!({}))
+    ];
+    let tls = prop_oneof![
+        2 => Just(json!(null)),
+        1 => Just(json!({"mode": "SIMPLE", "credentialName": "s1"})),
+        1 => Just(json!({"mode": "MUTUAL", "credentialName": "s1"})),
+        1 => Just(json!({"httpsRedirect": true})),
+    ];
+    let port = prop::sample::select(&[80_u16, 8443][..]);
+    let hosts = some_of(&["*", "reviews.shop.svc.cluster.local", "shop/*.example.com", "./*"], 2);
+    (namespace(), one_of(&["ingress", "g2"]), selector, port, hosts, tls)
+        .prop_map(|(ns, name, selector, port, hosts, tls)| {
+            let server = json!({"port": {"number": port, "name": "p", "protocol": "HTTP"},
+                                "hosts": hosts, "tls": tls});
+            json!({"kind": "IstioGateway", "metadata": meta(ns, name, json!({})),
+                   "spec": {"selector": selector, "servers": [server]}})
+        })
+        .boxed()
+}
+
+fn secrets() -> BoxedStrategy<Value> {
+    (namespace(), one_of(&["s1", "s1-cacert"]), one_of(&["a", "b"]))
+        .prop_map(|(ns, name, text)| {
+            json!({"kind": "Secret", "metadata": meta(ns, name, json!({})),
+                   "stringData": {"tls.crt": text, "tls.key": text, "ca.crt": text}})
         })
         .boxed()
 }
