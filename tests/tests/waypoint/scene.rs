@@ -110,11 +110,12 @@ impl Scene {
         dialogue::connect(&self.client, &self.service.by_name())
     }
 
-    /// All that comes back for these bytes, until the waypoint ends it.
+    /// All that comes back for these bytes and their end.
     pub fn say(&self, bytes: impl AsRef<[u8]>) -> String {
         let sock = self.raw();
         // Whoever refuses may not read to the end.
         let _ = sock.write(bytes.as_ref());
+        let _ = sock.shutdown_write();
         let mut all = Vec::new();
         while let Ok(part) = sock.read_some(64 * 1024) {
             if part.is_empty() {
