@@ -129,6 +129,18 @@ impl Waypoint {
         log.lines().filter(|l| l.contains("access:")).filter_map(line).collect()
     }
 
+    /// SIGKILL; its pod stays.
+    pub fn kill(&mut self) {
+        self.process.take().unwrap().kill().unwrap();
+    }
+
+    /// Starts it anew in its pod.
+    pub fn restart(&mut self, mesh: &Mesh) {
+        let file = mesh.bed.dir().join(format!("token-{}", self.pod.name()));
+        let token = std::fs::read_to_string(file).unwrap();
+        self.start(mesh, &token);
+    }
+
     /// SIGTERM, and what it ends with.
     pub fn terminate(&mut self) {
         let process = self.process.take().unwrap();

@@ -74,9 +74,14 @@ pub fn upgrade_asked(headers: &HeaderMap) -> Option<HeaderValue> {
     let connection = headers.get_all(header::CONNECTION).iter();
     let asked = connection.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
     let mut asked = asked.map(str::trim);
-    asked
+    let to = asked
         .any(|t| t.eq_ignore_ascii_case("upgrade"))
-        .then(|| headers.get(header::UPGRADE).cloned())?
+        .then(|| headers.get(header::UPGRADE).cloned())??;
+    // Requests in HTTP/2, or within TLS, would go by unjudged. Whoever offers them is content with an
+    // answer in HTTP/1.1 (RFC 9110, section 7.8).
+    let mut to_all = to.to_str().ok()?.split(',').map(|t| t.trim().to_ascii_lowercase());
+    let hidden = to_all.any(|t| t == "h2c" || t.starts_with("tls/") || t.starts_with("http/"));
+    (!hidden).then_some(to)
 }
 
 pub fn clean_response(headers: &mut HeaderMap) {

@@ -124,6 +124,10 @@ pub struct Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let r = &mut self.record;
+        if r.response_code == 0 {
+            r.response_flags = "DC";
+            "the client is gone".clone_into(&mut r.response_code_details);
+        }
         r.took = self.begun.elapsed();
         r.duration = u64::try_from(r.took.as_millis()).unwrap_or(u64::MAX);
         if let Some(n) = &self.received {
@@ -242,6 +246,9 @@ pub async fn serve(
     if *request.method() == Method::CONNECT {
         return exchange.refuse(&Refusal::bad_request("CONNECT is for HBONE".to_owned()));
     }
+    if request.uri().path() == "*" && *request.method() != Method::OPTIONS {
+        return exchange.refuse(&Refusal::bad_request("* is for OPTIONS".to_owned()));
+    }
     let form = match normal(request.uri(), request.headers()) {
         Ok(form) => form,
         Err(e) => return exchange.refuse(&Refusal::bad_request(e.to_string())),
@@ -335,6 +342,11 @@ fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchan
     exchange.record.request_id = id;
 }
 
+/// What is not the client's to take off by naming it in `Connection`.
+fn of_a_proxy(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-forwarded-") || name == "x-request-id"
+}
+
 /// What ends at each hop, but for an upgrade that is asked for.
 fn end_of_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let upgrade = forward::upgrade_asked(headers);
@@ -344,6 +356,7 @@ fn end_of_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
         .filter_map(|n| n.trim().parse().ok())
+        .filter(|n: &HeaderName| !of_a_proxy(n))
         .collect();
     let trailers = headers.get(header::TE).is_some_and(|v| {
         v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")))
@@ -354,6 +367,7 @@ fn end_of_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+    headers.remove("http2-settings");
     // The client has been told to go on by this end of the hop.
     headers.remove(header::EXPECT);
     upgrade

@@ -327,7 +327,7 @@ async fn read_h2(r: &mut Option<RecvStream>) -> io::Result<Option<Bytes>> {
 /// Whether the peer has said all that it had to say, and reads no more.
 fn no_error(e: &io::Error) -> bool {
     let h2 = e.get_ref().and_then(|e| e.downcast_ref::<h2::Error>());
-    h2.is_some_and(|e| e.is_reset() && e.reason() == Some(Reason::NO_ERROR))
+    h2.is_some_and(|e| !e.is_go_away() && e.reason() == Some(Reason::NO_ERROR))
 }
 
 /// Reads to the end what nobody wants: a socket that is closed with something unread is reset, and

@@ -39,6 +39,10 @@ impl AsyncRead for StreamIo {
         while this.held.is_empty() {
             match ready!(this.receive.poll_data(cx)) {
                 Some(Ok(data)) => this.held = data,
+                // It comes after the end of what is sent (RFC 9113, section 8.1).
+                Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => {
+                    return Poll::Ready(Ok(()));
+                }
                 Some(Err(e)) => return Poll::Ready(Err(to_io(e))),
                 None => return Poll::Ready(Ok(())),
             }
@@ -92,8 +96,14 @@ impl AsyncWrite for StreamIo {
         Poll::Ready(Ok(n))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// Nothing is held here. Whoever waits for something else than the peer asks for this meanwhile,
+    /// and hears of a reset that it would see neither in reading nor in writing.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut().send.poll_reset(cx) {
+            Poll::Ready(Ok(Reason::NO_ERROR)) | Poll::Pending => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(reason)) => Poll::Ready(Err(to_io(reason.into()))),
+            Poll::Ready(Err(e)) => Poll::Ready(Err(to_io(e))),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

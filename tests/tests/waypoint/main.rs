@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod faults;
+mod floods;
+mod hostile;
+mod life;
 mod limits;
 mod policies;
+mod protocols;
 mod retries;
 mod routes;
 mod scene;
+mod streams;

@@ -1,9 +1,9 @@
 //! Two versions of one application, somebody who asks, and a waypoint between them.
 
 use anyhow::ensure;
-use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Service, Waypoint};
+use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Service, Waypoint, dialogue};
 use std::sync::atomic::{AtomicU32, Ordering};
-use testbed::eventually;
+use testbed::{Listener, Serve, Sock, eventually};
 
 pub const PORT: u16 = 9080;
 
@@ -19,12 +19,17 @@ pub struct Scene {
 impl Scene {
     /// `reviews` in versions v1 and v2, on a port of HTTP, behind the waypoint of its namespace.
     pub fn new(name: &str) -> Self {
+        Self::speaking(name, "http")
+    }
+
+    /// The same on a port of this name.
+    pub fn speaking(name: &str, protocol: &str) -> Self {
         let mesh = Mesh::new(name);
         let apps =
             vec![mesh.http_app(1, "reviews", "v1", PORT), mesh.http_app(2, "reviews", "v2", PORT)];
         let client = mesh.enrolled_pod(1, "client");
         let pods: Vec<&MeshPod> = apps.iter().map(|a| &a.pod).collect();
-        let service = mesh.service_of("reviews", "http", PORT, PORT, &pods);
+        let service = mesh.service_of("reviews", protocol, PORT, PORT, &pods);
         let waypoint = mesh.waypoint(2, "waypoint");
         mesh.use_waypoint(Some("waypoint"));
         mesh.bound(&service, Some("waypoint"));
@@ -100,6 +105,27 @@ impl Scene {
         ));
     }
 
+    /// A connection from the client, for bytes of any kind.
+    pub fn raw(&self) -> Sock {
+        dialogue::connect(&self.client, &self.service.by_name())
+    }
+
+    /// All that comes back for these bytes and their end.
+    pub fn say(&self, bytes: impl AsRef<[u8]>) -> String {
+        let sock = self.raw();
+        // Whoever refuses may not read to the end.
+        let _ = sock.write(bytes.as_ref());
+        let _ = sock.shutdown_write();
+        let mut all = Vec::new();
+        while let Ok(part) = sock.read_some(64 * 1024) {
+            if part.is_empty() {
+                break;
+            }
+            all.extend(part);
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
     /// How many requests with this key the applications have been asked, v1 and v2.
     pub fn counts(&self, key: &str) -> Vec<u64> {
         self.apps.iter().map(|a| a.count(PORT, key)).collect()
@@ -129,4 +155,48 @@ impl Scene {
     pub fn answered_by(&self, ask: &Ask, times: usize) -> Vec<String> {
         ask.times(&self.client, times).unwrap().iter().map(Answer::by).collect()
     }
+}
+
+/// An application that the test plays by hand, behind the waypoint.
+pub struct Played {
+    pub client: MeshPod,
+    _pod: MeshPod,
+    pub listener: Listener,
+    pub service: Service,
+    pub waypoint: Waypoint,
+    pub mesh: Mesh,
+}
+
+impl Played {
+    pub fn new(name: &str, protocol: &str, serve: Serve) -> Self {
+        let mesh = Mesh::new(name);
+        let pod = mesh.enrolled_pod(1, "played");
+        let client = mesh.enrolled_pod(2, "client");
+        let listener = dialogue::serve(&pod, PORT, serve);
+        let service = mesh.service_of("played", protocol, PORT, PORT, &[&pod]);
+        let waypoint = mesh.waypoint(2, "waypoint");
+        mesh.use_waypoint(Some("waypoint"));
+        mesh.bound(&service, Some("waypoint"));
+        Self { client, _pod: pod, listener, service, waypoint, mesh }
+    }
+
+    pub fn raw(&self) -> Sock {
+        dialogue::connect(&self.client, &self.service.by_name())
+    }
+
+    pub fn accept(&self) -> Sock {
+        self.listener.accept(SOON).unwrap()
+    }
+}
+
+/// Reads until this has come.
+#[track_caller]
+pub fn read_until(sock: &Sock, text: &str) -> String {
+    let mut all = String::new();
+    while !all.contains(text) {
+        let part = sock.read_some(4096).unwrap();
+        assert!(!part.is_empty(), "ended without {text:?}: {all:?}");
+        all.push_str(&String::from_utf8_lossy(&part));
+    }
+    all
 }

@@ -1,0 +1,205 @@
+//! A waypoint's life: changes, ends, and what it tells of requests.
+
+use crate::scene::{PORT, Scene};
+use anyhow::ensure;
+use culvert_tests::{Answer, Ask, SOON, attempt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use testbed::{Pod, eventually};
+
+/// Asks until it is told to stop.
+fn ask_on(ask: &Ask, from: &Pod, stop: &AtomicBool) -> Vec<Answer> {
+    let mut all = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        all.extend(ask.times(from, 50).unwrap());
+    }
+    all
+}
+
+#[test]
+fn changes_under_load_drop_nothing() {
+    let s = Scene::new("wp-changes");
+    s.subsets();
+    let stop = AtomicBool::new(false);
+    let all = std::thread::scope(|scope| {
+        let ask = Ask::get(&s.url("/"));
+        let (stop, client) = (&stop, &s.client);
+        let asking = scope.spawn(move || ask_on(&ask, client, stop));
+        for n in 0..50 {
+            if n % 10 == 5 {
+                s.destination("connectionPool: { http: { http2MaxRequests: 1000 } }");
+            } else if n % 10 == 9 {
+                s.destination("");
+            }
+            s.route_to(if n % 2 == 0 { "v1" } else { "v2" }, "");
+        }
+        stop.store(true, Ordering::Relaxed);
+        asking.join().unwrap()
+    });
+    let bad: Vec<_> = all.iter().filter(|a| a.status != 200).collect();
+    assert!(bad.is_empty(), "{} of {}: {:?}", bad.len(), all.len(), bad.first());
+    for version in ["reviews-v1", "reviews-v2"] {
+        assert!(all.iter().any(|a| a.by() == version), "{version} of {}", all.len());
+    }
+    s.is_well();
+}
+
+#[test]
+fn a_waypoint_that_is_told_to_end_finishes_what_it_does() {
+    let mut s = Scene::new("wp-drain");
+    let idle = s.raw();
+    idle.write(b"GET / HTTP/1.1\r\nhost: reviews\r\n\r\n").unwrap();
+    crate::scene::read_until(&idle, "\r\n\r\n");
+    let ask = Ask::get(&s.url("/?delay=3000&key=slow"));
+    let client = s.client.clone();
+    let asking = std::thread::spawn(move || ask.at_once(&client, 5));
+    eventually(SOON, || {
+        ensure!(s.counts("slow").iter().sum::<u64>() == 5);
+        Ok(())
+    })
+    .unwrap();
+    s.waypoint.terminate();
+    let all = asking.join().unwrap().unwrap();
+    assert!(all.iter().all(|a| a.status == 200), "{all:?}");
+    // Idle, it has nothing to wait for.
+    s.waypoint.restart(&s.mesh);
+    s.until(&Ask::get(&s.url("/")), |a| a.status == 200);
+    let begun = Instant::now();
+    s.waypoint.terminate();
+    assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+    // And again, while somebody asks and asks again.
+    s.waypoint.restart(&s.mesh);
+    s.until(&Ask::get(&s.url("/")), |a| a.status == 200);
+    s.is_well();
+}
+
+#[test]
+fn where_the_waypoint_is_gone_nobody_goes_around_it_until_it_is_not_asked_for() {
+    let mut s = Scene::new("wp-gone");
+    assert_eq!(s.get("/").status, 200);
+    s.waypoint.kill();
+    for _ in 0..3 {
+        let error = Ask::get(&s.url("/?key=around")).from(&s.client).unwrap_err();
+        assert!(!format!("{error:#}").is_empty());
+    }
+    assert_eq!(s.counts("around"), [0, 0]);
+    let log = s.mesh.agent_of(&s.client).log();
+    let of_client = format!("src.workload=\"{}\"", s.client.name());
+    let failed = |l: &&str| l.contains(&of_client) && l.contains(" error=\"");
+    let line = log.lines().find(failed).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("waypoint") || line.contains("refused"), "{line}");
+    // Nobody asks for it any more.
+    s.mesh.use_waypoint(None);
+    s.mesh.bound(&s.service, None);
+    let direct = s.get("/");
+    assert_eq!(direct.status, 200);
+    assert!(direct.asked()["headers"]["x-forwarded-client-cert"].is_null());
+    s.mesh.use_waypoint(Some("waypoint"));
+    s.mesh.bound(&s.service, Some("waypoint"));
+    s.waypoint.restart(&s.mesh);
+    let through = s.until(&Ask::get(&s.url("/")), |a| a.status == 200);
+    assert!(through.asked()["headers"]["x-forwarded-client-cert"].is_string());
+}
+
+#[test]
+fn policies_of_the_workload_judge_the_client_and_not_the_waypoint() {
+    let s = Scene::new("wp-principals");
+    let other = s.mesh.enrolled_pod(2, "other");
+    let allow = format!(
+        "{{ selector: {{ matchLabels: {{ app: reviews }} }}, action: ALLOW, rules: [\
+         {{ from: [{{ source: {{ principals: [\"{}\"] }} }}] }}] }}",
+        s.client.principal()
+    );
+    s.mesh.policy("default", "allow-client", &allow);
+    for app in &s.apps {
+        s.mesh.policy_bound("default/allow-client", &app.pod);
+    }
+    let of_other = Ask::get(&s.url("/"));
+    eventually(SOON, || {
+        let answer = of_other.from(&other)?;
+        ensure!(answer.status == 403, "{answer:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(s.get("/").status, 200);
+    // Around the waypoint, the same holds.
+    assert!(attempt(&other, &culvert_tests::at(s.apps[0].pod.ipv4(), PORT)).is_err());
+    let deny = format!(
+        "{{ selector: {{ matchLabels: {{ app: reviews }} }}, action: DENY, rules: [\
+         {{ from: [{{ source: {{ principals: [\"{}\"] }} }}] }}] }}",
+        s.client.principal()
+    );
+    s.mesh.policy("default", "deny-client", &deny);
+    let denied = s.until(&Ask::get(&s.url("/")), |a| a.status == 403);
+    assert_eq!(denied.body, "RBAC: access denied");
+    let log = s.waypoint.access_log();
+    let line = log.last().unwrap();
+    let why = line["response_code_details"].as_str().unwrap();
+    assert!(why.contains("deny-client"), "{line}");
+}
+
+#[test]
+fn requests_are_counted_and_told_in_istios_words() {
+    let s = Scene::new("wp-telemetry");
+    let post = Ask::get(&s.url("/a?b=c")).method("POST").body("12345");
+    let answer = s.ask(&post.header("user-agent: tester").header("x-request-id: the-one"));
+    let by = answer.by();
+    assert_eq!(answer.asked()["headers"]["x-request-id"], "the-one");
+    assert_eq!(s.get("/?status=404").status, 404);
+    let log = s.waypoint.access_log();
+    let line = &log[0];
+    for (field, wanted) in [
+        ("method", "POST"),
+        ("path", "/a?b=c"),
+        ("protocol", "HTTP/1.1"),
+        ("user_agent", "tester"),
+        ("request_id", "the-one"),
+        ("response_flags", "-"),
+        ("downstream_peer", &s.client.identity()),
+        ("upstream_cluster", &format!("outbound|{PORT}||{}", s.service.hostname())),
+        ("authority", &s.service.by_name()),
+    ] {
+        assert_eq!(line[field], wanted, "{field}: {line}");
+    }
+    assert_eq!((&line["response_code"], &line["bytes_received"]), (&200.into(), &5.into()));
+    assert_eq!(line["bytes_sent"], answer.body.len(), "{line}");
+    let metrics = s.waypoint.metrics();
+    let total = |code: &str| {
+        let code = format!("response_code=\"{code}\"");
+        let of = |l: &&str| l.starts_with("istio_requests_total{") && l.contains(&code);
+        metrics.lines().find(of).unwrap_or_else(|| panic!("{metrics}")).to_owned()
+    };
+    let (ok, not_found) = (total("200"), total("404"));
+    assert!(ok.ends_with(" 1") && not_found.ends_with(" 1"), "{ok}\n{not_found}");
+    for label in [
+        "reporter=\"waypoint\"",
+        "source_workload=\"client\"",
+        "source_workload_namespace=\"default\"",
+        &format!("source_principal=\"{}\"", s.client.identity()),
+        &format!("destination_workload=\"{by}\""),
+        "destination_service_name=\"reviews\"",
+        "destination_service_namespace=\"default\"",
+        &format!("destination_service=\"{}\"", s.service.hostname()),
+        "connection_security_policy=\"mutual_tls\"",
+        "request_protocol=\"http\"",
+        "response_flags=\"-\"",
+    ] {
+        assert!(ok.contains(label), "{label}: {ok}");
+    }
+    // A client that is gone before the answer.
+    let gone = s.raw();
+    gone.write(b"GET /?delay=20000&key=gone HTTP/1.1\r\nhost: reviews\r\n\r\n").unwrap();
+    eventually(SOON, || {
+        ensure!(s.counts("gone").iter().sum::<u64>() == 1);
+        Ok(())
+    })
+    .unwrap();
+    gone.reset().unwrap();
+    eventually(SOON, || {
+        let log = s.waypoint.access_log();
+        let line = log.iter().find(|l| l["path"].as_str().is_some_and(|p| p.contains("gone")));
+        ensure!(line.is_some_and(|l| l["response_flags"] == "DC"), "{line:?}");
+        Ok(())
+    })
+    .unwrap();
+}
