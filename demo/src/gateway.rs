@@ -10,6 +10,7 @@ use culvert_tests::{
 use std::{process::Command, time::Duration};
 use testbed::eventually;
 
+const HOST: &str = "bookinfo.example";
 const SOON: Duration = Duration::from_secs(30);
 
 fn title(text: &str) {
@@ -60,7 +61,7 @@ pub fn all(b: &Bookinfo) -> anyhow::Result<Vec<Waypoint>> {
     https::secret(&b.mesh, "bookinfo", &authority.issue("bookinfo.example"), "");
     let at = (gateway.pod.ipv4(), 8443).into();
     let fetch = || {
-        https::get(&outsider, at, "bookinfo.example", "/productpage", &authority, None)
+        https::get(&outsider, at, HOST, HOST, "/productpage", &authority, None)
             .map_err(anyhow::Error::msg)
     };
     let page = eventually(SOON, fetch)?;
@@ -68,7 +69,7 @@ pub fn all(b: &Bookinfo) -> anyhow::Result<Vec<Waypoint>> {
     let next = Authority::new("next");
     https::secret(&b.mesh, "bookinfo", &next.issue("bookinfo.example"), "");
     eventually(SOON, || {
-        https::get(&outsider, at, "bookinfo.example", "/productpage", &next, None)
+        https::get(&outsider, at, HOST, HOST, "/productpage", &next, None)
             .map_err(anyhow::Error::msg)
     })?;
     println!("  the page came; and with the next certificate, without a restart");

@@ -36,10 +36,12 @@ impl Authority {
     }
 }
 
-/// GET by HTTPS from a pod's network: the head and the body, or why there is none.
+/// GET by HTTPS of `name`, for `host`, from a pod's network: the head and the body, or why there is none.
+#[allow(clippy::too_many_arguments)]
 pub fn get(
     from: &Pod,
     to: SocketAddr,
+    name: &str,
     host: &str,
     path: &str,
     trusted: &Authority,
@@ -60,11 +62,11 @@ pub fn get(
             builder.with_client_auth_cert(chain, key).unwrap()
         }
     };
-    let name = ServerName::try_from(host.to_owned()).unwrap();
+    let server = ServerName::try_from(name.to_owned()).unwrap();
     let fetched = testbed::inside(&from.netns_path(), || {
         let tcp = TcpStream::connect(to)?;
         tcp.set_read_timeout(Some(SOON))?;
-        let connection = rustls::ClientConnection::new(Arc::new(config), name)?;
+        let connection = rustls::ClientConnection::new(Arc::new(config), server)?;
         let mut tls = rustls::StreamOwned::new(connection, tcp);
         write!(tls, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();

@@ -126,7 +126,7 @@ mod https {
         own: Option<&Issued>,
     ) -> Result<String, String> {
         let to = (s.gateway.pod.ipv4(), 8443).into();
-        culvert_tests::https::get(&s.outsider, to, host, "/public", trusted, own)
+        culvert_tests::https::get(&s.outsider, to, host, host, "/public", trusted, own)
     }
 
     #[test]
@@ -171,6 +171,12 @@ mod https {
         good(&first, "closed.example", Some(&ours));
         get(&s, "closed.example", &first, None).unwrap_err();
         get(&s, "closed.example", &first, Some(&theirs)).unwrap_err();
+
+        // Nor by the other server's name, which asks for none.
+        let to = (s.gateway.pod.ipv4(), 8443).into();
+        let (name, host) = ("shop.example", "closed.example");
+        let around = culvert_tests::https::get(&s.outsider, to, name, host, "/", &first, None);
+        assert!(around.unwrap().starts_with("HTTP/1.1 421"));
 
         secret(&s.mesh, "shop", &second.issue("shop.example"), "");
         good(&second, "shop.example", None);

@@ -53,7 +53,7 @@ struct Config {
 }
 
 struct Certificate {
-    hosts: Vec<String>,
+    hosts: Arc<[String]>,
     /// Or why there is none.
     server: Result<Arc<ServerConfig>, String>,
 }
@@ -228,7 +228,7 @@ async fn connection(
         http2: false,
     };
     if config.certificates.is_empty() {
-        return speak(proxy, downstream(false), stream).await;
+        return speak(proxy, downstream(None), stream).await;
     }
     let handshake = async {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream)
@@ -240,10 +240,11 @@ async fn connection(
             .certificate(name.as_deref())
             .ok_or_else(|| format!("no server of the gateway is for {}", asked()))?;
         let server = certificate.server.clone().map_err(|why| format!("{}: {why}", asked()))?;
-        hello.into_stream(server).await.map_err(|e| e.to_string())
+        let stream = hello.into_stream(server).await.map_err(|e| e.to_string())?;
+        Ok::<_, String>((stream, certificate.hosts.clone()))
     };
     match tokio::time::timeout(HANDSHAKE, Box::pin(handshake)).await {
-        Ok(Ok(stream)) => speak(proxy, downstream(true), stream).await,
+        Ok(Ok((stream, hosts))) => speak(proxy, downstream(Some(hosts)), stream).await,
         Ok(Err(why)) => tracing::info!(%client, port, why, "TLS hand-shake failed"),
         Err(_) => tracing::info!(%client, port, "TLS hand-shake took too long"),
     }

@@ -48,7 +48,12 @@ pub enum Came {
     /// Within the mesh, to a service's virtual address.
     ToService(Arc<Service>),
     /// From wherever, to a port of a gateway.
-    ToGateway { tls: bool, redirected: Arc<[String]> },
+    ToGateway {
+        /// The hosts of the server whose certificate was shown: another's may ask more of a client.
+        /// None in plaintext.
+        tls: Option<Arc<[String]>>,
+        redirected: Arc<[String]>,
+    },
 }
 
 impl Downstream {
@@ -72,7 +77,7 @@ impl Downstream {
 
     pub fn scheme(&self) -> &'static str {
         match self.came {
-            Came::ToGateway { tls: true, .. } => "https",
+            Came::ToGateway { tls: Some(_), .. } => "https",
             _ => "http",
         }
     }
@@ -258,6 +263,11 @@ pub async fn serve(
         && let Some(location) = to_https(redirected, &form, request.uri().query())
     {
         return exchange.redirect(StatusCode::MOVED_PERMANENTLY, location);
+    }
+    if let Came::ToGateway { tls: Some(hosts), .. } = &downstream.came
+        && !hosts.iter().any(|p| routes::names::matches(p, without_port(&form.authority)))
+    {
+        return exchange.refuse(&Refusal::misdirected());
     }
     let table = downstream.table(&proxy, &form.authority);
     let found = table.as_ref().and_then(|t| Some((t, t.port(downstream.asked.port())?)));

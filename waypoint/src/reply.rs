@@ -30,6 +30,12 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "DPE", &body, why)
     }
 
+    /// For another server of the gateway than the one that the TLS is with (RFC 9110, section 15.5.20).
+    pub fn misdirected() -> Self {
+        let why = "the host is not one of the server that the connection's TLS is for".to_owned();
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "NR", "", why)
+    }
+
     pub fn denied(why: String) -> Self {
         Self::new(StatusCode::FORBIDDEN, "-", "RBAC: access denied", why)
     }

@@ -317,7 +317,9 @@ async fn read_h2(r: &mut Option<RecvStream>) -> io::Result<Option<Bytes>> {
             }
             Some(Ok(bytes)) => return Ok(Some(bytes)),
             // It comes after the end of what is sent.
-            Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => return Ok(None),
+            Some(Err(e)) if !e.is_go_away() && e.reason() == Some(Reason::NO_ERROR) => {
+                return Ok(None);
+            }
             Some(Err(e)) => return Err(into_io(e)),
             None => return Ok(None),
         }

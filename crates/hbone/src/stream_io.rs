@@ -40,7 +40,7 @@ impl AsyncRead for StreamIo {
             match ready!(this.receive.poll_data(cx)) {
                 Some(Ok(data)) => this.held = data,
                 // It comes after the end of what is sent (RFC 9113, section 8.1).
-                Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => {
+                Some(Err(e)) if !e.is_go_away() && e.reason() == Some(Reason::NO_ERROR) => {
                     return Poll::Ready(Ok(()));
                 }
                 Some(Err(e)) => return Poll::Ready(Err(to_io(e))),
