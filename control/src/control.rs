@@ -231,3 +231,66 @@ impl Control {
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::source::Change;
+
+    fn control(yaml: &str) -> Arc<Control> {
+        let cluster = Cluster {
+            id: "Kubernetes".to_owned(),
+            network: String::new(),
+            domain: "cluster.local".to_owned(),
+        };
+        let nowhere = std::env::temp_dir().join(format!("culvert-no-vips-{}", std::process::id()));
+        let control = Control::new(cluster, nowhere).unwrap();
+        let (objects, _) = istio_api::parse_documents("test.yaml", yaml);
+        let change =
+            |o: istio_api::Object| Change { key: o.key.clone(), object: Some(Arc::new(o)) };
+        let changes = objects.into_iter().map(change).collect();
+        control.apply(Batch { changes, diagnostics: Vec::new() }, true);
+        control
+    }
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\n\
+        metadata: {name: wp-1, namespace: ns, labels: {gateway.networking.k8s.io/gateway-name: wp}}\n\
+        spec: {nodeName: n, serviceAccountName: wp}\nstatus: {phase: Running, podIP: 10.0.0.1}\n";
+
+    fn account(namespace: &str, name: &str) -> Account {
+        Account { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workload_is_itself_and_nobody_else() {
+        let c = control(POD);
+        let id = |s: &str| s.parse::<SpiffeId>().unwrap();
+        let own = id("spiffe://cluster.local/ns/ns/sa/wp");
+        c.may_be(&account("ns", "wp"), &own).await.unwrap();
+        for other in [
+            "spiffe://cluster.local/ns/ns/sa/another",
+            "spiffe://cluster.local/ns/other/sa/wp",
+            "spiffe://other.local/ns/ns/sa/wp",
+        ] {
+            c.may_be(&account("ns", "wp"), &id(other)).await.unwrap_err();
+        }
+        // Nor without a pod of its own.
+        control("").may_be(&account("ns", "wp"), &own).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn routes_go_to_pods_of_their_gateway_under_their_own_account() {
+        let c = control(POD);
+        assert_eq!(c.may_serve(&account("ns", "wp"), "wp").await.unwrap(), "ns/wp/");
+        for (namespace, name, gateway) in [
+            ("ns", "wp", "another"),
+            ("ns", "another", "wp"),
+            ("other", "wp", "wp"),
+            ("ns", "wp", ""),
+            ("ns", "wp", "../wp"),
+        ] {
+            c.may_serve(&account(namespace, name), gateway).await.unwrap_err();
+        }
+    }
+}

@@ -488,7 +488,7 @@ pub fn workload_entry(
         format!("{}/networking.istio.io/WorkloadEntry/{namespace}/{}", cluster.id, o.key.name),
         o,
         w,
-        address,
+        Whereabouts::At(address),
         &labels,
         services,
         snapshot,
@@ -496,12 +496,18 @@ pub fn workload_entry(
     ))
 }
 
+/// Where an endpoint is: at an address, or wherever its name leads.
+enum Whereabouts<'a> {
+    At(IpAddr),
+    Named(&'a str),
+}
+
 #[allow(clippy::too_many_arguments)]
 fn entry_workload(
     uid: String,
     o: &Object,
     w: &WorkloadEntry,
-    address: IpAddr,
+    whereabouts: Whereabouts<'_>,
     labels: &Labels,
     services: BTreeMap<String, pb::PortList>,
     snapshot: &Snapshot,
@@ -512,11 +518,16 @@ fn entry_workload(
     // A machine that runs an agent of its own says so as a pod does.
     let hbone =
         o.meta.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
+    let (addresses, hostname) = match whereabouts {
+        Whereabouts::At(address) => (vec![bytes(address)], String::new()),
+        Whereabouts::Named(name) => (Vec::new(), name.to_ascii_lowercase()),
+    };
     pb::Workload {
         uid,
         name: o.key.name.clone(),
         namespace: o.key.namespace.clone(),
-        addresses: vec![bytes(address)],
+        addresses,
+        hostname,
         network: if w.network.is_empty() { network(labels, cluster) } else { w.network.clone() },
         tunnel_protocol: tunnel(hbone),
         trust_domain: snapshot.mesh().trust_domain.clone(),
@@ -550,7 +561,13 @@ pub fn service_entry(
         .labels
         .get("networking.istio.io/enable-autoallocate-ip")
         .is_none_or(|v| v != "false");
+    let waypoint = snapshot.view(&cluster.domain).waypoint_of_service(o);
+    let by_name = matches!(s.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
     let mut own_or_given = |host: &str| {
+        // A waypoint resolves names; without one, whoever asks does, and goes there by himself.
+        if by_name && waypoint.is_none() {
+            return Vec::new();
+        }
         // As Istio has it: an address stands for one host. A wildcard has those that it is given, or
         // its endpoints'.
         let given = s.addresses.is_empty()
@@ -563,8 +580,7 @@ pub fn service_entry(
         }
         addresses(s.addresses.iter(), cluster)
     };
-    let waypoint = snapshot.view(&cluster.domain).waypoint_of_service(o);
-    let waypoint = waypoint.map(|w| gateway_address(&w, cluster));
+    let gateway = waypoint.as_ref().map(|w| gateway_address(w, cluster));
     let services = s
         .hosts
         .iter()
@@ -577,25 +593,33 @@ pub fn service_entry(
             subject_alt_names: s.subject_alt_names.clone(),
             load_balancing: (s.resolution == Resolution::None).then(passthrough),
             visibility: visibility(&s.export_to, namespace),
-            waypoint: waypoint.clone(),
+            waypoint: gateway.clone(),
             ..pb::Service::default()
         })
         .collect();
-    let workloads = s
-        .endpoints
-        .iter()
-        .filter_map(|e| {
-            let address: IpAddr = e.address.parse().ok()?;
-            let ports = entry_ports(s, Some(e));
-            let services =
-                s.hosts.iter().map(|h| (format!("{namespace}/{h}"), ports.clone())).collect();
-            let uid = format!(
-                "{}/networking.istio.io/ServiceEntry/{namespace}/{}/{address}",
-                cluster.id, o.key.name
-            );
-            Some(entry_workload(uid, o, e, address, &e.labels, services, snapshot, cluster))
-        })
-        .collect();
+    let uid = |at: &str| {
+        let id = &cluster.id;
+        format!("{id}/networking.istio.io/ServiceEntry/{namespace}/{}/{at}", o.key.name)
+    };
+    let endpoint = |e: &WorkloadEntry, whereabouts: Whereabouts<'_>, hosts: &[String]| {
+        let ports = entry_ports(s, Some(e));
+        let services = hosts.iter().map(|h| (format!("{namespace}/{h}"), ports.clone())).collect();
+        let uid = match whereabouts {
+            Whereabouts::At(address) => uid(&address.to_string()),
+            Whereabouts::Named(name) => uid(name),
+        };
+        entry_workload(uid, o, e, whereabouts, &e.labels, services, snapshot, cluster)
+    };
+    let itself = s.endpoints.is_empty() && s.workload_selector.is_none() && by_name;
+    let own = s.endpoints.iter().filter_map(|e| match e.address.parse() {
+        Ok(address) => Some(endpoint(e, Whereabouts::At(address), &s.hosts)),
+        Err(_) if by_name => Some(endpoint(e, Whereabouts::Named(&e.address), &s.hosts)),
+        Err(_) => None,
+    });
+    let none = WorkloadEntry::default();
+    let hosts = s.hosts.iter().filter(|h| itself && !h.starts_with('*'));
+    let of_hosts = hosts.map(|h| endpoint(&none, Whereabouts::Named(h), std::slice::from_ref(h)));
+    let workloads = own.chain(of_hosts).collect();
     (services, workloads)
 }
 

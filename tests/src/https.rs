@@ -76,6 +76,17 @@ pub fn get(
     fetched.map_err(|e| format!("{e:#}"))
 }
 
+/// A Secret whose text is neither certificate nor key.
+pub fn spoil(mesh: &Mesh, name: &str) {
+    mesh.apply(
+        &format!("secret-{name}"),
+        &format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{ namespace: default, name: {name} }}\n\
+             type: kubernetes.io/tls\nstringData: {{ tls.crt: nonsense, tls.key: nonsense }}\n"
+        ),
+    );
+}
+
 /// A Secret of type kubernetes.io/tls, in `default`; with roots for clients, if given.
 pub fn secret(mesh: &Mesh, name: &str, issued: &Issued, more: &str) {
     let indent = |pem: String| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use testbed::{Pod, Proc, eventually};
 
 use crate::control::DISCOVERY;
-use crate::{Mesh, MeshPod, SOON, Service, Spec, binary, http, manifest};
+use crate::{Mesh, MeshPod, SOON, Service, Spec, binary, http, https, manifest, names};
 
 /// `culvert-waypoint` in a pod that is not captured itself.
 pub struct Waypoint {
@@ -88,6 +88,7 @@ impl Waypoint {
         command.args(["--pod", self.pod.name(), "--service-account", &self.pod.account()]);
         command.args(["--control", &format!("https://{DISCOVERY}")]);
         command.args(["--root-cert", &text(&mesh.control.root_cert()), "--token", &text(&file)]);
+        command.args(["--name-server", &names::server_of(&self.pod).to_string()]);
         let process = self.pod.spawn(command).unwrap();
         self.process = Some(process);
         self.wait_until_ready();
@@ -190,6 +191,38 @@ impl Mesh {
         self.enroll(&pod);
         HttpApp { pod, process }
     }
+
+    /// The same outside the mesh: in plaintext, or with TLS, for clients of an authority or for all.
+    pub fn outside_app(
+        &self,
+        node: usize,
+        name: &str,
+        port: u16,
+        tls: Option<&Tls<'_>>,
+    ) -> HttpApp {
+        let pod = self.pod(node, Spec::named(name).label("istio.io/dataplane-mode", "none"));
+        let mut command = Command::new(binary("http-app"));
+        command.args(["serve", "--port", &port.to_string(), "--name", name]);
+        if let Some(tls) = tls {
+            let dir = self.bed.dir().join(format!("tls-{name}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("chain.pem"), tls.own.0.pem()).unwrap();
+            std::fs::write(dir.join("key.pem"), tls.own.1.serialize_pem()).unwrap();
+            if let Some(clients) = tls.clients {
+                std::fs::write(dir.join("roots.pem"), clients.pem()).unwrap();
+            }
+            command.arg("--tls").arg(&dir);
+        }
+        let process = pod.spawn(command).unwrap();
+        process.wait_for_output("listens on", SOON).unwrap();
+        HttpApp { pod, process }
+    }
+}
+
+/// What a server shows, and whom it lets in.
+pub struct Tls<'a> {
+    pub own: &'a https::Issued,
+    pub clients: Option<&'a https::Authority>,
 }
 
 /// A request, and what is wanted of it.

@@ -117,7 +117,7 @@ fn a_gateway_opens_hosts_and_paths_and_nothing_else() {
 
 mod https {
     use super::*;
-    use culvert_tests::https::{Authority, Issued, secret};
+    use culvert_tests::https::{Authority, Issued, secret, spoil};
 
     fn get(
         s: &Scene,
@@ -181,5 +181,21 @@ mod https {
         secret(&s.mesh, "shop", &second.issue("shop.example"), "");
         good(&second, "shop.example", None);
         get(&s, "shop.example", &first, None).unwrap_err();
+        // What cannot be served changes nothing, and is said; what is gone is not served.
+        spoil(&s.mesh, "shop");
+        eventually(SOON, || {
+            anyhow::ensure!(s.gateway.log().contains("TLS cannot be served for these hosts"));
+            Ok(())
+        })
+        .unwrap();
+        good(&second, "shop.example", None);
+        s.mesh.delete("secret-shop");
+        eventually(SOON, || {
+            let answer = get(&s, "shop.example", &second, None);
+            anyhow::ensure!(answer.is_err(), "{answer:?}");
+            Ok(())
+        })
+        .unwrap();
+        good(&first, "closed.example", Some(&ours));
     }
 }

@@ -1,15 +1,18 @@
 //! The endpoints of one port of one subset at run time: who is there, who is well, and how much may
 //! be under way.
 
-use mesh::{Mesh, NamespacedHostname, Workload};
+use crate::{proxy::Proxy, tls::ClientTls};
+use mesh::{NamespacedHostname, Workload};
 use routes::{
     balance::{Endpoint, Endpoints, Outcome, Present},
     execute::DestinationPort,
     names::ServiceName,
 };
 use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Instant,
@@ -22,13 +25,21 @@ pub struct Cluster {
     pub subset: String,
     pub settings: Arc<DestinationPort>,
     pub labels: Vec<(String, String)>,
-    endpoints: Mutex<(u64, Arc<Endpoints<Arc<Workload>>>)>,
+    pub tls: Option<ClientTls>,
+    endpoints: Mutex<Known>,
     requests: Arc<AtomicU32>,
     retries: Arc<AtomicU32>,
     /// Over HTTP/1, of which a connection carries one at a time; more wait.
     connections: Arc<AtomicU32>,
     waiting: Arc<AtomicU32>,
     freed: tokio::sync::Notify,
+}
+
+/// The endpoints as of some epochs of the mesh and of the resolver.
+#[derive(Default)]
+struct Known {
+    epochs: (u64, u64),
+    endpoints: Arc<Endpoints<Arc<Workload>>>,
 }
 
 /// Why a request may not be sent now.
@@ -38,8 +49,6 @@ pub enum Overflow {
     Requests,
     #[error("as many requests wait as connectionPool.http.http1MaxPendingRequests allows")]
     Pending,
-    #[error("as many retries are under way as connectionPool.http.maxRetries or the budget allows")]
-    Retries,
 }
 
 /// One of a number that has a limit.
@@ -85,6 +94,7 @@ impl Cluster {
                 hostname: name.hostname.as_str().into(),
             },
             subset: subset.to_owned(),
+            tls: settings.policy.tls.clone().map(ClientTls::new),
             settings,
             labels,
             endpoints: Mutex::default(),
@@ -102,47 +112,79 @@ impl Cluster {
         format!("outbound|{port}|{subset}|{}", self.service.hostname)
     }
 
-    /// Those that are there now.
-    pub fn endpoints(&self, mesh: &Mesh, own: &Workload) -> Arc<Endpoints<Arc<Workload>>> {
-        let epoch = mesh.epoch();
-        let mut held = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.0 == epoch && epoch != 0 {
-            return held.1.clone();
+    /// Those that are there now. Who comes first to names waits until they are resolved.
+    pub async fn endpoints(&self, proxy: &Proxy, own: &Workload) -> Arc<Endpoints<Arc<Workload>>> {
+        let epochs = (proxy.mesh.epoch(), proxy.resolver.epoch());
+        {
+            let known = self.lock();
+            if known.epochs == epochs && epochs.0 != 0 {
+                return known.endpoints.clone();
+            }
         }
+        let named = proxy.mesh.named_endpoints(&self.service, self.settings.port);
+        for (w, _) in &named {
+            let settled = proxy.resolver.settled(w.hostname.as_deref().unwrap_or_default());
+            let _ = tokio::time::timeout(self.settings.policy.connect_timeout, settled).await;
+        }
+        let present = self.present(proxy, own, named);
+        let mut held = self.lock();
+        // What is the same as before keeps its turn.
+        let known: HashSet<_> = held
+            .endpoints
+            .all()
+            .iter()
+            .map(|e| (Arc::as_ptr(&e.workload), e.address, e.distance))
+            .collect();
+        let is_known =
+            |p: &Present<_>| known.contains(&(Arc::as_ptr(&p.workload), p.address, p.distance));
+        if present.len() != known.len() || !present.iter().all(is_known) {
+            let start = usize::from(rand::random::<u16>());
+            let policy = &self.settings.policy;
+            held.endpoints = Arc::new(Endpoints::new(present, &held.endpoints, policy, start));
+        }
+        held.epochs = epochs;
+        held.endpoints.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn present(
+        &self,
+        proxy: &Proxy,
+        own: &Workload,
+        named: Vec<(Arc<Workload>, u16)>,
+    ) -> Vec<Present<Arc<Workload>>> {
+        let port = self.settings.port;
         let has = |w: &Workload| {
             self.labels
                 .iter()
                 .all(|(k, v)| w.labels.iter().any(|(ok, ov)| **ok == **k && **ov == **v))
         };
+        let present = |key: String, workload: Arc<Workload>, address| Present {
+            key,
+            distance: self.distance(&workload, own),
+            workload,
+            address,
+        };
         // A waypoint chooses among the endpoints itself.
-        let beyond = mesh.through_waypoint(own, &self.service, self.settings.port);
-        let through = beyond.is_some();
-        let all = beyond.unwrap_or_else(|| mesh.endpoints(&self.service, self.settings.port));
-        let present: Vec<Present<Arc<Workload>>> = all
-            .into_iter()
-            .filter(|(w, _)| through || has(w))
-            .map(|(workload, address)| Present {
-                key: workload.uid.to_string(),
-                distance: self.distance(&workload, own),
-                workload,
-                address,
-            })
-            .collect();
-        // What is the same as before keeps its turn.
-        let same = present.len() == held.1.all().len()
-            && present.iter().all(|p| {
-                held.1.all().iter().any(|e| {
-                    e.address == p.address
-                        && e.distance == p.distance
-                        && Arc::ptr_eq(&e.workload, &p.workload)
-                })
-            });
-        if !same {
-            let start = usize::from(rand::random::<u16>());
-            held.1 = Arc::new(Endpoints::new(present, &held.1, &self.settings.policy, start));
+        if let Some(beyond) = proxy.mesh.through_waypoint(own, &self.service, port) {
+            return beyond.into_iter().map(|(w, at)| present(w.uid.to_string(), w, at)).collect();
         }
-        held.0 = epoch;
-        held.1.clone()
+        let numbered = proxy.mesh.endpoints(&self.service, port).into_iter();
+        let numbered = numbered.filter(|(w, _)| has(w));
+        let mut all: Vec<_> = numbered.map(|(w, at)| present(w.uid.to_string(), w, at)).collect();
+        for (w, port) in named.into_iter().filter(|(w, _)| has(w)) {
+            let name = w.hostname.as_deref().unwrap_or_default();
+            let reachable =
+                |ip: &&IpAddr| own.addresses.iter().any(|a| a.is_ipv4() == ip.is_ipv4());
+            for ip in proxy.resolver.addresses(name).iter().filter(reachable) {
+                let at = SocketAddr::new(*ip, port);
+                all.push(present(format!("{}/{ip}", w.uid), w.clone(), at));
+            }
+        }
+        all
     }
 
     /// 0 within the same subzone, then zone, then region, then where the region fails over to.
@@ -167,7 +209,7 @@ impl Cluster {
     }
 
     /// Envoy's retry budget where there is one, else its limit, which is Istio's: 2^32-1.
-    pub fn begin_retry(&self) -> Result<Counted, Overflow> {
+    pub fn begin_retry(&self) -> Option<Counted> {
         let policy = &self.settings.policy;
         let limit = match policy.retry_budget {
             Some((hundredths, least)) => {
@@ -177,7 +219,7 @@ impl Cluster {
             }
             None => policy.max_retries,
         };
-        Counted::take(&self.retries, limit).ok_or(Overflow::Retries)
+        Counted::take(&self.retries, limit)
     }
 
     /// Room for a connection of HTTP/1, waited for as far as others may be waiting.

@@ -155,9 +155,15 @@ async fn attempts(
     loop {
         let number = u32::try_from(tried.len()).unwrap_or(u32::MAX);
         record.attempts = number + 1;
-        let again = |tried: Tried<'_>| {
+        // One retry ends where the next begins. Without room for that, what there is is the answer.
+        let mut again = |tried: Tried<'_>| {
+            drop(retrying.take());
             let retry = route.retry.as_ref()?;
-            (number < retry.attempts && wanted(retry, tried) && body.again()).then_some(retry)
+            if number >= retry.attempts || !wanted(retry, tried) {
+                return None;
+            }
+            retrying = cluster.begin_retry();
+            (retrying.is_some() && body.again()).then_some(retry)
         };
         let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body).await;
         let (to, endpoints, active, outcome) = match attempt {
@@ -165,12 +171,11 @@ async fn attempts(
             Ok(tried) => tried,
         };
         record.upstream_host = Some(to.address);
-        let (retry, refusal) = match outcome {
+        let retry = match outcome {
             Ok(Answered { mut response, back }) => {
                 let status = response.status();
                 match again(Tried::Answered(status.as_u16(), response.headers())) {
                     None => {
-                        drop(retrying);
                         if let Some(cookie) = cookie {
                             response.headers_mut().append(header::SET_COOKIE, cookie);
                         }
@@ -178,7 +183,7 @@ async fn attempts(
                     }
                     Some(retry) => {
                         cluster.report(&endpoints, &to, Outcome::Status(status.as_u16()));
-                        (retry, None)
+                        retry
                     }
                 }
             }
@@ -194,17 +199,11 @@ async fn attempts(
                 };
                 match again(tried) {
                     None => return Err(refusal),
-                    Some(retry) => (retry, Some(refusal)),
+                    Some(retry) => retry,
                 }
             }
         };
-        drop(retrying.take());
         drop(active);
-        match cluster.begin_retry() {
-            Ok(counted) => retrying = Some(counted),
-            // Envoy gives the answer that there is; it has been let go of here.
-            Err(overflow) => return Err(refusal.unwrap_or_else(|| overflow.into())),
-        }
         tokio::time::sleep(backoff(retry, number)).await;
         tried.push(to);
     }
@@ -237,7 +236,8 @@ async fn one(
         cluster,
         hash,
         if retry.is_some_and(|r| r.same_host_again) { &[] } else { tried },
-    )?;
+    )
+    .await?;
     judge(&given.proxy, &given.downstream, cluster, &to)?;
     let active = Active::new(to.clone());
     let outcome = try_one(given, retry, cluster, &to, body.attempt()).await?;
@@ -257,6 +257,7 @@ async fn try_one(
     let attempt = Attempt {
         to,
         http2,
+        tls: cluster.tls.as_ref(),
         connect_timeout: policy.connect_timeout,
         idle_timeout: policy.idle_timeout,
         most_requests: policy.max_requests_per_connection,
@@ -286,13 +287,13 @@ fn speaks_http2(given: &Given, cluster: &Cluster) -> bool {
     }
 }
 
-fn choose(
+async fn choose(
     given: &Given,
     cluster: &Cluster,
     hash: Option<u64>,
     avoid: &[Arc<To>],
 ) -> Result<Chosen, Refusal> {
-    let endpoints = cluster.endpoints(&given.proxy.mesh, &given.downstream.own);
+    let endpoints = cluster.endpoints(&given.proxy, &given.downstream.own).await;
     let policy = &cluster.settings.policy;
     let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), hash, avoid);
     let to = chosen.ok_or_else(|| Refusal::no_endpoint(&cluster.name()))?;
@@ -309,7 +310,10 @@ pub fn judge(
 ) -> Result<(), Refusal> {
     // Elsewhere the destination's own agent, or its waypoint, judges what it sees: this proxy.
     let is_endpoint = to.workload.services.get(&cluster.service).is_some();
-    if downstream.is_gateway() || !is_endpoint {
+    // A ServiceEntry's endpoint outside the mesh is not one of its namespace's workloads.
+    let outside =
+        !to.workload.hbone && to.workload.uid.contains("/networking.istio.io/ServiceEntry/");
+    if downstream.is_gateway() || !is_endpoint || outside {
         return Ok(());
     }
     let set = proxy.mesh.policies_for(&to.workload);
@@ -407,7 +411,7 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
     const PATIENCE: Duration = Duration::from_secs(60);
     let sending = async {
         let _request = cluster.begin_request().ok()?;
-        let (to, _) = choose(&given, &cluster, None, &[]).ok()?;
+        let (to, _) = choose(&given, &cluster, None, &[]).await.ok()?;
         judge(&given.proxy, &given.downstream, &cluster, &to).ok()?;
         let _active = Active::new(to.clone());
         let answered = try_one(&given, None, &cluster, &to, body).await.ok()?.ok()?;

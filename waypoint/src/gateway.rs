@@ -52,8 +52,12 @@ struct Config {
     redirected: Arc<[String]>,
 }
 
+#[derive(Clone)]
 struct Certificate {
     hosts: Arc<[String]>,
+    /// What is asked of clients: a certificate of these roots, whether it may be left out, TLS 1.3
+    /// alone. None where there is no Secret to serve from.
+    demands: Option<(Vec<u8>, bool, bool)>,
     /// Or why there is none.
     server: Result<Arc<ServerConfig>, String>,
 }
@@ -62,6 +66,10 @@ impl Config {
     fn load(l: &proto::Listener) -> Self {
         let certificates = l.certificates.iter().map(|c| Certificate {
             hosts: c.hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
+            demands: c
+                .broken
+                .is_empty()
+                .then(|| (c.client_roots_pem.clone(), c.client_optional, c.only_tls13)),
             server: match c.broken.as_str() {
                 "" => server_config(c).map(Arc::new),
                 why => Err(why.to_owned()),
@@ -71,6 +79,20 @@ impl Config {
             certificates: certificates.collect(),
             redirected: l.redirected.iter().map(|h| h.to_ascii_lowercase()).collect(),
         }
+    }
+
+    /// Where the Secret's new certificate cannot be served, the one before stays, if it asks the same
+    /// of clients.
+    fn keeping(mut self, before: &Self) -> Self {
+        let spoilt = |c: &&mut Certificate| c.server.is_err() && c.demands.is_some();
+        for c in self.certificates.iter_mut().filter(spoilt) {
+            let same =
+                |b: &&Certificate| b.hosts == c.hosts && b.demands == c.demands && b.server.is_ok();
+            if let Some(good) = before.certificates.iter().find(same) {
+                *c = good.clone();
+            }
+        }
+        self
     }
 
     /// The certificate for a name; of a client that names nobody, the one for all.
@@ -143,6 +165,7 @@ impl Listeners {
         }
         let mut open = self.lock();
         if let Some(known) = open.get(&port) {
+            let config = config.keeping(&known.config.load());
             known.config.store(Arc::new(config));
             return Ok(());
         }
@@ -271,6 +294,7 @@ mod tests {
     fn a_client_gets_the_certificate_of_the_most_specific_host() {
         let c = |hosts: &[&str]| Certificate {
             hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+            demands: Default::default(),
             server: Err((*hosts[0]).to_owned()),
         };
         let config = Config {

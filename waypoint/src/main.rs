@@ -13,6 +13,7 @@ mod reply;
 mod retry;
 mod tables;
 mod tcp;
+mod tls;
 mod upstream;
 
 use anyhow::Context as _;
@@ -22,6 +23,7 @@ use hbone::{Pool, PoolConfig};
 use identity::{CertStore, Roots, SpiffeId};
 use mesh::{Local, Mesh};
 use proxy::{Dialler, Proxy};
+use resolver::Resolver;
 use std::{
     fs,
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -76,6 +78,10 @@ struct Cli {
     /// Threads that move requests; 0: one per processor
     #[arg(long, default_value_t = 0)]
     workers: usize,
+    /// A name server, with its port, for hosts outside the mesh; may be given more than once. Without
+    /// any: those of /etc/resolv.conf
+    #[arg(long = "name-server")]
+    name_servers: Vec<SocketAddr>,
     /// How long what is under way may take to end once SIGTERM has come
     #[arg(long, default_value_t = 45)]
     drain_seconds: u64,
@@ -165,6 +171,7 @@ fn build(
             network: cli.network.as_str().into(),
             ..Local::default()
         }),
+        resolver: Resolver::new(name_servers(cli)?),
         tables: Default::default(),
         listeners: Default::default(),
         certs,
@@ -177,6 +184,15 @@ fn build(
         draining,
         ready: watch::Sender::new(false),
     }))
+}
+
+fn name_servers(cli: &Cli) -> anyhow::Result<Vec<SocketAddr>> {
+    if !cli.name_servers.is_empty() {
+        return Ok(cli.name_servers.clone());
+    }
+    let text = fs::read_to_string("/etc/resolv.conf")
+        .context("reading /etc/resolv.conf for name servers (or give --name-server)")?;
+    Ok(resolver::servers(&text))
 }
 
 async fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {

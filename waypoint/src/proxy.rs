@@ -5,6 +5,7 @@ use futures_util::future::BoxFuture;
 use hbone::{Baggage, Dial, DialError, Dialled, Expected, Pool};
 use identity::{CertStore, SpiffeId};
 use mesh::{Mesh, Workload};
+use resolver::Resolver;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use telemetry::{Metrics, RequestMetrics};
 use tokio::{net::TcpStream, sync::watch};
@@ -14,6 +15,7 @@ pub struct Proxy {
     /// This proxy's own record.
     pub uid: String,
     pub mesh: Arc<Mesh>,
+    pub resolver: Arc<Resolver>,
     pub tables: Tables,
     pub listeners: Listeners,
     pub certs: Arc<CertStore>,

@@ -66,7 +66,6 @@ mod tests {
             statuses: statuses.to_vec(),
             backoff: Duration::ZERO,
             same_host_again: false,
-            remote_localities: false,
         }
     }
 

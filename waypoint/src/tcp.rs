@@ -2,7 +2,7 @@
 
 use crate::{
     forward, http::Downstream, http::resolve, inbound::Prefixed, proxy::Proxy, reply::Refusal,
-    upstream,
+    tls::Within, upstream,
 };
 use hbone::StreamIo;
 use mesh::Workload;
@@ -86,7 +86,7 @@ async fn carry(
     let weighted = route.pick().ok_or_else(none)?;
     let cluster = resolve(proxy, &weighted.target).map_err(failed)?;
     let _connection = cluster.slot().await.map_err(|o| failed(o.into()))?;
-    let endpoints = cluster.endpoints(&proxy.mesh, &downstream.own);
+    let endpoints = cluster.endpoints(proxy, &downstream.own).await;
     let mut tried: Vec<Arc<Endpoint<Arc<Workload>>>> = Vec::new();
     // A connection that could not be made may go elsewhere: nothing has been sent.
     let (to, mut up) = loop {
@@ -100,6 +100,7 @@ async fn carry(
             &to.workload,
             to.address,
             identity.as_ref(),
+            cluster.tls.as_ref().map(|tls| (tls, Within::Bytes)),
             downstream.client,
             policy.connect_timeout,
         );

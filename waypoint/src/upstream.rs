@@ -1,10 +1,11 @@
 //! Connections to endpoints: HTTP inside an HBONE stream to a pod of the mesh, in plaintext to
-//! others. HTTP/1.1 connections are reused when their answer has been read; HTTP/2 ones are shared.
+//! others, and within TLS where a DestinationRule asks for it. HTTP/1.1 connections are reused when their answer has been read; HTTP/2 ones are shared.
 
 use crate::{
     body::OutBody,
     cluster::{Slot, To},
     proxy::Proxy,
+    tls::{ClientTls, Within},
 };
 use hbone::{Authority, Forwarded, StreamIo};
 use http::{Method, Request, Response, Uri};
@@ -28,6 +29,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+use tokio_rustls::client::TlsStream;
 
 /// Connections are shared by requests that agree in this. The workload's record is part of it: what
 /// has another identity now is another endpoint.
@@ -37,6 +39,8 @@ struct Key {
     workload: Arc<str>,
     identity: Option<SpiffeId>,
     http2: bool,
+    /// Of the TLS that was begun.
+    tls: Option<u64>,
 }
 
 #[derive(Default)]
@@ -135,6 +139,7 @@ impl Connections {
 pub struct Attempt<'a> {
     pub to: &'a To,
     pub http2: bool,
+    pub tls: Option<&'a ClientTls>,
     pub connect_timeout: Duration,
     pub idle_timeout: Option<Duration>,
     pub most_requests: Option<u32>,
@@ -147,7 +152,7 @@ pub struct Attempt<'a> {
 /// Sends one request to one endpoint, over a connection that is there or a new one.
 pub async fn send(
     proxy: &Arc<Proxy>,
-    attempt: Attempt<'_>,
+    mut attempt: Attempt<'_>,
     request: Request<OutBody>,
 ) -> Result<Answered, TryError> {
     let to = attempt.to.address;
@@ -158,14 +163,20 @@ pub async fn send(
     } else {
         None
     };
-    let key = Key { address: to, workload: workload.uid.clone(), identity, http2: attempt.http2 };
+    let key = Key {
+        address: to,
+        workload: workload.uid.clone(),
+        identity,
+        http2: attempt.http2,
+        tls: attempt.tls.map(|t| t.id),
+    };
     if attempt.http2 {
         return send_http2(proxy, attempt, key, request).await;
     }
     let mut request = request;
     let idle_for = attempt.idle_timeout.unwrap_or(IDLE_FOR);
     let most = attempt.most_requests;
-    let Some(slot) = attempt.slot else {
+    let Some(slot) = attempt.slot.take() else {
         return Err(TryError::Connect { to, why: "no room for a connection".to_owned() });
     };
     // One that the endpoint closes just now has not taken the request: the next is tried.
@@ -192,15 +203,7 @@ pub async fn send(
             },
         }
     }
-    let io = connect(
-        proxy,
-        &attempt.to.workload,
-        to,
-        key.identity.as_ref(),
-        attempt.client,
-        attempt.connect_timeout,
-    )
-    .await?;
+    let io = attempt.connect(proxy, &key).await?;
     let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (mut send, connection) =
         shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
@@ -227,15 +230,7 @@ async fn send_http2(
     let mut send = match known {
         Some(send) => send,
         None => {
-            let io = connect(
-                proxy,
-                &attempt.to.workload,
-                to,
-                key.identity.as_ref(),
-                attempt.client,
-                attempt.connect_timeout,
-            )
-            .await?;
+            let io = attempt.connect(proxy, &key).await?;
             let shaken = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(1024 * 1024)
@@ -283,6 +278,23 @@ pub enum Io {
     /// The lease keeps the connection beneath counted as in use.
     Hbone(Box<StreamIo>, #[allow(dead_code)] hbone::Lease),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<Io>>),
+}
+
+impl Attempt<'_> {
+    async fn connect(&self, proxy: &Proxy, key: &Key) -> Result<Io, TryError> {
+        let within = if self.http2 { Within::Http2 } else { Within::Http1 };
+        connect(
+            proxy,
+            &self.to.workload,
+            key.address,
+            key.identity.as_ref(),
+            self.tls.map(|tls| (tls, within)),
+            self.client,
+            self.connect_timeout,
+        )
+        .await
+    }
 }
 
 /// Opens a way to an endpoint for bytes of any kind.
@@ -291,38 +303,57 @@ pub async fn connect(
     workload: &Workload,
     to: SocketAddr,
     identity: Option<&SpiffeId>,
+    tls: Option<(&ClientTls, Within)>,
     client: SocketAddr,
-    within: Duration,
+    limit: Duration,
 ) -> Result<Io, TryError> {
     let failed = |why: String| TryError::Connect { to, why };
     let opening = async {
-        let Some(identity) = identity else {
-            let stream = TcpStream::connect(to).await.map_err(|e| failed(e.to_string()))?;
-            let _ = stream.set_nodelay(true);
-            return Ok(Io::Tcp(stream));
-        };
-        let key = crate::proxy::PeerKey {
-            identity: identity.clone(),
-            // A waypoint is asked for another address than its own.
-            address: SocketAddr::new(
-                match workload.addresses.contains(&to.ip()) {
-                    true => to.ip(),
-                    false => workload
-                        .address_like(to.ip())
-                        .ok_or_else(|| failed("it has no address".to_owned()))?,
-                },
-                mesh::WAYPOINT_PORT,
-            ),
-        };
-        let request = || connect_request(proxy, to, client);
-        let opened = proxy.pool.open(&key, request).await;
-        let (stream, lease) = opened.map_err(|e| failed(e.to_string()))?;
-        Ok(Io::Hbone(Box::new(StreamIo::new(stream.send, stream.receive)), lease))
+        let io = reach(proxy, workload, to, identity, client).await?;
+        Ok(match tls {
+            None => io,
+            Some((tls, within)) => {
+                Io::Tls(Box::new(tls.connect(io, within).await.map_err(failed)?))
+            }
+        })
     };
-    match tokio::time::timeout(within, opening).await {
+    match tokio::time::timeout(limit, opening).await {
         Ok(opened) => opened,
-        Err(_) => Err(failed(format!("no connection within {within:?}"))),
+        Err(_) => Err(failed(format!("no connection within {limit:?}"))),
     }
+}
+
+/// To a pod of the mesh by HBONE, to others straight.
+async fn reach(
+    proxy: &Proxy,
+    workload: &Workload,
+    to: SocketAddr,
+    identity: Option<&SpiffeId>,
+    client: SocketAddr,
+) -> Result<Io, TryError> {
+    let failed = |why: String| TryError::Connect { to, why };
+    let Some(identity) = identity else {
+        let stream = TcpStream::connect(to).await.map_err(|e| failed(e.to_string()))?;
+        let _ = stream.set_nodelay(true);
+        return Ok(Io::Tcp(stream));
+    };
+    let key = crate::proxy::PeerKey {
+        identity: identity.clone(),
+        // A waypoint is asked for another address than its own.
+        address: SocketAddr::new(
+            match workload.addresses.contains(&to.ip()) {
+                true => to.ip(),
+                false => workload
+                    .address_like(to.ip())
+                    .ok_or_else(|| failed("it has no address".to_owned()))?,
+            },
+            mesh::WAYPOINT_PORT,
+        ),
+    };
+    let request = || connect_request(proxy, to, client);
+    let opened = proxy.pool.open(&key, request).await;
+    let (stream, lease) = opened.map_err(|e| failed(e.to_string()))?;
+    Ok(Io::Hbone(Box::new(StreamIo::new(stream.send, stream.receive)), lease))
 }
 
 fn connect_request(proxy: &Proxy, to: SocketAddr, client: SocketAddr) -> Request<()> {
@@ -349,6 +380,10 @@ macro_rules! either {
             }
             Io::Tcp(stream) => {
                 let $io = Pin::new(stream);
+                $e
+            }
+            Io::Tls(stream) => {
+                let $io = Pin::new(&mut **stream);
                 $e
             }
         }

@@ -339,12 +339,10 @@ fn client_tls(t: &ClientTlsSettings, path: &str, found: &mut Found<'_>) {
             );
             return;
         }
-        ClientTlsMode::Simple | ClientTlsMode::Mutual => found.push(
-            Code::NotServed,
-            format!("{path}.mode"),
-            format!("{:?}", t.mode),
-            "TLS to endpoints outside the mesh is not begun here: the application does, or nobody",
-        ),
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => {}
+    }
+    if !t.sni.is_empty() && !form::is_host(&t.sni) {
+        found.invalid(format!("{path}.sni"), format!("{:?}", t.sni), "a host's whole name");
     }
     let files = [
         ("clientCertificate", !t.client_certificate.is_empty()),

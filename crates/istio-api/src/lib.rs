@@ -15,6 +15,7 @@ mod kubernetes;
 mod parse;
 pub mod schema;
 mod security;
+mod service_entry;
 mod validate;
 mod virtual_service;
 
@@ -30,3 +31,4 @@ pub use security::{
     AuthorizationAction, AuthorizationPolicy, Condition, MeshConfig, MutualTls, MutualTlsMode,
     Operation, PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
 };
+pub use virtual_service::GRPC_STATUS;

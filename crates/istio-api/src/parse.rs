@@ -194,7 +194,15 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         Kind::HttpRoute => Spec::HttpRoute(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::GrpcRoute => Spec::GrpcRoute(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::Telemetry => Spec::Telemetry(Box::new(spec_of(kind, &mut item, found)?)),
-        Kind::Secret => Spec::Secret(typed(item, "", found)?),
+        Kind::Secret => match serde_json::from_value(item) {
+            Ok(secret) => Spec::Secret(secret),
+            Err(_) => {
+                // Serde's words may quote what nobody is to read.
+                let remedy = "its values are text, in base64 under data or plain under stringData";
+                found.invalid("data", "not a Secret", remedy);
+                return None;
+            }
+        },
         Kind::MeshConfig => {
             let map: ConfigMap = typed(item, "", found)?;
             // Other ConfigMaps are nobody's business here.
@@ -348,6 +356,19 @@ mod tests {
         assert_eq!(objects.len(), 2);
         assert_eq!(diagnostics.len(), 1);
         assert_eq!(diagnostics[0].remedy, "did you mean \"STRICT\"?");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_secret_is_said_without_it() {
+        let (objects, diagnostics) =
+            one("apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: hunter2\n");
+        assert!(objects.is_empty());
+        assert_eq!(diagnostics.len(), 1);
+        assert!(!format!("{diagnostics:?}").contains("hunter2"));
+        let (objects, _) = one("apiVersion: v1\nkind: Secret\nmetadata: {name: s}\n\
+             stringData: {tls.key: hunter2}\n");
+        assert_eq!(objects.len(), 1);
+        assert!(!format!("{objects:?}").contains("hunter2"));
     }
 
     #[test]

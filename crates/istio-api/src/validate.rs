@@ -9,10 +9,8 @@ use crate::{
     kinds::{Object, Spec},
     kubernetes::Labels,
     parse::Found,
-    security::{
-        AuthorizationAction, AuthorizationPolicy, MeshConfig, PeerAuthentication, Resolution,
-        ServiceEntry, Source, WorkloadEntry,
-    },
+    security::{AuthorizationAction, AuthorizationPolicy, MeshConfig, PeerAuthentication, Source},
+    service_entry::{service_entry, workload_entry},
     virtual_service::virtual_service,
 };
 use ipnet::IpNet;
@@ -92,7 +90,7 @@ fn kubernetes_gateway(g: &GatewaySpec, labels: &Labels, found: &mut Found<'_>) {
     }
 }
 
-fn port(found: &mut Found<'_>, path: &str, value: &str) {
+pub(crate) fn port(found: &mut Found<'_>, path: &str, value: &str) {
     found.push(
         Code::InvalidValue,
         path,
@@ -105,7 +103,7 @@ fn is_port(s: &str) -> bool {
     s.parse::<u16>().is_ok_and(|p| p != 0) && s.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn is_block(s: &str) -> bool {
+pub(crate) fn is_block(s: &str) -> bool {
     s.parse::<IpNet>().is_ok() || s.parse::<IpAddr>().is_ok()
 }
 
@@ -416,95 +414,6 @@ fn peer_authentication(p: &PeerAuthentication, found: &mut Found<'_>) {
             "ports differ by workload: add spec.selector.matchLabels",
         );
     }
-}
-
-fn workload_entry(w: &WorkloadEntry, path: &str, found: &mut Found<'_>) {
-    if w.address.parse::<IpAddr>().is_err() {
-        found.push(
-            Code::InvalidValue,
-            format!("{path}.address"),
-            format!("{:?}", w.address),
-            "an IP address: names and unix sockets are not served here",
-        );
-    }
-    for (name, _) in w.ports.iter().filter(|(_, p)| **p == 0) {
-        port(found, &format!("{path}.ports.{name}"), "0");
-    }
-}
-
-fn service_entry(s: &ServiceEntry, found: &mut Found<'_>) {
-    if s.hosts.is_empty() {
-        found.push(Code::MissingValue, "spec.hosts", "none", "name at least one host");
-    }
-    for (i, h) in s.hosts.iter().enumerate().filter(|(_, h)| !is_host(h)) {
-        found.push(
-            Code::InvalidValue,
-            format!("spec.hosts[{i}]"),
-            format!("{h:?}"),
-            "a host, or a wildcard for all hosts of a domain, as in *.example.com",
-        );
-    }
-    match s.resolution {
-        Resolution::Static => {}
-        Resolution::None if s.endpoints.is_empty() => {}
-        Resolution::None => found.push(
-            Code::InvalidValue,
-            "spec.endpoints",
-            "with resolution NONE",
-            "connections go where they were going: use STATIC, or leave the endpoints out",
-        ),
-        Resolution::DynamicDns => found.push(
-            Code::NotServed,
-            "spec.resolution",
-            "DYNAMIC_DNS",
-            "it takes a waypoint, which this version has not; traffic to these hosts passes through \
-             as to any address outside the mesh",
-        ),
-        Resolution::Dns | Resolution::DnsRoundRobin => found.push(
-            Code::NotServed,
-            "spec.resolution",
-            format!("{:?}", s.resolution),
-            "only STATIC and NONE are served by this version; traffic to these hosts passes through \
-             as to any address outside the mesh",
-        ),
-    }
-    for (i, a) in s.addresses.iter().enumerate().filter(|(_, a)| a.parse::<IpAddr>().is_err()) {
-        let (code, remedy) = if is_block(a) {
-            (Code::NotServed, "blocks of addresses are not served at L4: name single addresses")
-        } else {
-            (Code::InvalidValue, "an IP address")
-        };
-        found.push(code, format!("spec.addresses[{i}]"), format!("{a:?}"), remedy);
-    }
-    for (i, p) in s.ports.iter().enumerate() {
-        if p.number == 0 {
-            port(found, &format!("spec.ports[{i}].number"), "0");
-        }
-        if p.name.is_empty() {
-            found.push(
-                Code::MissingValue,
-                format!("spec.ports[{i}].name"),
-                "no name",
-                "give the port a name",
-            );
-        }
-    }
-    for (i, e) in s.endpoints.iter().enumerate() {
-        workload_entry(e, &format!("spec.endpoints[{i}]"), found);
-    }
-    if s.workload_selector.is_some() && !s.endpoints.is_empty() {
-        found.push(
-            Code::InvalidValue,
-            "spec.workloadSelector",
-            "together with endpoints",
-            "use one of the two",
-        );
-    }
-}
-
-fn is_host(host: &str) -> bool {
-    let name = host.strip_prefix("*.").unwrap_or(host);
-    !name.is_empty() && !name.contains('*')
 }
 
 fn mesh_config(m: &MeshConfig, found: &mut Found<'_>) {

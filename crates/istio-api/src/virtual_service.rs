@@ -12,6 +12,7 @@ use crate::{
     parse::Found,
     schema::Span,
 };
+pub use http::GRPC_STATUS;
 use http::http;
 use std::{collections::BTreeMap, time::Duration};
 

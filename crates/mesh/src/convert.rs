@@ -98,6 +98,7 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
         waypoint: w.waypoint.map(waypoint),
         enroll: w.extensions.iter().any(|e| e.name == xds::ENROLL_EXTENSION),
         dns,
+        hostname: (!w.hostname.is_empty()).then(|| w.hostname.into()),
     };
     kin.identity().map_err(|e| invalid("service_account", e.to_string()))?;
     Ok(kin)

@@ -35,8 +35,8 @@ impl EndpointSet {
         local: &Local,
     ) {
         let unhealthy = !w.healthy && lb.health == HealthPolicy::OnlyHealthy;
-        // One that is known by a host name alone has no address to go to.
-        let eligible = !unhealthy && !w.addresses.is_empty();
+        // One that has neither an address nor a name is nowhere to go to.
+        let eligible = !unhealthy && w.is_somewhere();
         let rank = rank(&w, lb, local);
         if let Some((group, at)) = old.and_then(|old| self.find(old))
             && let Some(group) = self.groups.get_mut(group)

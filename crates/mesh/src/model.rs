@@ -175,6 +175,8 @@ pub struct Kin {
     pub enroll: bool,
     /// What a control plane says about its names; most workloads need none of it.
     pub dns: Option<Box<Dns>>,
+    /// The name that its addresses are found by, where it has none of its own.
+    pub hostname: Option<Box<str>>,
 }
 
 impl Deref for Workload {
@@ -206,6 +208,11 @@ impl Kin {
 impl Workload {
     pub fn name(&self) -> &str {
         self.other_name.as_deref().unwrap_or_else(|| last_part(&self.uid))
+    }
+
+    /// Whether it can be found: at an address, or by a name.
+    pub(crate) fn is_somewhere(&self) -> bool {
+        !self.addresses.is_empty() || self.hostname.is_some()
     }
 
     /// The workload's address of the same family as `like`, or any.

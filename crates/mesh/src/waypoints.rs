@@ -65,6 +65,28 @@ impl Mesh {
         key: &NamespacedHostname,
         port: u16,
     ) -> Vec<(Arc<Workload>, SocketAddr)> {
+        self.with_port(key, port, |w| w.addresses.first().copied())
+            .into_iter()
+            .map(|(w, ip, port)| (w, SocketAddr::new(ip, port)))
+            .collect()
+    }
+
+    /// Those that are known by a name only, with their port.
+    pub fn named_endpoints(
+        &self,
+        key: &NamespacedHostname,
+        port: u16,
+    ) -> Vec<(Arc<Workload>, u16)> {
+        let named = |w: &Workload| (w.addresses.is_empty() && w.hostname.is_some()).then_some(());
+        self.with_port(key, port, named).into_iter().map(|(w, (), port)| (w, port)).collect()
+    }
+
+    fn with_port<T>(
+        &self,
+        key: &NamespacedHostname,
+        port: u16,
+        of: impl Fn(&Workload) -> Option<T>,
+    ) -> Vec<(Arc<Workload>, T, u16)> {
         let t = self.tables();
         let of_service = t
             .services
@@ -76,7 +98,7 @@ impl Mesh {
             .filter_map(|(w, ports)| {
                 let own = ports.iter().find(|p| p.service_port == port)?;
                 let target = if own.target_port == 0 { of_service } else { own.target_port };
-                Some((w.clone(), SocketAddr::new(*w.addresses.first()?, target)))
+                Some((w.clone(), of(w)?, target))
             })
             .collect()
     }

@@ -464,7 +464,7 @@ mod tests {
     fn the_far_get_what_the_near_cannot_take() {
         let mut p = policy(Balancer::Random);
         p.outlier = Some(Outlier { max_ejection_percent: 100, ..outlier() });
-        p.locality = Some(Locality { failover: Default::default(), failover_priority: Vec::new() });
+        p.locality = Some(Locality { failover: Default::default() });
         let e = some(&[0, 0, 1], &p);
         let o = p.outlier.clone().unwrap();
         let (now, mut rng) = (Instant::now(), SmallRng::seed_from_u64(1));

@@ -12,7 +12,8 @@ use crate::{
     schema::Span,
 };
 
-const GRPC_STATUS: [&str; 17] = [
+/// gRPC's names of statuses, by number.
+pub const GRPC_STATUS: [&str; 17] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",

@@ -1,14 +1,15 @@
 //! DestinationRule, merged over what is said nowhere, as a proxy executes it.
 
 use super::{
+    credential::credential,
     http::millis,
     select::Rules,
     view::{ServiceView, View},
 };
 use crate::{names::ProxyName, proto};
 use istio_api::istio::destination_rule::{
-    ConnectionPoolSettings, DestinationRule, H2UpgradePolicy, LoadBalancerSettings,
-    OutlierDetection, SimpleLb, TrafficPolicy,
+    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
+    LoadBalancerSettings, OutlierDetection, SimpleLb, TrafficPolicy,
 };
 
 /// Istio's default.
@@ -21,6 +22,7 @@ pub fn destination(
     service: &ServiceView,
 ) -> proto::Destination {
     let found = rules.destination_rules(view, &service.name, &proxy.namespace);
+    let to = To { view, proxy, service };
     // Several of one host in one namespace are one, as Istio merges them: each subset's first, and
     // the first that says something of the whole.
     let whole = found.iter().find_map(|(_, d)| d.traffic_policy.as_ref());
@@ -32,13 +34,13 @@ pub fn destination(
         subsets.push(proto::Subset {
             name: s.name.clone(),
             labels: s.labels.clone(),
-            ports: ports(service, &[s.traffic_policy.as_ref(), whole]),
+            ports: to.ports(&[s.traffic_policy.as_ref(), whole]),
         });
     }
     proto::Destination {
         namespace: service.name.namespace.clone(),
         hostname: service.name.hostname.clone(),
-        ports: ports(service, &[whole]),
+        ports: to.ports(&[whole]),
         subsets,
         origin: found
             .first()
@@ -47,60 +49,120 @@ pub fn destination(
     }
 }
 
-/// `layers`: the more specific first.
-fn ports(service: &ServiceView, layers: &[Option<&TrafficPolicy>]) -> Vec<proto::DestinationPort> {
-    service
-        .ports
-        .iter()
-        .map(|(port, protocol)| proto::DestinationPort {
-            port: u32::from(*port),
-            protocol: *protocol as i32,
-            policy: Some(policy(u32::from(*port), service.passthrough, layers)),
-        })
-        .collect()
+/// A service, as a proxy reaches it.
+struct To<'a> {
+    view: View<'a>,
+    proxy: &'a ProxyName,
+    service: &'a ServiceView,
 }
 
-/// A port's own settings stand in for the whole of what its layer says (Istio: they do not inherit).
-fn policy(port: u32, passthrough: bool, layers: &[Option<&TrafficPolicy>]) -> proto::TrafficPolicy {
-    let mut lb: Option<&LoadBalancerSettings> = None;
-    let mut pool: Option<&ConnectionPoolSettings> = None;
-    let mut outlier: Option<&OutlierDetection> = None;
-    let mut budget = None;
-    for layer in layers.iter().flatten() {
-        let own = layer
-            .port_level_settings
-            .iter()
-            .find(|p| p.port.as_ref().is_some_and(|p| p.number == port));
-        match own {
-            Some(own) => {
-                lb = lb.or(own.load_balancer.as_ref());
-                pool = pool.or(own.connection_pool.as_ref());
-                outlier = outlier.or(own.outlier_detection.as_ref());
+impl To<'_> {
+    /// `layers`: the more specific first.
+    fn ports(&self, layers: &[Option<&TrafficPolicy>]) -> Vec<proto::DestinationPort> {
+        let port = |(port, protocol): &(u16, proto::Protocol)| proto::DestinationPort {
+            port: u32::from(*port),
+            protocol: *protocol as i32,
+            policy: Some(self.policy(u32::from(*port), layers)),
+        };
+        self.service.ports.iter().map(port).collect()
+    }
+
+    /// A port's own settings stand in for the whole of what its layer says (Istio: they do not
+    /// inherit).
+    fn policy(&self, port: u32, layers: &[Option<&TrafficPolicy>]) -> proto::TrafficPolicy {
+        let mut lb: Option<&LoadBalancerSettings> = None;
+        let mut pool: Option<&ConnectionPoolSettings> = None;
+        let mut outlier: Option<&OutlierDetection> = None;
+        let mut tls: Option<&ClientTlsSettings> = None;
+        let mut budget = None;
+        for layer in layers.iter().flatten() {
+            let own = layer
+                .port_level_settings
+                .iter()
+                .find(|p| p.port.as_ref().is_some_and(|p| p.number == port));
+            match own {
+                Some(own) => {
+                    lb = lb.or(own.load_balancer.as_ref());
+                    pool = pool.or(own.connection_pool.as_ref());
+                    outlier = outlier.or(own.outlier_detection.as_ref());
+                    tls = tls.or(own.tls.as_ref());
+                }
+                None => {
+                    lb = lb.or(layer.load_balancer.as_ref());
+                    pool = pool.or(layer.connection_pool.as_ref());
+                    outlier = outlier.or(layer.outlier_detection.as_ref());
+                    tls = tls.or(layer.tls.as_ref());
+                }
             }
-            None => {
-                lb = lb.or(layer.load_balancer.as_ref());
-                pool = pool.or(layer.connection_pool.as_ref());
-                outlier = outlier.or(layer.outlier_detection.as_ref());
-            }
+            budget = budget.or(layer.retry_budget.as_ref());
         }
-        budget = budget.or(layer.retry_budget.as_ref());
+        let mut out = proto::TrafficPolicy {
+            connect_timeout_ms: CONNECT_TIMEOUT_MS,
+            ..proto::TrafficPolicy::default()
+        };
+        balance(lb, self.service.passthrough, outlier.is_some(), &mut out);
+        if let Some(pool) = pool {
+            limits(pool, &mut out);
+        }
+        out.outlier = outlier.map(outlier_detection);
+        out.retry_budget = budget.map(|b| proto::RetryBudget {
+            // In range by the clamp.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            percent_hundredths: (b.percent.unwrap_or(20.0).clamp(0.0, 100.0) * 100.0) as u32,
+            min_concurrency: if b.min_retry_concurrency == 0 { 3 } else { b.min_retry_concurrency },
+        });
+        out.tls = tls.and_then(|t| self.tls(t));
+        out
     }
-    let mut out = proto::TrafficPolicy {
-        connect_timeout_ms: CONNECT_TIMEOUT_MS,
-        ..proto::TrafficPolicy::default()
-    };
-    balance(lb, passthrough, outlier.is_some(), &mut out);
-    if let Some(pool) = pool {
-        limits(pool, &mut out);
+
+    /// What the mesh does not do by itself. ISTIO_MUTUAL and DISABLE say nothing of endpoints of the
+    /// mesh, which are reached by HBONE, and others know neither.
+    fn tls(&self, t: &ClientTlsSettings) -> Option<proto::ClientTls> {
+        if !matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) {
+            return None;
+        }
+        let either = |own: &[String], other: &[String]| {
+            if own.is_empty() { other.to_vec() } else { own.to_vec() }
+        };
+        let mut out = proto::ClientTls {
+            sni: t.sni.clone(),
+            subject_alt_names: either(&t.subject_alt_names, &self.service.subject_alt_names),
+            unverified: t.insecure_skip_verify == Some(true),
+            roots_file: t.ca_certificates.clone(),
+            ..proto::ClientTls::default()
+        };
+        if out.sni.is_empty() {
+            out.sni.clone_from(&self.service.name.hostname);
+        }
+        let mutual = t.mode == ClientTlsMode::Mutual;
+        if t.credential_name.is_empty() {
+            if mutual {
+                out.chain_file.clone_from(&t.client_certificate);
+                out.key_file.clone_from(&t.private_key);
+            }
+            return Some(out);
+        }
+        match credential(self.view, self.proxy, &t.credential_name) {
+            Ok(c) => {
+                if mutual {
+                    (out.chain_pem, out.key_pem) = (c.chain_pem, c.key_pem);
+                    if out.chain_pem.is_empty() || out.key_pem.is_empty() {
+                        out.broken = format!(
+                            "Secret {} has no tls.crt, or no tls.key, which MUTUAL needs",
+                            t.credential_name
+                        );
+                    }
+                }
+                match c.roots_pem {
+                    Some(roots) => out.roots_pem = roots,
+                    None if out.unverified => {}
+                    None => out.broken = format!("Secret {} has no ca.crt", t.credential_name),
+                }
+            }
+            Err(why) => out.broken = why,
+        }
+        Some(out)
     }
-    out.outlier = outlier.map(outlier_detection);
-    out.retry_budget = budget.map(|b| proto::RetryBudget {
-        // In range by the clamp.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        percent_hundredths: (b.percent.unwrap_or(20.0).clamp(0.0, 100.0) * 100.0) as u32,
-        min_concurrency: if b.min_retry_concurrency == 0 { 3 } else { b.min_retry_concurrency },
-    });
-    out
 }
 
 fn balance(
@@ -157,7 +219,6 @@ fn balance(
             failover: setting
                 .map(|s| s.failover.iter().map(|f| (f.from.clone(), f.to.clone())).collect())
                 .unwrap_or_default(),
-            failover_priority: setting.map(|s| s.failover_priority.clone()).unwrap_or_default(),
         });
     }
 }

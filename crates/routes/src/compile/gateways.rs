@@ -3,6 +3,7 @@
 //! `gateway:<port>`, which no Kubernetes namespace can be called.
 
 use super::{
+    credential::credential,
     http::Scope,
     select::{Rules, age},
     view::View,
@@ -36,9 +37,9 @@ pub struct Compiled {
 }
 
 /// The gateways' proxies: pods that carry a gateway's name and are no waypoint's.
-pub fn proxies(view: View<'_>) -> BTreeMap<ProxyName, Labels> {
+pub fn proxies(view: View<'_>, rules: &Rules) -> BTreeMap<ProxyName, Labels> {
     let mut out = BTreeMap::new();
-    for o in view.of_kind(Kind::Pod) {
+    for o in rules.gateway_pods(view) {
         let Some(name) = o.meta.labels.get(super::GATEWAY_NAME) else { continue };
         let proxy = ProxyName { namespace: o.key.namespace.clone(), name: name.clone() };
         if view.waypoint(&proxy).is_none() {
@@ -128,33 +129,20 @@ fn listen(view: View<'_>, proxy: &ProxyName, b: &Bound<'_>, listener: &mut proto
         only_tls13: tls.min_protocol_version == TlsProtocol::Tlsv13,
         ..proto::Certificate::default()
     };
-    let name = &tls.credential_name;
-    // A gateway's secrets are in its own namespace.
-    let secret = |name: &str| match view.get(Kind::Secret, &proxy.namespace, name).map(|o| &o.spec)
-    {
-        Some(Spec::Secret(s)) => Some(s),
-        _ => None,
-    };
-    match secret(name) {
-        Some(s) => {
-            let either = |a, b| s.value(a).or_else(|| s.value(b)).unwrap_or_default();
-            certificate.chain_pem = either("tls.crt", "cert");
-            certificate.key_pem = either("tls.key", "key");
+    match credential(view, proxy, &tls.credential_name) {
+        Ok(c) => {
+            (certificate.chain_pem, certificate.key_pem) = (c.chain_pem, c.key_pem);
             if matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
-                let beside = secret(&format!("{name}-cacert"));
-                let roots = s.value("ca.crt").or_else(|| s.value("cacert")).or_else(|| {
-                    beside.and_then(|s| s.value("ca.crt").or_else(|| s.value("cacert")))
-                });
-                match roots {
+                match c.roots_pem {
                     Some(roots) => certificate.client_roots_pem = roots,
-                    None => certificate.broken = format!("Secret {name} has no ca.crt"),
+                    None => {
+                        certificate.broken =
+                            format!("Secret {} has no ca.crt", tls.credential_name);
+                    }
                 }
             }
         }
-        None => {
-            let namespace = &proxy.namespace;
-            certificate.broken = format!("there is no Secret {namespace}/{name}");
-        }
+        Err(why) => certificate.broken = why,
     }
     listener.certificates.push(certificate);
 }

@@ -6,7 +6,7 @@ use crate::{
     proto,
 };
 use istio_api::{
-    Kind, Object, ObjectKey, Spec,
+    GRPC_STATUS, Kind, Object, ObjectKey, Spec,
     istio::virtual_service::{
         CorsPolicy, Destination, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest,
         HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, Percent, RedirectPortSelection,
@@ -262,7 +262,6 @@ fn retry(r: Option<&HttpRetry>) -> Option<proto::Retry> {
         statuses,
         backoff_ms: r.backoff.map_or(BACKOFF_MS, |b| millis(b.0)),
         same_host_again: r.retry_ignore_previous_hosts == Some(false),
-        remote_localities: r.retry_remote_localities == Some(true),
     })
 }
 
@@ -286,26 +285,7 @@ fn fault(f: &HttpFaultInjection) -> proto::Fault {
 
 /// gRPC's names of statuses, as Istio takes them, or their numbers.
 fn grpc_status(name: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let at = NAMES.iter().position(|n| *n == name).and_then(|at| u32::try_from(at).ok());
+    let at = GRPC_STATUS.iter().position(|n| *n == name).and_then(|at| u32::try_from(at).ok());
     at.or_else(|| name.parse().ok())
 }
 

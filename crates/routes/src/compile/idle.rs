@@ -2,7 +2,7 @@
 
 use super::{Compiler, policy, select, view::View};
 use crate::names::whole;
-use istio_api::{Kind, Object, ObjectKey, Spec};
+use istio_api::{Kind, Object, ObjectKey, Resolution, Spec};
 
 /// An object that does nothing, and why.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,7 +18,28 @@ impl Compiler {
     pub fn idle(&self, view: View<'_>) -> Vec<Idle> {
         let policies = self.rules.targeted(view).filter_map(|o| self.idle_policy(view, o));
         let rules = view.of_kind(Kind::VirtualService).filter_map(|o| self.idle_routes(view, o));
-        policies.chain(rules).collect()
+        let entries = view.of_kind(Kind::ServiceEntry).filter_map(|o| self.idle_names(view, o));
+        policies.chain(rules).chain(entries).collect()
+    }
+
+    /// A host outside that is found by its name takes a proxy that resolves it.
+    fn idle_names(&self, view: View<'_>, o: &Object) -> Option<Idle> {
+        let Spec::ServiceEntry(s) = &o.spec else { return None };
+        if !matches!(s.resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
+            return None;
+        }
+        let served = view.services_of(o).iter().any(|s| {
+            let host = &s.name.hostname;
+            let index = [&self.by_hostname, &self.destinations_by_hostname];
+            index.iter().any(|i| i.get(host).is_some_and(|u| u.iter().any(|u| u.1 == s.name)))
+        });
+        (!served).then(|| Idle {
+            key: o.key.clone(),
+            path: "spec.resolution",
+            found: format!("{:?}, and no waypoint or gateway sends there", s.resolution),
+            remedy: "whoever asks for the host resolves it, and its connections pass through: put \
+                     istio.io/use-waypoint on the ServiceEntry or its namespace",
+        })
     }
 
     fn idle_policy(&self, view: View<'_>, o: &Object) -> Option<Idle> {
@@ -31,7 +52,7 @@ impl Compiler {
         let of_unit =
             service || self.units.keys().any(|unit| policy::binds(view, &self.rules, o, unit));
         let of_gateway = || {
-            let proxies = super::gateways::proxies(view);
+            let proxies = super::gateways::proxies(view, &self.rules);
             proxies.iter().any(|(p, labels)| policy::binds_gateway(view, o, p, labels))
         };
         (!of_unit && !of_gateway()).then(|| Idle {

@@ -5,6 +5,7 @@
 //! depend on it, and each marked unit is compiled anew. Compiling a change gives what compiling the
 //! whole would.
 
+mod credential;
 mod destination;
 mod gateways;
 mod http;
@@ -106,6 +107,11 @@ impl Compiler {
                     }
                 }
                 Kind::MeshConfig => destinations.extend(self.destinations.keys().cloned()),
+                // A client's certificates are its own namespace's.
+                Kind::Secret => {
+                    let own = |(proxy, _): &&UnitKey| proxy.namespace == change.key.namespace;
+                    destinations.extend(self.destinations.keys().filter(own).cloned());
+                }
                 _ => {}
             }
         }
@@ -287,7 +293,7 @@ impl Compiler {
         destinations: &mut BTreeSet<UnitKey>,
         out: &mut Output,
     ) {
-        let proxies = gateways::proxies(view);
+        let proxies = gateways::proxies(view, &self.rules);
         let policies = |proxy: &ProxyName, labels: &istio_api::Labels| {
             view.of_kind(Kind::AuthorizationPolicy)
                 .filter(|o| policy::binds_gateway(view, o, proxy, labels))

@@ -1,6 +1,6 @@
 //! Which rule counts for a host: indexes over VirtualServices, DestinationRules and services.
 
-use super::view::{ServiceView, View};
+use super::view::{GATEWAY_NAME, ServiceView, View};
 use crate::{
     names::{ProxyName, ServiceName, exported, patterns, whole},
     proto,
@@ -23,6 +23,8 @@ pub struct Rules {
     services: HashMap<String, BTreeMap<String, BTreeMap<ObjectKey, ServiceView>>>,
     /// Policies that name what they bind: of all that there are, few.
     targeted: BTreeSet<ObjectKey>,
+    /// Pods that carry a gateway's name: of all that there are, few.
+    gateway_pods: BTreeSet<ObjectKey>,
 }
 
 /// The gateway that stands for traffic within the mesh.
@@ -51,11 +53,10 @@ impl Rules {
                     note(&mut self.destination_rules, host, key, add);
                 }
                 Spec::AuthorizationPolicy(p) if p.has_targets() => {
-                    if add {
-                        self.targeted.insert(key.clone());
-                    } else {
-                        self.targeted.remove(key);
-                    }
+                    keep_in(&mut self.targeted, key, add);
+                }
+                Spec::Pod(_) if o.meta.labels.contains_key(GATEWAY_NAME) => {
+                    keep_in(&mut self.gateway_pods, key, add);
                 }
                 Spec::Service(_) | Spec::ServiceEntry(_) => {
                     for s in view.services_of(o) {
@@ -85,6 +86,11 @@ impl Rules {
     /// A service by its name; of two objects that stand for one the first counts.
     pub fn service(&self, name: &ServiceName) -> Option<(&ObjectKey, &ServiceView)> {
         self.services.get(&name.hostname)?.get(&name.namespace)?.iter().next()
+    }
+
+    /// Pods of waypoints and gateways.
+    pub fn gateway_pods<'a>(&'a self, view: View<'a>) -> impl Iterator<Item = &'a Arc<Object>> {
+        self.gateway_pods.iter().filter_map(move |key| view.objects.get(key))
     }
 
     /// AuthorizationPolicies with targetRefs.
@@ -258,6 +264,14 @@ fn note(
     }
 }
 
+fn keep_in(set: &mut BTreeSet<ObjectKey>, key: &ObjectKey, add: bool) {
+    if add {
+        set.insert(key.clone());
+    } else {
+        set.remove(key);
+    }
+}
+
 /// Whether a VirtualService speaks for traffic of the mesh.
 pub fn of_mesh(v: &VirtualService) -> bool {
     v.gateways.is_empty() || v.gateways.iter().any(|g| g == MESH)
@@ -275,5 +289,7 @@ pub fn is_routing(kind: Kind) -> bool {
             | Kind::KubernetesGateway
             | Kind::AuthorizationPolicy
             | Kind::MeshConfig
+            | Kind::Pod
+            | Kind::Secret
     )
 }

@@ -28,6 +28,8 @@ pub struct ServiceView {
     pub export_to: Vec<String>,
     /// Connections go where they were going.
     pub passthrough: bool,
+    /// What certificates of its endpoints have.
+    pub subject_alt_names: Vec<String>,
 }
 
 /// What a waypoint is for: `istio.io/waypoint-for`.
@@ -79,6 +81,7 @@ impl<'a> View<'a> {
                         .collect(),
                     export_to,
                     passthrough: false,
+                    subject_alt_names: Vec::new(),
                 }]
             }
             Spec::ServiceEntry(s) => s
@@ -97,6 +100,7 @@ impl<'a> View<'a> {
                         .collect(),
                     export_to: s.export_to.clone(),
                     passthrough: s.resolution == Resolution::None,
+                    subject_alt_names: s.subject_alt_names.clone(),
                 })
                 .collect(),
             _ => Vec::new(),

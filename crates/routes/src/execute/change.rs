@@ -1,6 +1,9 @@
 //! What a route changes of a request or a response.
 
-use super::{request::without_port, text::BadText};
+use super::{
+    request::without_port,
+    text::{BadText, part_regex},
+};
 use crate::proto;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use regex::Regex;
@@ -72,10 +75,7 @@ impl Rewrite {
         let regex = match r.regex.as_str() {
             "" => None,
             // Searched, not matched whole; groups are \1 in RE2 and ${1} here.
-            text => Some((
-                Regex::new(text).map_err(|e| BadText::Regex(text.to_owned(), e.to_string()))?,
-                substitution(&r.substitution),
-            )),
+            text => Some((part_regex(text)?, substitution(&r.substitution))),
         };
         let authority = (!r.authority.is_empty()).then(|| r.authority.clone());
         Ok(Self { uri: r.uri.clone(), authority, regex })

@@ -45,6 +45,8 @@ pub struct TrafficPolicy {
     pub outlier: Option<Outlier>,
     pub upgrade_to_http2: bool,
     pub use_client_protocol: bool,
+    /// Begun with endpoints.
+    pub tls: Option<proto::ClientTls>,
 }
 
 #[derive(Debug, PartialEq, Clone)]
@@ -70,7 +72,6 @@ pub enum HashOf {
 pub struct Locality {
     /// From a region to the one that stands in for it.
     pub failover: BTreeMap<String, String>,
-    pub failover_priority: Vec<String>,
 }
 
 #[derive(Debug, PartialEq, Clone)]
@@ -147,10 +148,11 @@ fn policy(p: &proto::TrafficPolicy) -> Result<TrafficPolicy, String> {
     Ok(TrafficPolicy {
         balancer,
         hash: hash.transpose()?,
-        locality: p.locality.as_ref().filter(|l| l.enabled).map(|l| Locality {
-            failover: l.failover.clone(),
-            failover_priority: l.failover_priority.clone(),
-        }),
+        locality: p
+            .locality
+            .as_ref()
+            .filter(|l| l.enabled)
+            .map(|l| Locality { failover: l.failover.clone() }),
         connect_timeout: duration(p.connect_timeout_ms).unwrap_or(Duration::from_secs(10)),
         idle_timeout: duration(p.idle_timeout_ms),
         max_connections: limit(p.max_connections),
@@ -171,5 +173,6 @@ fn policy(p: &proto::TrafficPolicy) -> Result<TrafficPolicy, String> {
         }),
         upgrade_to_http2: p.upgrade_to_http2,
         use_client_protocol: p.use_client_protocol,
+        tls: p.tls.clone(),
     })
 }

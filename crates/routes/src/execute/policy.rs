@@ -162,9 +162,6 @@ impl Asked {
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|e| e.to_string())
         };
-        if !m.snis.is_empty() || !m.not_snis.is_empty() {
-            return Err("an SNI is nothing that a request has".to_owned());
-        }
         let headers = m
             .headers
             .iter()

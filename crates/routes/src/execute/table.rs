@@ -105,7 +105,6 @@ pub struct Retry {
     pub statuses: Vec<u16>,
     pub backoff: Duration,
     pub same_host_again: bool,
-    pub remote_localities: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -288,7 +287,6 @@ impl Retry {
             statuses: r.statuses.iter().filter_map(|s| u16::try_from(*s).ok()).collect(),
             backoff: Duration::from_millis(r.backoff_ms),
             same_host_again: r.same_host_again,
-            remote_localities: r.remote_localities,
         }
     }
 

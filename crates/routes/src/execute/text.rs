@@ -26,12 +26,17 @@ pub enum BadText {
     Regex(String, String),
 }
 
-/// As a whole, in RE2's language: without backtracking, in time linear in the value.
-pub fn whole_regex(text: &str) -> Result<Regex, BadText> {
-    RegexBuilder::new(&format!("^(?:{text})$"))
+/// Of any part of a value.
+pub fn part_regex(text: &str) -> Result<Regex, BadText> {
+    RegexBuilder::new(text)
         .size_limit(REGEX_BYTES)
         .build()
         .map_err(|e| BadText::Regex(text.to_owned(), e.to_string()))
+}
+
+/// As a whole, in RE2's language: without backtracking, in time linear in the value.
+pub fn whole_regex(text: &str) -> Result<Regex, BadText> {
+    part_regex(&format!("^(?:{text})$"))
 }
 
 impl Text {

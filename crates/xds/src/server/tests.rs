@@ -337,3 +337,46 @@ fn one_who_has_something_is_answered_at_once() {
     };
     assert_eq!(ask(&store, &mut Session::default(), request).len(), 1);
 }
+
+const SCOPED: &str = "type.of.one.proxy";
+
+/// Of two proxies, one resource each.
+fn of_proxies() -> Arc<Store> {
+    let store = Store::with_scoped(&[TYPE], &[SCOPED]);
+    let names = ["ns/wp/a", "ns/wp2/b", "other/wp/c"];
+    let all = names.map(|n| (n.to_owned(), encoded("1")));
+    store.update(SCOPED, all.into(), Vec::new());
+    store
+}
+
+fn of_type(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..subscribe(names) }
+}
+
+#[test]
+fn a_proxy_is_sent_its_own_and_nothing_of_others() {
+    let store = of_proxies();
+    let mut changes = store.changes.subscribe();
+    let mut session = Session { scope: Some("ns/wp/".to_owned()), ..Session::default() };
+    let first = ask(&store, &mut session, of_type(SCOPED, &["*"]));
+    assert_eq!(sent(first), lists(&["ns/wp/a=1"], &[]));
+    // Nor by name, nor by a change, nor after a lag.
+    let by_name = ask(&store, &mut session, of_type(SCOPED, &["ns/wp2/b"]));
+    assert_eq!(sent(by_name), lists(&[], &["ns/wp2/b"]));
+    let next = ["ns/wp/a", "ns/wp2/b"].map(|n| (n.to_owned(), encoded("2")));
+    store.update(SCOPED, next.into(), Vec::new());
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["ns/wp/a=2"], &[]));
+    assert!(session.catch_up(&store).is_empty());
+}
+
+#[test]
+fn one_who_is_no_proxy_is_sent_nothing_of_any() {
+    let store = of_proxies();
+    let mut changes = store.changes.subscribe();
+    let mut session = Session::default();
+    let names = ["*", "ns/wp/a"];
+    let first = ask(&store, &mut session, of_type(SCOPED, &names));
+    assert_eq!(sent(first), lists(&[], &["ns/wp/a"]));
+    store.update(SCOPED, vec![("ns/wp/a".to_owned(), encoded("2"))], Vec::new());
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&[], &[]));
+}

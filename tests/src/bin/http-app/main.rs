@@ -3,6 +3,7 @@
 
 mod ask;
 mod serve;
+mod tls;
 
 use clap::{Parser, Subcommand};
 use http::HeaderMap;
@@ -27,6 +28,9 @@ enum Cmd {
         port: u16,
         #[arg(long)]
         name: String,
+        /// Within TLS: a directory with chain.pem, key.pem and, for clients' certificates, roots.pem
+        #[arg(long)]
+        tls: Option<std::path::PathBuf>,
     },
     Ask(Box<ask::Ask>),
 }
@@ -34,7 +38,10 @@ enum Cmd {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Cmd::Serve { port, name } => serve::serve(port, name).await,
+        Cmd::Serve { port, name, tls } => {
+            let tls = tls.map(|dir| tls::acceptor(&dir)).transpose()?;
+            serve::serve(port, name, tls).await
+        }
         Cmd::Ask(ask) => ask::ask_all(&ask).await,
     }
 }

@@ -1,6 +1,6 @@
 //! The application.
 
-use crate::text;
+use crate::{text, tls};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
@@ -16,7 +16,9 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 struct App {
     name: String,
@@ -36,36 +38,56 @@ struct Seen {
 
 type Body = BoxBody<Bytes, io::Error>;
 
-pub async fn serve(port: u16, name: String) -> anyhow::Result<()> {
+pub async fn serve(port: u16, name: String, tls: Option<TlsAcceptor>) -> anyhow::Result<()> {
     let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let listener = TcpListener::bind(at).await?;
     println!("{name} listens on {at}");
     let app = Arc::new(App { name, seen: Mutex::default() });
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let app = app.clone();
+        let (app, tls) = (app.clone(), tls.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |r| {
-                let app = app.clone();
-                async move { Ok::<_, Infallible>(answer(&app, r).await) }
-            });
-            let mut first = [0; 3];
-            let n = stream.peek(&mut first).await.unwrap_or(0);
-            let io = TokioIo::new(stream);
-            if first[..n] == *b"PRI" {
-                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                    .serve_connection(io, service)
-                    .await;
-            } else {
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .half_close(true)
-                    .serve_connection(io, service)
-                    .with_upgrades()
-                    .await;
-            }
+            let Some(tls) = tls else {
+                let mut first = [0; 3];
+                let n = stream.peek(&mut first).await.unwrap_or(0);
+                return connection(app, stream, first[..n] == *b"PRI", Value::Null).await;
+            };
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let shown = tls::shown(&stream);
+            let http2 = shown["alpn"] == "h2";
+            connection(app, stream, http2, shown).await;
         });
     }
 }
+
+async fn connection(
+    app: Arc<App>,
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    http2: bool,
+    tls: Value,
+) {
+    let service = service_fn(move |mut r: Request<Incoming>| {
+        let app = app.clone();
+        r.extensions_mut().insert(Shown(tls.clone()));
+        async move { Ok::<_, Infallible>(answer(&app, r).await) }
+    });
+    let io = TokioIo::new(io);
+    if http2 {
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(io, service)
+            .await;
+    } else {
+        let _ = hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            .serve_connection(io, service)
+            .with_upgrades()
+            .await;
+    }
+}
+
+/// What the client has shown of TLS.
+#[derive(Clone)]
+struct Shown(Value);
 
 struct Query(HashMap<String, String>);
 
@@ -156,6 +178,7 @@ async fn answer(app: &App, mut request: Request<Incoming>) -> Response<Body> {
         "length": bytes.len(),
         "trailers": trailers,
         "count": before + 1,
+        "tls": parts.extensions.get::<Shown>().map(|s| s.0.clone()),
     });
     let mut response = Response::new(body_of(&query, bytes, &said));
     *response.status_mut() = StatusCode::from_u16(status).unwrap();

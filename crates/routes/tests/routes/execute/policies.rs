@@ -235,11 +235,27 @@ fn a_policy_that_cannot_be_judged_is_refused_whole() {
     let refused = |p: proto::HttpPolicy| HttpPolicies::load(&[p], &connection).unwrap_err();
     let of = |m| policy("p", Deny, &[m]);
     refused(of(PolicyMatch { connection: "no port".into(), ..m() }));
-    refused(of(PolicyMatch { snis: vec![exact("a")], ..m() }));
     refused(of(PolicyMatch { hosts: vec![StringMatch::default()], ..m() }));
     refused(of(PolicyMatch { paths: vec![template("/{x}")], ..m() }));
     refused(of(PolicyMatch { paths: vec![PathMatch::default()], ..m() }));
     refused(proto::HttpPolicy { action: 7, ..of(m()) });
+}
+
+/// As the agent has it for connections: a DENY is wider for what it cannot see, an ALLOW narrower.
+#[test]
+fn of_a_connection_without_requests_what_asks_for_one_denies_and_does_not_allow() {
+    let judged = |action, m: PolicyMatch| {
+        let policies = HttpPolicies::load(&[policy("p", action, &[m])], &connection).unwrap();
+        policies.judge_connection(&request()) == HttpVerdict::Allowed
+    };
+    let get = || PolicyMatch { methods: vec!["GET".into()], ..m() };
+    let port = |p: &str| PolicyMatch { connection: p.into(), ..m() };
+    assert!(!judged(Deny, get()) && !judged(Allow, get()));
+    assert!(!judged(Deny, port("9080")) && judged(Allow, port("9080")));
+    assert!(judged(Deny, port("81")) && !judged(Allow, port("81")));
+    let both = |p: &str| PolicyMatch { methods: vec!["GET".into()], ..port(p) };
+    assert!(!judged(Deny, both("9080")) && judged(Deny, both("81")));
+    assert!(!judged(Allow, both("9080")));
 }
 
 fn some_match() -> impl Strategy<Value = PolicyMatch> {

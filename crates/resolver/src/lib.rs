@@ -1,0 +1,231 @@
+//! Names outside the mesh, resolved and kept fresh: as long as somebody asks for a name, it is looked
+//! up again when its answer has run out. An answer that does not come leaves what was known.
+
+mod ask;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// An answer is used for as long as it says, within these bounds.
+const SOONEST: Duration = Duration::from_secs(5);
+const LATEST: Duration = Duration::from_secs(60);
+
+/// How long until a question that nobody answered, or that had nothing for an answer, is asked again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// A name that nobody asks for is let go of after so many rounds.
+const IDLE_ROUNDS: u32 = 5;
+
+type Addresses = Arc<[IpAddr]>;
+
+#[derive(Debug)]
+pub struct Resolver {
+    servers: Arc<[SocketAddr]>,
+    known: Mutex<HashMap<Arc<str>, Arc<Name>>>,
+    epoch: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Name {
+    /// None: no question has come to an end yet.
+    addresses: watch::Sender<Option<Addresses>>,
+    asked: AtomicBool,
+}
+
+impl Resolver {
+    pub fn new(servers: Vec<SocketAddr>) -> Arc<Self> {
+        Arc::new(Self {
+            servers: servers.into(),
+            known: Mutex::default(),
+            epoch: AtomicU64::new(0),
+        })
+    }
+
+    /// Goes up when a name has got other addresses.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// A name's addresses as they are known now, in order: none before the first answer.
+    pub fn addresses(self: &Arc<Self>, name: &str) -> Addresses {
+        self.name(name).addresses.borrow().clone().unwrap_or_default()
+    }
+
+    /// Waits until a name's first question has come to an end, well or not.
+    pub async fn settled(self: &Arc<Self>, name: &str) {
+        let mut addresses = self.name(name).addresses.subscribe();
+        let _ = addresses.wait_for(Option::is_some).await;
+    }
+
+    fn name(self: &Arc<Self>, name: &str) -> Arc<Name> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.get(name) {
+            found.asked.store(true, Ordering::Relaxed);
+            return found.clone();
+        }
+        let new =
+            Arc::new(Name { addresses: watch::Sender::new(None), asked: AtomicBool::new(true) });
+        let name: Arc<str> = name.into();
+        known.insert(name.clone(), new.clone());
+        tokio::spawn(self.clone().follow(name, new.clone()));
+        new
+    }
+
+    async fn follow(self: Arc<Self>, name: Arc<str>, entry: Arc<Name>) {
+        let mut idle = 0;
+        let mut failing = false;
+        loop {
+            let pause = match ask::lookup(&self.servers, &name).await {
+                Ok(found) => {
+                    failing = false;
+                    self.learned(&entry, found.addresses.into());
+                    found.ttl.map_or(AGAIN, |ttl| ttl.clamp(SOONEST, LATEST))
+                }
+                Err(why) => {
+                    if !failing {
+                        tracing::warn!(%name, %why, "a name could not be resolved");
+                    }
+                    failing = true;
+                    let before = entry.addresses.borrow().clone().unwrap_or_default();
+                    self.learned(&entry, before);
+                    AGAIN
+                }
+            };
+            tokio::time::sleep(pause).await;
+            idle = if entry.asked.swap(false, Ordering::Relaxed) { 0 } else { idle + 1 };
+            if idle >= IDLE_ROUNDS {
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                return;
+            }
+        }
+    }
+
+    fn learned(&self, entry: &Name, addresses: Addresses) {
+        let changed = entry.addresses.send_if_modified(|known| {
+            let other = known.as_ref() != Some(&addresses);
+            *known = Some(addresses);
+            other
+        });
+        if changed {
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// The name servers in a `resolv.conf` (resolv.conf(5)).
+pub fn servers(resolv_conf: &str) -> Vec<SocketAddr> {
+    let server = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let ip = words.next().filter(|w| *w == "nameserver").and_then(|_| words.next())?;
+        Some(SocketAddr::new(ip.parse().ok()?, 53))
+    };
+    resolv_conf.lines().filter_map(server).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use hickory_proto::{
+        op::{Message, MessageType, ResponseCode},
+        rr::{
+            Name as DnsName, RData, Record, RecordType,
+            rdata::{A, CNAME},
+        },
+    };
+    use std::net::Ipv4Addr;
+    use tokio::net::UdpSocket;
+
+    /// A server that says of every name what `say` says at the time.
+    async fn server(say: impl Fn(&mut Message) + Send + 'static) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
+                let mut answer = Message::from_vec(&buffer[..n]).unwrap();
+                answer.set_message_type(MessageType::Response);
+                say(&mut answer);
+                socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+            }
+        });
+        address
+    }
+
+    fn record(owner: &str, data: RData) -> Record {
+        Record::from_rdata(DnsName::from_ascii(owner).unwrap(), 0, data)
+    }
+
+    fn is_for_a(m: &Message) -> bool {
+        m.queries()[0].query_type() == RecordType::A
+    }
+
+    #[tokio::test]
+    async fn names_are_followed_through_aliases_and_nothing_else_is_believed() {
+        let at = server(|m| {
+            if is_for_a(m) {
+                let alias = DnsName::from_ascii("b.test.").unwrap();
+                m.add_answer(record("A.test.", RData::CNAME(CNAME(alias))));
+                m.add_answer(record("b.test.", RData::A(A(Ipv4Addr::new(10, 0, 0, 1)))));
+                m.add_answer(record("c.test.", RData::A(A(Ipv4Addr::new(10, 0, 0, 9)))));
+            }
+        });
+        let resolver = Resolver::new(vec![at.await]);
+        assert!(resolver.addresses("a.test").is_empty());
+        resolver.settled("a.test").await;
+        assert_eq!(*resolver.addresses("a.test"), [IpAddr::from([10, 0, 0, 1])]);
+        assert_eq!(resolver.epoch(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_known_stays_while_nobody_answers_and_goes_when_the_name_is_gone() {
+        let state = Arc::new(AtomicU64::new(0));
+        let said = state.clone();
+        let at = server(move |m| match said.load(Ordering::Relaxed) {
+            0 if is_for_a(m) => {
+                m.add_answer(record("a.test.", RData::A(A(Ipv4Addr::LOCALHOST))));
+            }
+            1 => drop(m.set_response_code(ResponseCode::ServFail)),
+            2 => drop(m.set_response_code(ResponseCode::NXDomain)),
+            _ => {}
+        });
+        let resolver = Resolver::new(vec![at.await]);
+        resolver.settled("a.test").await;
+        let known = || resolver.addresses("a.test").len();
+        assert_eq!(known(), 1);
+        state.store(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(known(), 1);
+        state.store(2, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(known(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_makes_room_for_the_next() {
+        let good = server(|m| {
+            if is_for_a(m) {
+                m.add_answer(record("a.test.", RData::A(A(Ipv4Addr::LOCALHOST))));
+            }
+        });
+        let bad = server(|m| drop(m.set_response_code(ResponseCode::Refused)));
+        let resolver = Resolver::new(vec![bad.await, good.await]);
+        resolver.settled("a.test").await;
+        assert_eq!(resolver.addresses("a.test").len(), 1);
+    }
+
+    #[test]
+    fn servers_are_read_from_resolv_conf() {
+        let text = "search x.y\nnameserver 10.0.0.1\n# nameserver 10.0.0.2\nnameserver fd00::1\n";
+        let all = servers(text);
+        assert_eq!(all, ["10.0.0.1:53".parse().unwrap(), "[fd00::1]:53".parse().unwrap()]);
+    }
+}
