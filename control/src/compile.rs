@@ -160,6 +160,7 @@ impl Compiler {
             | Kind::Secret
             | Kind::HttpRoute
             | Kind::GrpcRoute
+            | Kind::ReferenceGrant
             | Kind::Telemetry => {}
             Kind::Namespace => {
                 let labels = |o: Option<&Object>| o.map(|o| o.meta.labels.clone());
@@ -420,6 +421,7 @@ impl Compiler {
             | Spec::KubernetesGateway(_)
             | Spec::HttpRoute(_)
             | Spec::GrpcRoute(_)
+            | Spec::ReferenceGrant(_)
             | Spec::Telemetry(_)
             | Spec::Namespace(_)
             | Spec::Node(_)

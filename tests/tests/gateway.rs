@@ -199,3 +199,70 @@ mod https {
         good(&first, "closed.example", Some(&ours));
     }
 }
+
+#[test]
+fn a_gateway_of_gateway_api_routes_what_attaches_to_its_listeners() {
+    use culvert_tests::https::{Authority, get, secret};
+    let s = scene("gateway-api");
+    let authority = Authority::new("outside");
+    secret(&s.mesh, "cert", &authority.issue("shop.example"), "");
+    let apply = |kind: &str, name: &str, namespace: &str, spec: &str| {
+        s.mesh.apply(
+            &format!("{kind}-{name}-{namespace}"),
+            &format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n\
+                 metadata: {{ namespace: {namespace}, name: {name} }}\nspec: {spec}\n"
+            ),
+        );
+    };
+    apply(
+        "Gateway",
+        "ingress",
+        "default",
+        "{ gatewayClassName: culvert, listeners: [\
+         { name: web, port: 80, protocol: HTTP, hostname: \"*.example\" }, \
+         { name: safe, port: 8443, protocol: HTTPS, hostname: shop.example, tls: { certificateRefs: [{ name: cert }] } }, \
+         { name: open, port: 8081, protocol: HTTP, allowedRoutes: { namespaces: { from: All } } }] }",
+    );
+    let to = format!("backendRefs: [{{ name: reviews, port: {PORT} }}]");
+    apply(
+        "HTTPRoute",
+        "shop",
+        "default",
+        &format!(
+            "{{ parentRefs: [{{ name: ingress, sectionName: web }}, {{ name: ingress, sectionName: safe }}], \
+             hostnames: [shop.example, elsewhere.test], rules: [{{ matches: [{{ path: {{ value: /public }} }}], {to} }}, \
+             {{ matches: [{{ path: {{ value: /up }} }}], filters: [{{ type: RequestRedirect, requestRedirect: {{ scheme: https }} }}] }}] }}"
+        ),
+    );
+    // Of another namespace: taken by the listener that says so, and sent on where a grant says so.
+    let of_other = format!(
+        "{{ parentRefs: [{{ name: ingress, namespace: default }}], rules: [\
+         {{ backendRefs: [{{ name: reviews, namespace: default, port: {PORT} }}] }}] }}"
+    );
+    apply("HTTPRoute", "foreign", "other", &of_other);
+    s.until(&s.ask(8080, "shop.example", "/public/x"), |a| a.status == 200);
+    for (port, host, path, status) in [
+        (8080, "shop.example", "/private", 404),
+        (8080, "elsewhere.test", "/public", 404),
+        (8080, "other.example", "/public", 404),
+        (8081, "shop.example", "/public", 503),
+    ] {
+        let answer = s.until(&s.ask(port, host, path), |_| true);
+        assert_eq!(answer.status, status, "{port} {host} {path}");
+    }
+    let up = s.until(&s.ask(8080, "shop.example", "/up"), |a| a.status == 302);
+    assert_eq!(up.headers["location"], "https://shop.example/up");
+    let at = (s.gateway.pod.ipv4(), 8443).into();
+    let name = "shop.example";
+    let safe = get(&s.outsider, at, name, name, "/public", &authority, None).unwrap();
+    assert!(safe.starts_with("HTTP/1.1 200"), "{safe}");
+    s.mesh.apply(
+        "grant",
+        "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\n\
+         metadata: { namespace: default, name: other }\n\
+         spec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: other }], \
+         to: [{ group: \"\", kind: Service }] }\n",
+    );
+    s.until(&s.ask(8081, "any.test", "/x"), |a| a.status == 200);
+}

@@ -7,7 +7,8 @@ use crate::{
         virtual_service::VirtualService,
     },
     kubernetes::{
-        ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+        ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, ReferenceGrant, Secret, Service,
+        ServiceAccount,
     },
     security::{AuthorizationPolicy, MeshConfig, PeerAuthentication, ServiceEntry, WorkloadEntry},
 };
@@ -32,6 +33,7 @@ pub enum Kind {
     KubernetesGateway,
     HttpRoute,
     GrpcRoute,
+    ReferenceGrant,
     MeshConfig,
     Secret,
 }
@@ -56,6 +58,7 @@ impl Kind {
             Self::KubernetesGateway => "gateway.networking.k8s.io/Gateway",
             Self::HttpRoute => "gateway.networking.k8s.io/HTTPRoute",
             Self::GrpcRoute => "gateway.networking.k8s.io/GRPCRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::MeshConfig => "MeshConfig",
             Self::Secret => "Secret",
         }
@@ -106,6 +109,7 @@ pub enum Spec {
     KubernetesGateway(Box<GatewaySpec>),
     HttpRoute(Box<HttpRouteSpec>),
     GrpcRoute(Box<GrpcRouteSpec>),
+    ReferenceGrant(ReferenceGrant),
     MeshConfig(MeshConfig),
     Secret(Secret),
 }

@@ -22,8 +22,8 @@ mod virtual_service;
 pub use diagnostic::{Code, Diagnostic};
 pub use kinds::{Kind, Object, ObjectKey, Spec};
 pub use kubernetes::{
-    ConfigMap, EndpointSlice, LabelSelector, Labels, Meta, Namespace, Node, Pod, Secret, Service,
-    ServiceAccount, ServicePort, TargetPort,
+    ConfigMap, EndpointSlice, LabelSelector, Labels, Meta, Namespace, Node, Pod, ReferenceGrant,
+    Secret, Service, ServiceAccount, ServicePort, TargetPort,
 };
 pub use parse::parse_documents;
 pub use schema::{Base64, Number, Span};

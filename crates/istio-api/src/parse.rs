@@ -120,6 +120,7 @@ fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
         "Gateway" if networking() => Some(Kind::Gateway),
         "Gateway" if kubernetes() => Some(Kind::KubernetesGateway),
         "HTTPRoute" if kubernetes() => Some(Kind::HttpRoute),
+        "ReferenceGrant" if kubernetes() => Some(Kind::ReferenceGrant),
         "GRPCRoute" if istio(&["v1"], "gateway.networking.k8s.io") => Some(Kind::GrpcRoute),
         "Telemetry" if istio(&["v1", "v1alpha1"], "telemetry.istio.io") => Some(Kind::Telemetry),
         "AuthorizationPolicy" if security() => Some(Kind::AuthorizationPolicy),
@@ -193,6 +194,11 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         }
         Kind::HttpRoute => Spec::HttpRoute(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::GrpcRoute => Spec::GrpcRoute(Box::new(spec_of(kind, &mut item, found)?)),
+        Kind::ReferenceGrant => Spec::ReferenceGrant(typed(
+            item.get("spec").cloned().unwrap_or_default(),
+            "spec",
+            found,
+        )?),
         Kind::Telemetry => Spec::Telemetry(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::Secret => match serde_json::from_value(item) {
             Ok(secret) => Spec::Secret(secret),

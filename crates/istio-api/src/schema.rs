@@ -121,6 +121,16 @@ macro_rules! names {
             $(#[serde(rename = $more)] $rest,)*
         }
 
+        impl $name {
+            /// As it is written.
+            pub fn name(self) -> &'static str {
+                match self {
+                    Self::$first => $text,
+                    $(Self::$rest => $more,)*
+                }
+            }
+        }
+
         impl crate::schema::Schema for $name {
             fn shape() -> crate::schema::Shape {
                 crate::schema::Shape::Names($proto, &[$text, $($more),*])

@@ -5,7 +5,10 @@ use crate::{
     destination_rule::destination_rule,
     diagnostic::Code,
     gateway::gateway,
-    gateway_api::gateway::GatewaySpec,
+    gateway_api::{
+        gateway::GatewaySpec,
+        validate::{grpc_route, http_route, kubernetes_gateway},
+    },
     kinds::{Object, Spec},
     kubernetes::Labels,
     parse::Found,
@@ -33,10 +36,11 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::VirtualService(v) => virtual_service(v, found),
         Spec::DestinationRule(d) => destination_rule(d, &object.key.namespace, found),
         Spec::Gateway(g) => gateway(g, &object.key.name, found),
-        Spec::KubernetesGateway(g) => kubernetes_gateway(g, &object.meta.labels, found),
-        Spec::HttpRoute(_)
-        | Spec::GrpcRoute(_)
-        | Spec::Telemetry(_)
+        Spec::KubernetesGateway(g) => waypoint(g, &object.meta.labels, found),
+        Spec::HttpRoute(r) => http_route(r, found),
+        Spec::GrpcRoute(r) => grpc_route(r, found),
+        Spec::Telemetry(_)
+        | Spec::ReferenceGrant(_)
         | Spec::Pod(_)
         | Spec::Secret(_)
         | Spec::EndpointSlice(_)
@@ -46,16 +50,10 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
     }
 }
 
-/// A waypoint has one listener, of HBONE. Other classes are somebody else's.
-fn kubernetes_gateway(g: &GatewaySpec, labels: &Labels, found: &mut Found<'_>) {
+/// A waypoint has one listener, of HBONE.
+fn waypoint(g: &GatewaySpec, labels: &Labels, found: &mut Found<'_>) {
     if !matches!(g.gateway_class_name.as_str(), "istio-waypoint" | "culvert-waypoint") {
-        found.push(
-            Code::Warning,
-            "spec.gatewayClassName",
-            format!("{:?}", g.gateway_class_name),
-            "nothing here serves that class: waypoints are of istio-waypoint or culvert-waypoint",
-        );
-        return;
+        return kubernetes_gateway(g, found);
     }
     match labels.get("istio.io/waypoint-for").map(String::as_str) {
         None | Some("service" | "none") => {}

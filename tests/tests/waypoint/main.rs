@@ -4,6 +4,7 @@
 mod egress;
 mod faults;
 mod floods;
+mod gateway_api;
 mod hostile;
 mod life;
 mod limits;

@@ -3,3 +3,4 @@
 pub mod gateway;
 pub mod grpc_route;
 pub mod http_route;
+pub(crate) mod validate;

@@ -5,6 +5,7 @@
 use super::{
     credential::credential,
     http::Scope,
+    ingress,
     select::{Rules, age},
     view::View,
 };
@@ -61,7 +62,7 @@ struct Bound<'a> {
 
 /// As Istio has it, a Gateway names the port of the proxies' Service, and the proxies listen on what
 /// that port leads to; where no Service has the port, on the port itself.
-fn listens(view: View<'_>, proxy: &ProxyName, labels: &Labels, port: u16) -> u16 {
+pub fn listens(view: View<'_>, proxy: &ProxyName, labels: &Labels, port: u16) -> u16 {
     let target = |o: &Arc<Object>| {
         let Spec::Service(s) = &o.spec else { return None };
         let selects = !s.spec.selector.is_empty()
@@ -110,8 +111,9 @@ pub fn compile(
             ..proto::Listener::default()
         });
         listen(view, proxy, b, listener);
-        hosts(view, rules, proxy, b, &policies, &mut out.hosts);
+        hosts(view, rules, proxy, b, &policies, &mut out);
     }
+    ingress::open(view, rules, proxy, labels, &policies, &mut out);
     out
 }
 
@@ -180,7 +182,7 @@ fn hosts(
     proxy: &ProxyName,
     b: &Bound<'_>,
     policies: &[proto::HttpPolicy],
-    out: &mut BTreeMap<ServiceName, proto::HostTable>,
+    out: &mut Compiled,
 ) {
     let name = format!("{}/{}", b.object.key.namespace, b.object.key.name);
     let mut bound: Vec<(&Arc<Object>, &VirtualService)> = view
@@ -209,18 +211,8 @@ fn hosts(
             let mut scope =
                 Scope { view, rules, proxy, gateway: &name, port: b.port, used: &mut used };
             let routes = scope.http_routes(o, v);
-            let key = ServiceName { namespace: unit_namespace(b.listens), hostname: host.clone() };
-            let table = out.entry(key).or_insert_with(|| proto::HostTable {
-                namespace: unit_namespace(b.listens),
-                hostname: host,
-                service_name: b.object.key.name.clone(),
-                ports: vec![proto::PortTable {
-                    port: u32::from(b.listens),
-                    protocol: proto::Protocol::Http1 as i32,
-                    ..proto::PortTable::default()
-                }],
-                policies: policies.to_vec(),
-            });
+            let key = ServiceName { namespace: unit_namespace(b.listens), hostname: host };
+            let table = ingress::table(out, key, &b.object.key.name, policies);
             // Rules of one host are one, the older first.
             if let Some(port) = table.ports.first_mut() {
                 port.http.extend(routes);
@@ -240,6 +232,10 @@ pub fn concerns(kind: Kind, object: &Object) -> bool {
         | Kind::Secret
         | Kind::KubernetesGateway
         | Kind::AuthorizationPolicy
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::ReferenceGrant
+        | Kind::Namespace
         | Kind::MeshConfig => true,
         Kind::Pod => object.meta.labels.contains_key(super::GATEWAY_NAME),
         _ => false,

@@ -239,7 +239,7 @@ fn share(percentage: Option<&Percent>, old: Option<f64>) -> proto::Percent {
     proto::Percent { ppm: (percent * 10_000.0).round() as u32 }
 }
 
-fn retry(r: Option<&HttpRetry>) -> Option<proto::Retry> {
+pub fn retry(r: Option<&HttpRetry>) -> Option<proto::Retry> {
     let default = HttpRetry { attempts: 2, ..HttpRetry::default() };
     let r = r.unwrap_or(&default);
     let attempts = u32::try_from(r.attempts).unwrap_or(0);

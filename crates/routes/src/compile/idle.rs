@@ -19,7 +19,27 @@ impl Compiler {
         let policies = self.rules.targeted(view).filter_map(|o| self.idle_policy(view, o));
         let rules = view.of_kind(Kind::VirtualService).filter_map(|o| self.idle_routes(view, o));
         let entries = view.of_kind(Kind::ServiceEntry).filter_map(|o| self.idle_names(view, o));
-        policies.chain(rules).chain(entries).collect()
+        let routes = view.of_kind(Kind::HttpRoute).chain(view.of_kind(Kind::GrpcRoute));
+        let routes = routes.filter_map(|o| self.idle_route(view, o));
+        policies.chain(rules).chain(entries).chain(routes).collect()
+    }
+
+    fn idle_route(&self, view: View<'_>, o: &Object) -> Option<Idle> {
+        let proxies = super::gateways::proxies(view, &self.rules);
+        let served = super::route_api::parents(o).any(|p| {
+            if p.is_gateway() {
+                proxies.keys().any(|g| g.namespace == p.namespace && g.name == p.name)
+            } else {
+                self.by_hostname.contains_key(&whole(p.name, p.namespace, view.domain))
+            }
+        });
+        (!served).then(|| Idle {
+            key: o.key.clone(),
+            path: "spec.parentRefs",
+            found: "no service of a waypoint, and no Gateway that has a proxy".to_owned(),
+            remedy: "it routes nothing: put istio.io/use-waypoint on the service or its namespace, or \
+                     start the Gateway's pods, which carry gateway.networking.k8s.io/gateway-name",
+        })
     }
 
     /// A host outside that is found by its name takes a proxy that resolves it.

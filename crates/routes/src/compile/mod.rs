@@ -8,9 +8,12 @@
 mod credential;
 mod destination;
 mod gateways;
+mod grpc_route;
 mod http;
 mod idle;
+mod ingress;
 mod policy;
+mod route_api;
 mod select;
 mod tcp;
 mod view;
@@ -176,7 +179,7 @@ impl Compiler {
     ) {
         let key = change.key;
         match key.kind {
-            Kind::VirtualService => {
+            Kind::VirtualService | Kind::HttpRoute | Kind::GrpcRoute => {
                 for host in self.hosts(view, change) {
                     dirty.extend(self.units_matching(&host));
                 }
@@ -220,7 +223,8 @@ impl Compiler {
                 };
                 dirty.extend(self.units.keys().filter(bound).cloned());
             }
-            Kind::MeshConfig => dirty.extend(self.units.keys().cloned()),
+            // Whose routes it lets send where is not known ahead.
+            Kind::MeshConfig | Kind::ReferenceGrant => dirty.extend(self.units.keys().cloned()),
             _ => {}
         }
     }
@@ -378,6 +382,12 @@ impl Compiler {
                 if let Some((o, v)) = &chosen {
                     http = scope.http_routes(o, v);
                     tcp = tcp::routes(&scope, o, v);
+                }
+                // Where both speak of a service, Gateway API's routes are its HTTP.
+                let place = route_api::Place { view, rules: &self.rules, proxy, port: *port };
+                let attached = place.of_service(&name.namespace, &service.short, &name.hostname);
+                if !attached.is_empty() {
+                    http = attached;
                 }
                 if http.is_empty() {
                     http.push(http::default_route(name, *port));

@@ -1,6 +1,9 @@
 //! Which rule counts for a host: indexes over VirtualServices, DestinationRules and services.
 
-use super::view::{GATEWAY_NAME, ServiceView, View};
+use super::{
+    route_api,
+    view::{GATEWAY_NAME, ServiceView, View},
+};
 use crate::{
     names::{ProxyName, ServiceName, exported, patterns, whole},
     proto,
@@ -21,6 +24,8 @@ pub struct Rules {
     destination_rules: HashMap<String, BTreeSet<ObjectKey>>,
     /// By hostname, then by namespace.
     services: HashMap<String, BTreeMap<String, BTreeMap<ObjectKey, ServiceView>>>,
+    /// Gateway API's routes by the hosts of the services that they are attached to.
+    routes: HashMap<String, BTreeSet<ObjectKey>>,
     /// Policies that name what they bind: of all that there are, few.
     targeted: BTreeSet<ObjectKey>,
     /// Pods that carry a gateway's name: of all that there are, few.
@@ -51,6 +56,11 @@ impl Rules {
                 Spec::DestinationRule(d) => {
                     let host = whole(&d.host, &key.namespace, view.domain);
                     note(&mut self.destination_rules, host, key, add);
+                }
+                Spec::HttpRoute(_) | Spec::GrpcRoute(_) => {
+                    for host in Self::hosts_of(view, o) {
+                        note(&mut self.routes, host, key, add);
+                    }
                 }
                 Spec::AuthorizationPolicy(p) if p.has_targets() => {
                     keep_in(&mut self.targeted, key, add);
@@ -86,6 +96,15 @@ impl Rules {
     /// A service by its name; of two objects that stand for one the first counts.
     pub fn service(&self, name: &ServiceName) -> Option<(&ObjectKey, &ServiceView)> {
         self.services.get(&name.hostname)?.get(&name.namespace)?.iter().next()
+    }
+
+    /// Gateway API's routes that are attached to a service of this host.
+    pub fn routes<'a>(
+        &'a self,
+        view: View<'a>,
+        hostname: &str,
+    ) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        self.routes.get(hostname).into_iter().flatten().filter_map(move |key| view.objects.get(key))
     }
 
     /// Pods of waypoints and gateways.
@@ -236,6 +255,10 @@ impl Rules {
             Spec::Service(_) | Spec::ServiceEntry(_) => {
                 view.services_of(o).into_iter().map(|s| s.name.hostname).collect()
             }
+            Spec::HttpRoute(_) | Spec::GrpcRoute(_) => route_api::parents(o)
+                .filter(route_api::Parent::is_service)
+                .map(|p| whole(p.name, p.namespace, view.domain))
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -291,5 +314,8 @@ pub fn is_routing(kind: Kind) -> bool {
             | Kind::MeshConfig
             | Kind::Pod
             | Kind::Secret
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::ReferenceGrant
     )
 }

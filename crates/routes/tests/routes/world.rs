@@ -47,6 +47,8 @@ pub fn object(document: Value) -> Object {
         "AuthorizationPolicy" => {
             (Kind::AuthorizationPolicy, Spec::AuthorizationPolicy(typed(spec)))
         }
+        "HTTPRoute" => (Kind::HttpRoute, Spec::HttpRoute(typed(spec))),
+        "ReferenceGrant" => (Kind::ReferenceGrant, Spec::ReferenceGrant(typed(spec))),
         "IstioGateway" => (Kind::Gateway, Spec::Gateway(typed(spec))),
         "Pod" => (Kind::Pod, Spec::Pod(Default::default())),
         "Secret" => (Kind::Secret, Spec::Secret(typed(document))),

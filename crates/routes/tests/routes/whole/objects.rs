@@ -67,6 +67,8 @@ pub fn edits() -> impl Strategy<Value = Edit> {
         3 => pods(),
         3 => istio_gateways(),
         1 => secrets(),
+        4 => http_routes(),
+        1 => grants(),
         1 => mesh_config(),
     ];
     (any, prop::bool::weighted(0.75)).prop_map(|(document, put)| {
@@ -251,6 +253,9 @@ fn destination_rules() -> BoxedStrategy<Value> {
                 spec["trafficPolicy"] =
                     json!({"connectionPool": {"tcp": {"maxConnections": limit}}});
             }
+            if limit > 1 {
+                spec["trafficPolicy"]["tls"] = json!({"mode": "MUTUAL", "credentialName": "s1"});
+            }
             json!({"kind": "DestinationRule", "metadata": meta, "spec": spec})
         })
         .boxed()
@@ -259,14 +264,54 @@ fn destination_rules() -> BoxedStrategy<Value> {
 fn gateways() -> BoxedStrategy<Value> {
     let class = one_of(&["istio-waypoint", "istio-waypoint", "culvert-waypoint", "istio"]);
     let serves = one_of(&["", "", "service", "workload", "all", "none"]);
-    (namespace(), one_of(&["wp", "wp", "wp2", "ingress"]), class, serves)
-        .prop_map(|(ns, name, class, serves)| {
+    let listeners = prop_oneof![
+        1 => Just(json!([])),
+        2 => Just(json!([{"name": "web", "port": 80, "protocol": "HTTP"}])),
+        1 => Just(json!([{"name": "safe", "port": 8443, "protocol": "HTTPS", "hostname": "*.com",
+            "tls": {"certificateRefs": [{"name": "s1", "namespace": "infra"}]},
+            "allowedRoutes": {"namespaces": {"from": "Selector", "selector":
+                {"matchExpressions": [{"key": "istio.io/use-waypoint", "operator": "Exists"}]}}}}])),
+    ];
+    (namespace(), one_of(&["wp", "wp", "wp2", "ingress"]), class, serves, listeners)
+        .prop_map(|(ns, name, class, serves, listeners)| {
             let labels = match serves {
                 "" => json!({}),
                 serves => json!({"istio.io/waypoint-for": serves}),
             };
             json!({"kind": "Gateway", "metadata": meta(ns, name, labels),
-                   "spec": {"gatewayClassName": class}})
+                   "spec": {"gatewayClassName": class, "listeners": listeners}})
+        })
+        .boxed()
+}
+
+fn http_routes() -> BoxedStrategy<Value> {
+    let service = |name: &'static str| json!({"group": "", "kind": "Service", "name": name});
+    let parents = prop_oneof![
+        Just(json!([service("reviews")])),
+        Just(json!([service("ratings"), {"name": "ingress"}])),
+        Just(json!([{"name": "ingress", "namespace": "shop", "sectionName": "web"}])),
+    ];
+    let to = (one_of(&["reviews", "ratings"]), one_of(&["", "shop", "infra"]))
+        .prop_map(|(name, namespace)| json!({"name": name, "namespace": namespace, "port": 80}));
+    let hosts = some_of(&["api.example.com", "*.example.com"], 2);
+    let path = prop_oneof![Just(json!([])), Just(json!([{"path": {"value": "/a"}}]))];
+    (namespace(), one_of(&["h1", "h2"]), created(), parents, hosts, to, path)
+        .prop_map(|(ns, name, created, parents, hosts, to, path)| {
+            let mut meta = meta(ns, name, json!({}));
+            meta["creationTimestamp"] = json!(created);
+            json!({"kind": "HTTPRoute", "metadata": meta, "spec": {"parentRefs": parents,
+                   "hostnames": hosts, "rules": [{"matches": path, "backendRefs": [to]}]}})
+        })
+        .boxed()
+}
+
+fn grants() -> BoxedStrategy<Value> {
+    (namespace(), one_of(&["HTTPRoute", "Gateway"]), namespace(), one_of(&["Service", "Secret"]))
+        .prop_map(|(ns, from, of, to)| {
+            let group = "gateway.networking.k8s.io";
+            json!({"kind": "ReferenceGrant", "metadata": meta(ns, "g", json!({})), "spec": {
+                "from": [{"group": group, "kind": from, "namespace": of}],
+                "to": [{"group": "", "kind": to}]}})
         })
         .boxed()
 }
