@@ -2,8 +2,8 @@
 //! log. Whichever is measured has a processor; clients and backend share the other.
 
 use super::{
-    SUITE, apply, backends, envoy, gateway,
-    load::{self, Load, Seen},
+    apply, backends, envoy, gateway,
+    load::{self, Load},
     place::{self, BACKEND_PORT, BACKENDS, OTHERS, Place},
     process, rows, to,
 };
@@ -11,7 +11,6 @@ use crate::{
     report::{Goal, Row},
     role::Samples,
 };
-use anyhow::Context as _;
 use culvert_tests::Mesh;
 
 const HOST: &str = "alone.example";
@@ -88,7 +87,7 @@ pub fn measure(
     on: &str,
     name: &str,
     into: &mut Samples,
-) -> anyhow::Result<Seen> {
+) -> anyhow::Result<()> {
     let before = process::processor_seconds(pids)?;
     let seen = load.run(&place.gateway.pod, url, on, load::SECONDS)?;
     let spent = process::processor_seconds(pids)? - before;
@@ -102,5 +101,5 @@ pub fn measure(
     }
     into.add(&format!("{name}: p50"), seen.p50);
     into.add(&format!("{name}: p99"), seen.p99);
-    Ok(seen).context(SUITE)
+    Ok(())
 }
