@@ -43,6 +43,8 @@ impl Load {
     pub fn run(self, from: &Pod, url: &str, on: &str, seconds: u64) -> anyhow::Result<Seen> {
         // A pod's mounts are the host's but for its resolver: what is written there is seen here.
         let log = from.node().dir().join(format!("h2load-{}", from.name()));
+        // It would add to what is there.
+        let _ = fs::remove_file(&log);
         let text = |n: u32| n.to_string();
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", on]);
