@@ -11,6 +11,7 @@ mod peers;
 mod report;
 mod role;
 mod scale;
+mod waypoint;
 
 use anyhow::{bail, ensure};
 use clap::Parser;
@@ -22,7 +23,7 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measures Culvert beside its goals and a peer")]
 struct Cli {
-    /// What to measure: scale, dns [default: everything]
+    /// What to measure: scale, dns, waypoint [default: everything]
     suites: Vec<String>,
     /// Writes the rows to this file, too
     #[arg(long)]
@@ -50,8 +51,10 @@ fn main() -> ExitCode {
     }
 }
 
+type Suite = fn(usize) -> anyhow::Result<Vec<report::Row>>;
+
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    let all = [scale::SUITE, dns::SUITE];
+    let all = [scale::SUITE, dns::SUITE, waypoint::SUITE];
     if let Some(unknown) = cli.suites.iter().find(|s| !all.contains(&s.as_str())) {
         bail!("there is no suite {unknown:?}, only {}", all.join(" and "));
     }
@@ -61,11 +64,14 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     if wanted(scale::SUITE) {
         rows.extend(scale::run(runs)?);
     }
-    if wanted(dns::SUITE) {
+    for (suite, run) in [(dns::SUITE, dns::run as Suite), (waypoint::SUITE, waypoint::run)] {
+        if !wanted(suite) {
+            continue;
+        }
         if nix::unistd::geteuid().is_root() {
-            rows.extend(dns::run(runs)?);
+            rows.extend(run(runs)?);
         } else {
-            eprintln!("not root: {} is left out, which needs a real agent", dns::SUITE);
+            eprintln!("not root: {suite} is left out, which needs network namespaces");
         }
     }
     ensure!(!rows.is_empty(), "nothing was measured");

@@ -1,5 +1,6 @@
 //! How much memory this process has: what the kernel says, and what the allocator gave out.
 
+use anyhow::Context as _;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     fs,
@@ -70,6 +71,19 @@ pub fn processor_seconds() -> anyhow::Result<f64> {
     let used = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
     let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
     Ok(seconds(used.user_time()) + seconds(used.system_time()))
+}
+
+/// What all threads of a process have had of the processors so far, in seconds.
+pub fn processor_seconds_of(pid: i32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in brackets may hold anything; user and system time are fields 14 and 15.
+    let (_, rest) = stat.rsplit_once(')').context("no name in the process's stat")?;
+    let ticks = |field: usize| -> anyhow::Result<f64> {
+        let text = rest.split_whitespace().nth(field - 3).context("a stat too short")?;
+        Ok(text.parse()?)
+    };
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
+    Ok((ticks(14)? + ticks(15)?) / per_second as f64)
 }
 
 /// Resident memory of a process and its highest ever, in bytes.

@@ -40,7 +40,39 @@ pub struct Row {
     pub unit: &'static str,
     samples: Vec<f64>,
     pub goal: Option<Goal>,
-    pub ztunnel: Option<f64>,
+    pub peer: Option<Peer>,
+}
+
+/// Somebody else's figure.
+#[derive(Clone, Copy)]
+pub enum Peer {
+    /// Measured before, on the same kind of machine.
+    Ztunnel(f64),
+    /// Measured in the same run.
+    Envoy(f64),
+}
+
+impl Peer {
+    fn ztunnel(self) -> Option<f64> {
+        match self {
+            Self::Ztunnel(f) => Some(f),
+            Self::Envoy(_) => None,
+        }
+    }
+
+    fn envoy(self) -> Option<f64> {
+        match self {
+            Self::Envoy(f) => Some(f),
+            Self::Ztunnel(_) => None,
+        }
+    }
+
+    fn shown(self) -> String {
+        match self {
+            Self::Ztunnel(f) => format!("ztunnel {}", figure(f)),
+            Self::Envoy(f) => format!("Envoy {}", figure(f)),
+        }
+    }
 }
 
 impl Row {
@@ -50,7 +82,7 @@ impl Row {
         assert!(!samples.is_empty(), "{name} has not been measured");
         let mut samples = samples.to_vec();
         samples.sort_by(f64::total_cmp);
-        Self { suite, name, unit, samples, goal: None, ztunnel: None }
+        Self { suite, name, unit, samples, goal: None, peer: None }
     }
 
     pub fn median(&self) -> f64 {
@@ -72,7 +104,8 @@ pub fn json(rows: &[Row]) -> Value {
                 "unit": r.unit,
                 "value": r.median(),
                 "goal": r.goal.map(Goal::json),
-                "ztunnel": r.ztunnel,
+                "ztunnel": r.peer.and_then(Peer::ztunnel),
+                "envoy": r.peer.and_then(Peer::envoy),
             })
         })
         .collect()
@@ -81,7 +114,7 @@ pub fn json(rows: &[Row]) -> Value {
 pub fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["measure", "unit", "median", "5 % .. 95 %", "goal", "", "ztunnel"]);
+    table.set_header(["measure", "unit", "median", "5 % .. 95 %", "goal", "", "peer"]);
     for r in rows {
         let spread = format!("{} .. {}", figure(r.at(5)), figure(r.at(95)));
         let met = r.goal.map(|g| if g.is_met(r.median()) { "met" } else { "MISSED" });
@@ -92,7 +125,7 @@ pub fn table(rows: &[Row]) -> Table {
             spread,
             r.goal.map(Goal::shown).unwrap_or_default(),
             met.unwrap_or_default().to_owned(),
-            r.ztunnel.map(figure).unwrap_or_default(),
+            r.peer.map(Peer::shown).unwrap_or_default(),
         ]);
     }
     for column in [2, 3, 4, 6] {

@@ -1,6 +1,6 @@
 //! Child processes: started with a role and its arguments, they print samples, a line each.
 
-use crate::{dns, scale};
+use crate::{dns, scale, waypoint};
 use anyhow::{Context as _, bail, ensure};
 use std::{
     env,
@@ -33,6 +33,7 @@ pub fn play(role: &[String]) -> anyhow::Result<()> {
         ["fields"] => scale::fields::play(),
         ["decide"] => scale::decide::play(),
         ["ask", args @ ..] => dns::ask::play(args),
+        ["backend", args @ ..] => waypoint::backend::play(args),
         _ => bail!("there is no role {role:?}"),
     }
 }

@@ -51,7 +51,10 @@ impl Source for Directory {
         let (events_tx, mut events) = mpsc::unbounded_channel();
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                let _ = events_tx.send(event);
+                // Reading is told, too, and this source reads: it would go on for ever.
+                if !event.as_ref().is_ok_and(|e| e.kind.is_access()) {
+                    let _ = events_tx.send(event);
+                }
             })?;
         watcher
             .watch(&self.path, RecursiveMode::Recursive)
@@ -89,9 +92,7 @@ async fn touched(
     let mut take = |event: notify::Result<notify::Event>| match event {
         Ok(e) if e.need_rescan() => false,
         Ok(e) => {
-            if !e.kind.is_access() {
-                paths.extend(e.paths);
-            }
+            paths.extend(e.paths);
             true
         }
         Err(_) => false,

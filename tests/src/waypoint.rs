@@ -16,6 +16,8 @@ use crate::{Mesh, MeshPod, SOON, Service, Spec, binary, http, https, manifest, n
 pub struct Waypoint {
     pub pod: MeshPod,
     pub service: Service,
+    /// More arguments for the program.
+    pub(crate) args: Vec<String>,
     pub(crate) process: Option<Proc>,
 }
 
@@ -48,7 +50,7 @@ impl Mesh {
             .label("istio.io/dataplane-mode", "none");
         let pod = self.pod(node, spec);
         let service = self.service_of(name, "hbone", 15008, 15008, &[&pod]);
-        let mut waypoint = Waypoint { pod, service, process: None };
+        let mut waypoint = Waypoint { pod, service, args: Vec::new(), process: None };
         waypoint.start(self, &token);
         waypoint
     }
@@ -89,6 +91,7 @@ impl Waypoint {
         command.args(["--control", &format!("https://{DISCOVERY}")]);
         command.args(["--root-cert", &text(&mesh.control.root_cert()), "--token", &text(&file)]);
         command.args(["--name-server", &names::server_of(&self.pod).to_string()]);
+        command.args(&self.args);
         let process = self.pod.spawn(command).unwrap();
         self.process = Some(process);
         self.wait_until_ready();
@@ -96,6 +99,10 @@ impl Waypoint {
 
     fn process(&self) -> &Proc {
         self.process.as_ref().unwrap()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process().pid()
     }
 
     pub fn wait_until_ready(&self) {

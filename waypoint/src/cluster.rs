@@ -21,8 +21,8 @@ use std::{
 pub type To = Endpoint<Arc<Workload>>;
 
 pub struct Cluster {
+    name: Arc<str>,
     pub service: NamespacedHostname,
-    pub subset: String,
     pub settings: Arc<DestinationPort>,
     pub labels: Vec<(String, String)>,
     pub tls: Option<ClientTls>,
@@ -88,12 +88,13 @@ impl Cluster {
         settings: Arc<DestinationPort>,
         labels: Vec<(String, String)>,
     ) -> Self {
+        let port = settings.port;
         Self {
+            name: format!("outbound|{port}|{subset}|{}", name.hostname).into(),
             service: NamespacedHostname {
                 namespace: name.namespace.as_str().into(),
                 hostname: name.hostname.as_str().into(),
             },
-            subset: subset.to_owned(),
             tls: settings.policy.tls.clone().map(ClientTls::new),
             settings,
             labels,
@@ -107,9 +108,8 @@ impl Cluster {
     }
 
     /// As Envoy names clusters.
-    pub fn name(&self) -> String {
-        let (port, subset) = (self.settings.port, &self.subset);
-        format!("outbound|{port}|{subset}|{}", self.service.hostname)
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// Those that are there now. Who comes first to names waits until they are resolved.
@@ -246,7 +246,7 @@ impl Cluster {
     pub fn report(&self, endpoints: &Endpoints<Arc<Workload>>, to: &To, outcome: Outcome) {
         let Some(outlier) = &self.settings.policy.outlier else { return };
         if endpoints.report(to, outlier, outcome, Instant::now()) {
-            tracing::warn!(cluster = self.name(), endpoint = %to.address, workload = to.workload.name(),
+            tracing::warn!(cluster = %self.name, endpoint = %to.address, workload = to.workload.name(),
                 "ejected: too many errors in a row");
         }
     }

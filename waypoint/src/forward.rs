@@ -296,7 +296,7 @@ async fn choose(
     let endpoints = cluster.endpoints(&given.proxy, &given.downstream.own).await;
     let policy = &cluster.settings.policy;
     let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), hash, avoid);
-    let to = chosen.ok_or_else(|| Refusal::no_endpoint(&cluster.name()))?;
+    let to = chosen.ok_or_else(|| Refusal::no_endpoint(cluster.name()))?;
     Ok((to, endpoints))
 }
 
@@ -424,7 +424,7 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
         Some(())
     };
     if tokio::time::timeout(PATIENCE, sending).await.ok().flatten().is_none() {
-        tracing::debug!(cluster = cluster.name(), "a mirrored request came to nothing");
+        tracing::debug!(cluster = %cluster.name(), "a mirrored request came to nothing");
     }
 }
 

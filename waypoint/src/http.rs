@@ -121,7 +121,8 @@ pub struct Exchange {
     proxy: Arc<Proxy>,
     downstream: Arc<Downstream>,
     begun: Instant,
-    pub record: RequestRecord,
+    /// Boxed, since it is large and goes through many hands.
+    pub record: Box<RequestRecord>,
     received: Option<Arc<AtomicU64>>,
     is_grpc: bool,
 }
@@ -149,26 +150,39 @@ impl Exchange {
     fn new(proxy: &Arc<Proxy>, downstream: &Arc<Downstream>, request: &Request<Incoming>) -> Self {
         let text = |name: HeaderName| {
             let value = request.headers().get(name).and_then(|v| v.to_str().ok());
-            value.unwrap_or_default().to_owned()
+            value.unwrap_or_default()
+        };
+        // What the log alone says is not written down for nothing.
+        let logged = |text: &str| match proxy.access_log {
+            true => text.to_owned(),
+            false => String::new(),
         };
         let kind = text(header::CONTENT_TYPE);
         let is_grpc =
             kind.starts_with("application/grpc") && !kind.starts_with("application/grpc-web");
-        let record = RequestRecord {
-            start_time: reply::rfc3339(SystemTime::now()),
-            method: request.method().to_string(),
-            path: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+        let start_time = match proxy.access_log {
+            true => reply::rfc3339(SystemTime::now()),
+            false => String::new(),
+        };
+        let record = Box::new(RequestRecord {
+            start_time,
+            method: logged(request.method().as_str()),
+            path: logged(request.uri().path_and_query().map_or("", |p| p.as_str())),
             protocol: match request.version() {
                 http::Version::HTTP_2 => "HTTP/2",
                 http::Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
             response_flags: "-",
-            user_agent: text(header::USER_AGENT),
+            user_agent: logged(text(header::USER_AGENT)),
             upstream_host: None,
             downstream_remote_address: Some(downstream.client),
             downstream_local_address: Some(downstream.asked),
-            downstream_peer: downstream.peer.as_ref().map(ToString::to_string),
+            downstream_peer: downstream
+                .peer
+                .as_ref()
+                .filter(|_| proxy.access_log)
+                .map(ToString::to_string),
             source: forward::telemetry_end(
                 Some(downstream.client),
                 downstream.workload.as_deref(),
@@ -180,7 +194,7 @@ impl Exchange {
             grpc_status: GRPC_UNKNOWN,
             mutual_tls: downstream.peer.is_some(),
             ..RequestRecord::default()
-        };
+        });
         Self {
             proxy: proxy.clone(),
             downstream: downstream.clone(),
@@ -289,8 +303,7 @@ pub async fn serve(
     let Some((route, matched)) = chosen else {
         return exchange.refuse(&Refusal::no_route());
     };
-    exchange.record.route_name =
-        if route.name.is_empty() { route.origin.clone() } else { route.name.clone() };
+    exchange.record.route_name = route.name.clone();
     Box::pin(along(exchange, route, matched, form, request)).await
 }
 
@@ -498,7 +511,7 @@ async fn along(
         Ok(cluster) => cluster,
         Err(refusal) => return exchange.refuse(&refusal),
     };
-    exchange.record.upstream_cluster = cluster.name();
+    exchange.record.upstream_cluster = cluster.name().clone();
     if exchange.downstream.is_gateway()
         && let Some(s) = exchange.proxy.mesh.service(&cluster.service)
     {
@@ -532,8 +545,7 @@ async fn along(
         cors.permit_response(&asked, headers);
     }
     exchange.record.response_code = answered.response.status().as_u16();
-    let head = answered.response.headers().clone();
-    exchange.grpc(&head);
+    exchange.grpc(answered.response.headers());
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return forward::switch(exchange, answered, on_client, switching.flatten());
     }

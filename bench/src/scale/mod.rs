@@ -10,7 +10,7 @@ mod pki;
 
 use crate::{
     peers,
-    report::Row,
+    report::{Peer, Row},
     role::{self, Samples, Serving},
 };
 use anyhow::Context as _;
@@ -87,7 +87,8 @@ fn mesh_of(workloads: &str, name: &str, runs: usize, dir: &str) -> anyhow::Resul
 
 fn row(name: &str, what: &str, values: &[f64]) -> Row {
     let mut row = Row::new(SUITE, name.to_owned(), unit(what), values);
-    (row.goal, row.ztunnel) = peers::scale(name);
+    let (goal, ztunnel) = peers::scale(name);
+    (row.goal, row.peer) = (goal, ztunnel.map(Peer::Ztunnel));
     row
 }
 

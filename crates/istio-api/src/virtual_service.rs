@@ -14,7 +14,11 @@ use crate::{
 };
 pub use http::GRPC_STATUS;
 use http::http;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    time::Duration,
+};
 
 pub(crate) fn virtual_service(v: &VirtualService, found: &mut Found<'_>) {
     let delegate = v.hosts.is_empty();
@@ -252,13 +256,14 @@ fn routes(all: &[RouteDestination], path: &str, found: &mut Found<'_>) {
 }
 
 /// Rules that nothing reaches: after one that matches everything, or with what was matched before.
-fn unreachable<M: PartialEq>(
+fn unreachable<M: fmt::Debug>(
     path: &str,
     rules: &[&[M]],
     plain: impl Fn(&M) -> M,
     found: &mut Found<'_>,
 ) {
-    let mut seen: Vec<M> = Vec::new();
+    // By all their fields, which Debug shows: of thousands each is compared with none.
+    let mut seen = HashSet::new();
     let mut all_taken = None;
     for (i, matches) in rules.iter().enumerate() {
         if let Some(by) = all_taken {
@@ -273,15 +278,13 @@ fn unreachable<M: PartialEq>(
             all_taken.get_or_insert(i);
         }
         for (j, m) in matches.iter().map(&plain).enumerate() {
-            if seen.contains(&m) {
+            if !seen.insert(format!("{m:?}")) {
                 found.push(
                     Code::Warning,
                     format!("{path}[{i}].match[{j}]"),
                     "never met",
                     "an earlier match is the same",
                 );
-            } else {
-                seen.push(m);
             }
         }
     }

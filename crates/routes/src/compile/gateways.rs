@@ -3,6 +3,7 @@
 //! `gateway:<port>`, which no Kubernetes namespace can be called.
 
 use super::{
+    Changed,
     credential::credential,
     http::Scope,
     ingress,
@@ -30,11 +31,34 @@ pub fn unit_namespace(port: u16) -> String {
     format!("gateway:{port}")
 }
 
-/// A gateway's proxy, compiled whole.
+/// A gateway's proxy, compiled: whole, or as far as VirtualServices have changed.
 #[derive(Default)]
 pub struct Compiled {
     pub listeners: BTreeMap<u16, proto::Listener>,
     pub hosts: BTreeMap<ServiceName, proto::HostTable>,
+    /// The hosts that were looked at, where it is not all.
+    pub looked_at: Option<BTreeSet<ServiceName>>,
+}
+
+/// Hosts of VirtualServices, in full, each with the namespace of its rule.
+pub type Named = BTreeSet<(String, String)>;
+
+/// The hosts that changes name, if nothing else of a gateway can be another after them: those of
+/// VirtualServices, but for delegates, which are part of others.
+pub fn named(view: View<'_>, changes: &[Changed<'_>]) -> Option<Named> {
+    let mut all = Named::new();
+    for c in changes {
+        for o in [c.old, c.new].into_iter().flatten().filter(|o| concerns(c.key.kind, o)) {
+            match &o.spec {
+                Spec::VirtualService(v) if !v.hosts.is_empty() => {
+                    let own = &c.key.namespace;
+                    all.extend(v.hosts.iter().map(|h| (whole(h, own, view.domain), own.clone())));
+                }
+                _ => return None,
+            }
+        }
+    }
+    Some(all)
 }
 
 /// The gateways' proxies: pods that carry a gateway's name and are no waypoint's.
@@ -83,8 +107,9 @@ pub fn compile(
     proxy: &ProxyName,
     labels: &Labels,
     policies: &dyn Fn(&ProxyName, &Labels) -> Vec<proto::HttpPolicy>,
+    only: Option<&Named>,
 ) -> Compiled {
-    let mut out = Compiled::default();
+    let mut out = Compiled { looked_at: only.map(|_| BTreeSet::new()), ..Compiled::default() };
     let mut gateways: Vec<(&Arc<Object>, &Gateway)> = view
         .of_kind(Kind::Gateway)
         .filter_map(|o| match &o.spec {
@@ -105,15 +130,25 @@ pub fn compile(
         })
         .collect();
     let policies = policies(proxy, labels);
+    // A table may be of several servers, and each has its part of it.
+    let only: Option<BTreeSet<String>> =
+        only.map(|named| servers.iter().flat_map(|b| tables(b, named)).collect());
     for b in &servers {
         let listener = out.listeners.entry(b.listens).or_insert_with(|| proto::Listener {
             port: u32::from(b.listens),
             ..proto::Listener::default()
         });
         listen(view, proxy, b, listener);
-        hosts(view, rules, proxy, b, &policies, &mut out);
+        if let (Some(all), Some(own)) = (&mut out.looked_at, &only) {
+            let namespace = unit_namespace(b.listens);
+            all.extend(own.iter().map(|hostname| ServiceName {
+                namespace: namespace.clone(),
+                hostname: hostname.clone(),
+            }));
+        }
+        hosts(view, rules, proxy, b, &policies, only.as_ref(), &mut out);
     }
-    ingress::open(view, rules, proxy, labels, &policies, &mut out);
+    ingress::open(view, rules, proxy, labels, &policies, only.as_ref(), &mut out);
     out
 }
 
@@ -176,17 +211,27 @@ fn common(server: &Bound<'_>, host: &str, namespace: &str) -> Option<String> {
     })
 }
 
+/// The tables of a server that these hosts are part of.
+fn tables(b: &Bound<'_>, named: &Named) -> impl Iterator<Item = String> {
+    named.iter().filter_map(|(host, namespace)| common(b, host, namespace))
+}
+
 fn hosts(
     view: View<'_>,
     rules: &Rules,
     proxy: &ProxyName,
     b: &Bound<'_>,
     policies: &[proto::HttpPolicy],
+    only: Option<&BTreeSet<String>>,
     out: &mut Compiled,
 ) {
     let name = format!("{}/{}", b.object.key.namespace, b.object.key.name);
-    let mut bound: Vec<(&Arc<Object>, &VirtualService)> = view
-        .of_kind(Kind::VirtualService)
+    let candidates: Vec<&Arc<Object>> = match only {
+        Some(only) => rules.virtual_services_about(view, only),
+        None => view.of_kind(Kind::VirtualService).collect(),
+    };
+    let mut bound: Vec<(&Arc<Object>, &VirtualService)> = candidates
+        .into_iter()
         .filter_map(|o| match &o.spec {
             Spec::VirtualService(v) => Some((o, &**v)),
             _ => None,
@@ -205,6 +250,7 @@ fn hosts(
             .iter()
             .map(|h| whole(h, &o.key.namespace, view.domain))
             .filter_map(|h| common(b, &h, &o.key.namespace))
+            .filter(|h| only.is_none_or(|only| only.contains(h)))
             .collect();
         for host in hosts {
             let mut used = BTreeSet::<ObjectKey>::new();

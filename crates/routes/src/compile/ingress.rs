@@ -18,15 +18,19 @@ use istio_api::{
         TlsModeType,
     },
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-/// Opens what the Gateway of the proxy's name asks for.
+/// Opens what the Gateway of the proxy's name asks for. `only`: the hosts that are looked at.
 pub fn open(
     view: View<'_>,
     rules: &Rules,
     proxy: &ProxyName,
     labels: &Labels,
     policies: &[proto::HttpPolicy],
+    only: Option<&BTreeSet<String>>,
     out: &mut Compiled,
 ) {
     let object = view.get(Kind::KubernetesGateway, &proxy.namespace, &proxy.name);
@@ -49,10 +53,15 @@ pub fn open(
         }
         let unit = |hostname: String| ServiceName { namespace: unit_namespace(listens), hostname };
         // A host of its own: what is not routed here is not routed by a wider listener.
-        hosts.entry(unit(pattern(&l.hostname))).or_default();
+        let looked_at = |host: &String| only.is_none_or(|only| only.contains(host));
+        let own = pattern(&l.hostname);
+        if looked_at(&own) {
+            hosts.entry(unit(own)).or_default();
+        }
         let place = Place { view, rules, proxy, port };
         for o in routes.iter().filter(|o| attaches(view, proxy, l, port, o)) {
-            for host in common(&l.hostname, route_api::hostnames(o)) {
+            let common = common(&l.hostname, route_api::hostnames(o)).into_iter();
+            for host in common.filter(looked_at) {
                 hosts.entry(unit(host)).or_default().extend(place.routes(o));
             }
         }

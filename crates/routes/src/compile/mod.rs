@@ -94,6 +94,7 @@ impl Compiler {
             [c.old, c.new].into_iter().flatten().any(|o| gateways::concerns(c.key.kind, o))
         };
         let of_gateways = changes.iter().any(concerned);
+        let of_hosts = gateways::named(view, changes);
         let changes: Vec<_> = changes.iter().filter(|c| select::is_routing(c.key.kind)).collect();
         let mut dirty = BTreeSet::new();
         let mut moved = BTreeSet::new();
@@ -128,7 +129,7 @@ impl Compiler {
             self.compile(view, &unit, policy_of, &mut destinations, &mut out);
         }
         if of_gateways {
-            self.compile_gateways(view, policy_of, &mut destinations, &mut out);
+            self.compile_gateways(view, policy_of, of_hosts.as_ref(), &mut destinations, &mut out);
         }
         for key in destinations {
             let name = resource_name(&key);
@@ -289,11 +290,13 @@ impl Compiler {
         out.updated.push((HOST_TABLE_TYPE, resource_name(unit), table.encode_to_vec()));
     }
 
-    /// Gateways are few: each is compiled whole, and what has changed of it is sent.
+    /// Gateways are few: each is compiled, and what has changed of it is sent. `only`: nothing but
+    /// what these hosts are part of can have changed.
     fn compile_gateways(
         &mut self,
         view: View<'_>,
         policy_of: PolicyOf,
+        only: Option<&gateways::Named>,
         destinations: &mut BTreeSet<UnitKey>,
         out: &mut Output,
     ) {
@@ -306,46 +309,58 @@ impl Compiler {
         };
         let mut before = std::mem::take(&mut self.gateways);
         for (proxy, labels) in proxies {
-            let old = before.remove(&proxy).unwrap_or_default();
-            let new = gateways::compile(view, &self.rules, &proxy, &labels, &policies);
-            self.gateway_changed(&proxy, old, &new, destinations, out);
-            self.gateways.insert(proxy, new);
+            let mut sent = before.remove(&proxy).unwrap_or_default();
+            let new = gateways::compile(view, &self.rules, &proxy, &labels, &policies, only);
+            self.gateway_changed(&proxy, &mut sent, new, destinations, out);
+            self.gateways.insert(proxy, sent);
         }
-        for (proxy, old) in before {
-            self.gateway_changed(&proxy, old, &gateways::Compiled::default(), destinations, out);
+        for (proxy, mut sent) in before {
+            let none = gateways::Compiled::default();
+            self.gateway_changed(&proxy, &mut sent, none, destinations, out);
         }
     }
 
     fn gateway_changed(
         &mut self,
         proxy: &ProxyName,
-        mut old: gateways::Compiled,
-        new: &gateways::Compiled,
+        sent: &mut gateways::Compiled,
+        mut new: gateways::Compiled,
         destinations: &mut BTreeSet<UnitKey>,
         out: &mut Output,
     ) {
+        let mut old = std::mem::take(&mut sent.listeners);
         for (port, listener) in &new.listeners {
-            if old.listeners.remove(port).as_ref() != Some(listener) {
+            if old.remove(port).as_ref() != Some(listener) {
                 let name = format!("{proxy}/gateway/{port}");
                 out.updated.push((LISTENER_TYPE, name, listener.encode_to_vec()));
             }
         }
-        for port in old.listeners.keys() {
+        for port in old.keys() {
             out.removed.push((LISTENER_TYPE, format!("{proxy}/gateway/{port}")));
         }
-        for (name, table) in &new.hosts {
+        sent.listeners = new.listeners;
+        let looked_at = new
+            .looked_at
+            .take()
+            .unwrap_or_else(|| new.hosts.keys().chain(sent.hosts.keys()).cloned().collect());
+        for name in looked_at {
             let unit = (proxy.clone(), name.clone());
-            if old.hosts.remove(name).as_ref() != Some(table) {
-                let named = refs(table).map(|d| (proxy.clone(), d)).collect();
-                let now = Unit { used: BTreeSet::new(), destinations: named };
-                self.relink(&unit, now, destinations);
-                out.updated.push((HOST_TABLE_TYPE, resource_name(&unit), table.encode_to_vec()));
+            match new.hosts.remove(&name) {
+                Some(table) if sent.hosts.get(&name) == Some(&table) => {}
+                Some(table) => {
+                    let named = refs(&table).map(|d| (proxy.clone(), d)).collect();
+                    let now = Unit { used: BTreeSet::new(), destinations: named };
+                    self.relink(&unit, now, destinations);
+                    let body = table.encode_to_vec();
+                    out.updated.push((HOST_TABLE_TYPE, resource_name(&unit), body));
+                    sent.hosts.insert(name, table);
+                }
+                None if sent.hosts.remove(&name).is_some() => {
+                    self.forget(&unit, destinations);
+                    out.removed.push((HOST_TABLE_TYPE, resource_name(&unit)));
+                }
+                None => {}
             }
-        }
-        for name in old.hosts.into_keys() {
-            let unit = (proxy.clone(), name);
-            self.forget(&unit, destinations);
-            out.removed.push((HOST_TABLE_TYPE, resource_name(&unit)));
         }
     }
 

@@ -131,6 +131,21 @@ impl Rules {
             .find(|s| from.iter().any(|ns| exported(&s.export_to, &s.name.namespace, ns)))
     }
 
+    /// All VirtualServices that may be part of the tables of these hosts.
+    pub fn virtual_services_about<'a>(
+        &self,
+        view: View<'a>,
+        hosts: &BTreeSet<String>,
+    ) -> Vec<&'a Arc<Object>> {
+        let keys: BTreeSet<&ObjectKey> = hosts
+            .iter()
+            .flat_map(|h| patterns(h))
+            .filter_map(|pattern| self.virtual_services.get(&pattern))
+            .flatten()
+            .collect();
+        keys.into_iter().filter_map(|key| view.objects.get(key)).collect()
+    }
+
     /// The VirtualServices that say something about a host, the one that counts first: the most
     /// specific host, then the oldest. `allowed` are the namespaces that may.
     pub fn virtual_services<'a>(

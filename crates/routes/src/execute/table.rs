@@ -45,9 +45,8 @@ pub struct PortTable {
 
 #[derive(Debug)]
 pub struct Route {
-    /// The object that it comes from.
-    pub origin: String,
-    pub name: String,
+    /// Its name; of one that has none, the object that it comes from.
+    pub name: Arc<str>,
     pub action: Action,
     pub timeout: Option<Duration>,
     pub retry: Option<Retry>,
@@ -57,6 +56,10 @@ pub struct Route {
     pub request_headers: HeaderChange,
     pub response_headers: HeaderChange,
     pub rewrite: Option<Rewrite>,
+}
+
+fn name_of(r: &proto::HttpRoute) -> &str {
+    if r.name.is_empty() { &r.origin } else { &r.name }
 }
 
 #[derive(Debug)]
@@ -149,8 +152,7 @@ impl HostTable {
             let finder = Finder::load(&p.http).map_err(|e| bad("matches", e.to_string()))?;
             let mut routes = Vec::with_capacity(p.http.len());
             for r in &p.http {
-                let at = if r.name.is_empty() { &r.origin } else { &r.name };
-                let route = Route::load(r, seed).map_err(|e| bad(at, e))?;
+                let route = Route::load(r, seed).map_err(|e| bad(name_of(r), e))?;
                 route.targets().for_each(|t| {
                     destinations.insert(t.service.clone());
                 });
@@ -246,8 +248,7 @@ impl Route {
             }),
         };
         Ok(Self {
-            origin: r.origin.clone(),
-            name: r.name.clone(),
+            name: name_of(r).into(),
             action,
             timeout: duration(r.timeout_ms),
             retry: r.retry.as_ref().map(Retry::load),

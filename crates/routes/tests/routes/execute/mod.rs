@@ -88,5 +88,5 @@ pub fn port(t: &HostTable) -> &PortTable {
 
 /// The name of the route that is taken.
 pub fn taken(t: &HostTable, ask: &Ask) -> Option<String> {
-    port(t).route(&ask.view()).map(|(r, _)| r.name.clone())
+    port(t).route(&ask.view()).map(|(r, _)| r.name.to_string())
 }
