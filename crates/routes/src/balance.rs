@@ -109,9 +109,6 @@ pub struct Present<W> {
     pub distance: u8,
 }
 
-/// Points of the ring in all, at least, where nothing is said (Istio's default).
-const RING: u64 = 1024;
-
 impl<W> Endpoints<W> {
     /// A set of those that are there now; whoever was there before keeps its health. `start` is
     /// where turns begin.
@@ -302,11 +299,13 @@ impl<W> Endpoints<W> {
     }
 }
 
+/// Points of one endpoint, where nothing is said: eight have a ring of Istio's default of 1024.
+const POINTS: u64 = 128;
+
+/// Of each endpoint as many points whatever the others, so that one more or less moves none of
+/// theirs.
 fn ring<W>(all: &[Arc<Endpoint<W>>], minimum: u64) -> Vec<(u64, usize)> {
-    let minimum = if minimum == 0 { RING } else { minimum };
-    let each = minimum.div_ceil(u64::try_from(all.len().max(1)).unwrap_or(1));
-    // In steps, so that one endpoint more or less moves no point of the others.
-    let each = each.clamp(128, 1 << 16).next_power_of_two();
+    let each = minimum.div_ceil(8).clamp(POINTS, 8 * POINTS);
     let mut ring: Vec<(u64, usize)> = all
         .iter()
         .enumerate()
