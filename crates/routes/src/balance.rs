@@ -66,7 +66,13 @@ impl<W> Endpoint<W> {
     }
 
     pub fn is_ejected(&self, now: Instant) -> bool {
-        self.lock().ejected_until.is_some_and(|until| now < until)
+        self.lock().is_ejected(now)
+    }
+}
+
+impl Health {
+    fn is_ejected(&self, now: Instant) -> bool {
+        self.ejected_until.is_some_and(|until| now < until)
     }
 }
 
@@ -92,11 +98,17 @@ pub struct Endpoints<W> {
     turn: AtomicUsize,
     /// Points of a hash ring, in order.
     ring: Vec<(u64, usize)>,
+    ejecting: Mutex<()>,
 }
 
 impl<W> Default for Endpoints<W> {
     fn default() -> Self {
-        Self { all: Vec::new(), turn: AtomicUsize::new(0), ring: Vec::new() }
+        Self {
+            all: Vec::new(),
+            turn: AtomicUsize::new(0),
+            ring: Vec::new(),
+            ejecting: Mutex::default(),
+        }
     }
 }
 
@@ -141,7 +153,7 @@ impl<W> Endpoints<W> {
             }
             _ => Vec::new(),
         };
-        Self { all, turn: AtomicUsize::new(start), ring }
+        Self { all, turn: AtomicUsize::new(start), ring, ejecting: Mutex::default() }
     }
 
     pub fn all(&self) -> &[Arc<Endpoint<W>>] {
@@ -239,17 +251,14 @@ impl<W> Endpoints<W> {
         now: Instant,
     ) -> bool {
         let mut health = endpoint.lock();
+        if health.is_ejected(now) {
+            // It was asked before; what it is like now will be seen when it is back.
+            return false;
+        }
         let local_counts = outlier.split_local;
         match outcome {
             Outcome::Status(status) if status < 500 => {
                 (health.errors, health.gateway_errors, health.local_errors) = (0, 0, 0);
-                // Envoy forgets one ejection per interval in which nothing went wrong.
-                if let Some(until) = health.ejected_until
-                    && now > until + outlier.interval
-                {
-                    health.ejections = health.ejections.saturating_sub(1);
-                    health.ejected_until = None;
-                }
                 return false;
             }
             Outcome::Status(status) => {
@@ -271,15 +280,24 @@ impl<W> Endpoints<W> {
         let bad = over(health.errors, outlier.consecutive_5xx)
             || over(health.gateway_errors, outlier.consecutive_gateway)
             || local_counts && over(health.local_errors, outlier.consecutive_local);
-        let already = health.ejected_until.is_some_and(|until| now < until);
-        if !bad || already {
-            return false;
-        }
         drop(health);
-        if !self.may_eject(outlier, now) {
+        if !bad {
             return false;
         }
+        // One at a time: two together would be more than may be ejected.
+        let _one = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = self.may_eject(endpoint, outlier, now);
         let mut health = endpoint.lock();
+        if !may || health.is_ejected(now) {
+            return false;
+        }
+        // Envoy forgets one ejection per interval between them.
+        if let Some(until) = health.ejected_until {
+            let between = now.saturating_duration_since(until).as_nanos();
+            let quiet = between / outlier.interval.as_nanos().max(1);
+            let quiet = u32::try_from(quiet).unwrap_or(u32::MAX);
+            health.ejections = health.ejections.saturating_sub(quiet);
+        }
         health.ejections += 1;
         let time = outlier.base_ejection.saturating_mul(health.ejections);
         health.ejected_until = Some(now + time.min(LONGEST.max(outlier.base_ejection)));
@@ -287,15 +305,25 @@ impl<W> Endpoints<W> {
         true
     }
 
-    /// One at least, and no more than the share that is allowed; none where too few are well.
-    fn may_eject(&self, outlier: &Outlier, now: Instant) -> bool {
-        let all = self.all.len();
-        let ejected = self.all.iter().filter(|e| e.is_ejected(now)).count();
-        let percent = |n: usize| n.saturating_mul(100) / all.max(1);
-        let healthy = percent(all.saturating_sub(ejected));
+    /// One at least, and no more than the share that is allowed; none where too few are well, and none
+    /// that is gone.
+    fn may_eject(&self, endpoint: &Endpoint<W>, outlier: &Outlier, now: Instant) -> bool {
+        let ejected = self.ejected(now);
         let most = usize::try_from(outlier.max_ejection_percent).unwrap_or(100);
+        let in_bounds = ejected == 0 || (ejected + 1) * 100 <= most * self.all.len();
+        let is_here = self.all.iter().any(|e| Arc::ptr_eq(&e.state, &endpoint.state));
+        in_bounds && is_here && !self.is_panic(outlier, now)
+    }
+
+    fn ejected(&self, now: Instant) -> usize {
+        self.all.iter().filter(|e| e.is_ejected(now)).count()
+    }
+
+    /// So few are well that those who are not are needed, too (Istio's `minHealthPercent`).
+    fn is_panic(&self, outlier: &Outlier, now: Instant) -> bool {
         let least = usize::try_from(outlier.min_health_percent).unwrap_or(0);
-        percent(ejected) < most && healthy >= least
+        let all = self.all.len();
+        least > 0 && all.saturating_sub(self.ejected(now)) * 100 < least * all
     }
 }
 
