@@ -19,7 +19,7 @@ use mesh::Workload;
 use policy::{Decision, Request as Connection};
 use rand::Rng as _;
 use routes::{
-    balance::{Active, Endpoint, Endpoints, Outcome, hash},
+    balance::{Active, Endpoint, Outcome, hash},
     execute::{HashOf, Retry, Route, without_port},
     proto::Protocol,
 };
@@ -49,7 +49,6 @@ pub struct Forwarded {
     pub response: Response<Incoming>,
     pub back: Option<GoesBack>,
     pub to: Arc<To>,
-    pub endpoints: Arc<Endpoints<Arc<Workload>>>,
     pub active: Active<Arc<Workload>>,
     pub request: Counted,
 }
@@ -160,7 +159,7 @@ async fn attempts(
             (number < retry.attempts && wanted(retry, tried) && body.again()).then_some(retry)
         };
         let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body).await;
-        let (to, endpoints, active, outcome) = match attempt {
+        let (to, active, outcome) = match attempt {
             Err(refusal) => return Err(refusal),
             Ok(tried) => tried,
         };
@@ -174,16 +173,16 @@ async fn attempts(
                         if let Some(cookie) = cookie {
                             response.headers_mut().append(header::SET_COOKIE, cookie);
                         }
-                        return Ok(Forwarded { response, back, to, endpoints, active, request });
+                        return Ok(Forwarded { response, back, to, active, request });
                     }
                     Some(retry) => {
-                        cluster.report(&endpoints, &to, Outcome::Status(status.as_u16()));
+                        cluster.report(&to, Outcome::Status(status.as_u16()));
                         (retry, None)
                     }
                 }
             }
             Err(e) => {
-                cluster.report(&endpoints, &to, Outcome::Local);
+                cluster.report(&to, Outcome::Local);
                 let (tried, refusal) = match &e {
                     TryError::Connect { .. } => {
                         (Tried::NotConnected, Refusal::not_connected(e.to_string()))
@@ -217,11 +216,7 @@ fn backoff(retry: &Retry, number: u32) -> Duration {
     most.mul_f64(rand::rng().random_range(0.0..1.0))
 }
 
-/// An endpoint, among those that there were.
-type Chosen = (Arc<To>, Arc<Endpoints<Arc<Workload>>>);
-
-type Outcomes =
-    (Arc<To>, Arc<Endpoints<Arc<Workload>>>, Active<Arc<Workload>>, Result<Answered, TryError>);
+type Outcomes = (Arc<To>, Active<Arc<Workload>>, Result<Answered, TryError>);
 
 /// One attempt at one endpoint.
 async fn one(
@@ -232,7 +227,7 @@ async fn one(
     tried: &[Arc<To>],
     body: &Replay,
 ) -> Result<Outcomes, Refusal> {
-    let (to, endpoints) = choose(
+    let to = choose(
         given,
         cluster,
         hash,
@@ -241,7 +236,7 @@ async fn one(
     judge(&given.proxy, &given.downstream, cluster, &to)?;
     let active = Active::new(to.clone());
     let outcome = try_one(given, retry, cluster, &to, body.attempt()).await?;
-    Ok((to, endpoints, active, outcome))
+    Ok((to, active, outcome))
 }
 
 async fn try_one(
@@ -291,12 +286,11 @@ fn choose(
     cluster: &Cluster,
     hash: Option<u64>,
     avoid: &[Arc<To>],
-) -> Result<Chosen, Refusal> {
+) -> Result<Arc<To>, Refusal> {
     let endpoints = cluster.endpoints(&given.proxy.mesh, &given.downstream.own);
     let policy = &cluster.settings.policy;
     let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), hash, avoid);
-    let to = chosen.ok_or_else(|| Refusal::no_endpoint(&cluster.name()))?;
-    Ok((to, endpoints))
+    chosen.ok_or_else(|| Refusal::no_endpoint(&cluster.name()))
 }
 
 /// The destination's own policies, asked about the client: the destination sees this proxy only. An
@@ -407,7 +401,7 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
     const PATIENCE: Duration = Duration::from_secs(60);
     let sending = async {
         let _request = cluster.begin_request().ok()?;
-        let (to, _) = choose(&given, &cluster, None, &[]).ok()?;
+        let to = choose(&given, &cluster, None, &[]).ok()?;
         judge(&given.proxy, &given.downstream, &cluster, &to).ok()?;
         let _active = Active::new(to.clone());
         let answered = try_one(&given, None, &cluster, &to, body).await.ok()?.ok()?;
