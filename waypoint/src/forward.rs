@@ -2,7 +2,7 @@
 
 use crate::{
     body::{InBody, OutBody, Replay},
-    cluster::{Cluster, Counted, To},
+    cluster::{Cluster, Counted, Overflow, Slot, To},
     http::{Downstream, Exchange},
     proxy::Proxy,
     reply::Refusal,
@@ -131,21 +131,32 @@ pub async fn forward(
     body: &Replay,
     record: &mut RequestRecord,
 ) -> Result<Forwarded, Refusal> {
-    let all = attempts(given, route, cluster, body, record);
-    match route.timeout {
-        None => all.await,
-        Some(limit) => tokio::time::timeout(limit, all)
-            .await
-            .unwrap_or_else(|_| Err(Refusal::timeout(format!("no answer within {limit:?}")))),
+    let mut asked = None;
+    let all = attempts(given, route, cluster, body, record, &mut asked);
+    let Some(limit) = route.timeout else { return all.await };
+    match tokio::time::timeout(limit, all).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            if let Some(to) = asked {
+                record.upstream_host = Some(to.address);
+                // Whoever has not got all of the request is not to blame.
+                if body.is_whole() {
+                    cluster.report(&to, Outcome::Local);
+                }
+            }
+            Err(Refusal::timeout(format!("no answer within {limit:?}")))
+        }
     }
 }
 
+/// `asked`: whoever has been sent the request and has not answered yet.
 async fn attempts(
     given: &Given,
     route: &Route,
     cluster: &Arc<Cluster>,
     body: &Replay,
     record: &mut RequestRecord,
+    asked: &mut Option<Arc<To>>,
 ) -> Result<Forwarded, Refusal> {
     let request = cluster.begin_request()?;
     let (hash, cookie) = hash_of(given, cluster);
@@ -158,7 +169,8 @@ async fn attempts(
             let retry = route.retry.as_ref()?;
             (number < retry.attempts && wanted(retry, tried) && body.again()).then_some(retry)
         };
-        let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body).await;
+        let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body, asked).await;
+        *asked = None;
         let (to, active, outcome) = match attempt {
             Err(refusal) => return Err(refusal),
             Ok(tried) => tried,
@@ -226,6 +238,7 @@ async fn one(
     hash: Option<u64>,
     tried: &[Arc<To>],
     body: &Replay,
+    asked: &mut Option<Arc<To>>,
 ) -> Result<Outcomes, Refusal> {
     let to = choose(
         given,
@@ -235,8 +248,15 @@ async fn one(
     )?;
     judge(&given.proxy, &given.downstream, cluster, &to)?;
     let active = Active::new(to.clone());
-    let outcome = try_one(given, retry, cluster, &to, body.attempt()).await?;
+    let room = room(given, cluster).await?;
+    *asked = Some(to.clone());
+    let outcome = try_one(given, retry, cluster, &to, room, body.attempt()).await?;
     Ok((to, active, outcome))
+}
+
+/// Room for a connection of HTTP/1, where that is what is spoken.
+async fn room(given: &Given, cluster: &Arc<Cluster>) -> Result<Option<Slot>, Overflow> {
+    Ok(if speaks_http2(given, cluster) { None } else { Some(cluster.slot().await?) })
 }
 
 async fn try_one(
@@ -244,11 +264,11 @@ async fn try_one(
     retry: Option<&Retry>,
     cluster: &Arc<Cluster>,
     to: &Arc<To>,
+    slot: Option<Slot>,
     body: OutBody,
 ) -> Result<Result<Answered, TryError>, Refusal> {
     let policy = &cluster.settings.policy;
-    let http2 = given.upgrade.is_none() && speaks_http2(given, cluster);
-    let slot = if http2 { None } else { Some(cluster.slot().await?) };
+    let http2 = slot.is_none();
     let attempt = Attempt {
         to,
         http2,
@@ -270,6 +290,9 @@ async fn try_one(
 
 /// As the destination's port says, and where it says nothing as the client does.
 fn speaks_http2(given: &Given, cluster: &Cluster) -> bool {
+    if given.upgrade.is_some() {
+        return false;
+    }
     let settings = &cluster.settings;
     if settings.policy.use_client_protocol {
         return given.client_http2;
@@ -404,7 +427,8 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
         let to = choose(&given, &cluster, None, &[]).ok()?;
         judge(&given.proxy, &given.downstream, &cluster, &to).ok()?;
         let _active = Active::new(to.clone());
-        let answered = try_one(&given, None, &cluster, &to, body).await.ok()?.ok()?;
+        let room = room(&given, &cluster).await.ok()?;
+        let answered = try_one(&given, None, &cluster, &to, room, body).await.ok()?.ok()?;
         // Read to its end, so that the connection can be used again.
         let mut from = answered.response.into_body();
         while let Some(frame) = http_body_util::BodyExt::frame(&mut from).await {
