@@ -42,12 +42,18 @@ struct Key {
 #[derive(Default)]
 pub struct Connections {
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
-    shared: Mutex<HashMap<Key, http2::SendRequest<OutBody>>>,
+    shared: Mutex<HashMap<Key, Shared>>,
 }
 
 struct Idle {
     send: http1::SendRequest<OutBody>,
     since: Instant,
+    requests: u32,
+}
+
+/// A connection of HTTP/2, whose requests share it.
+struct Shared {
+    send: http2::SendRequest<OutBody>,
     requests: u32,
 }
 
@@ -116,7 +122,20 @@ impl Connections {
             });
             !own.is_empty()
         });
-        lock(&self.shared).retain(|_, send| !send.is_closed());
+        lock(&self.shared).retain(|_, s| !s.send.is_closed());
+    }
+
+    /// A connection for one more request; one that has carried as many as it may is given up to those
+    /// that it carries still.
+    fn share(&self, key: &Key, most: Option<u32>) -> Option<http2::SendRequest<OutBody>> {
+        let mut all = lock(&self.shared);
+        let shared = all.get_mut(key).filter(|s| !s.send.is_closed())?;
+        shared.requests += 1;
+        let send = shared.send.clone();
+        if most.is_some_and(|most| shared.requests >= most) {
+            all.remove(key);
+        }
+        Some(send)
     }
 
     fn take(&self, key: &Key, idle_for: Duration) -> Option<Idle> {
@@ -223,8 +242,8 @@ async fn send_http2(
     request: Request<OutBody>,
 ) -> Result<Answered, TryError> {
     let to = attempt.to.address;
-    let known = lock(&proxy.connections.shared).get(&key).filter(|s| !s.is_closed()).cloned();
-    let mut send = match known {
+    let most = attempt.most_requests;
+    let mut send = match proxy.connections.share(&key, most) {
         Some(send) => send,
         None => {
             let io = connect(
@@ -249,7 +268,10 @@ async fn send_http2(
             tokio::spawn(async move {
                 let _ = connection.await;
             });
-            lock(&proxy.connections.shared).insert(key, send.clone());
+            if most != Some(1) {
+                let shared = Shared { send: send.clone(), requests: 1 };
+                lock(&proxy.connections.shared).insert(key, shared);
+            }
             send
         }
     };
