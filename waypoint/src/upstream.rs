@@ -48,13 +48,21 @@ pub struct Connections {
 struct Idle {
     send: http1::SendRequest<OutBody>,
     since: Instant,
+    fresh_until: Option<Instant>,
     requests: u32,
 }
 
 /// A connection of HTTP/2, whose requests share it.
 struct Shared {
     send: http2::SendRequest<OutBody>,
+    fresh_until: Option<Instant>,
     requests: u32,
+}
+
+/// What lies in an HBONE stream ends with the certificates of the connection beneath, and takes
+/// nothing new once that takes nothing new.
+fn is_fresh(until: Option<Instant>) -> bool {
+    until.is_none_or(|until| Instant::now() < until)
 }
 
 /// Idle connections of HTTP/1 that are kept per endpoint.
@@ -89,6 +97,7 @@ pub struct GoesBack {
     proxy: Arc<Proxy>,
     key: Key,
     send: http1::SendRequest<OutBody>,
+    fresh_until: Option<Instant>,
     requests: u32,
     most: Option<u32>,
     _slot: Slot,
@@ -100,9 +109,10 @@ impl GoesBack {
         if self.most.is_some_and(|most| self.requests >= most) || self.send.is_closed() {
             return;
         }
-        let idle = Idle { send: self.send, since: Instant::now(), requests: self.requests };
+        let Self { send, fresh_until, requests, .. } = self;
+        let idle = Idle { send, since: Instant::now(), fresh_until, requests };
         let mut all = lock(&self.proxy.connections.idle);
-        let own = all.entry(self.key.clone()).or_default();
+        let own = all.entry(self.key).or_default();
         if own.len() < IDLE {
             own.push(idle);
         }
@@ -118,18 +128,21 @@ impl Connections {
     pub fn sweep(&self, now: Instant) {
         lock(&self.idle).retain(|_, own| {
             own.retain(|i| {
-                now.saturating_duration_since(i.since) < IDLE_FOR && !i.send.is_closed()
+                now.saturating_duration_since(i.since) < IDLE_FOR
+                    && !i.send.is_closed()
+                    && is_fresh(i.fresh_until)
             });
             !own.is_empty()
         });
-        lock(&self.shared).retain(|_, s| !s.send.is_closed());
+        lock(&self.shared).retain(|_, s| !s.send.is_closed() && is_fresh(s.fresh_until));
     }
 
     /// A connection for one more request; one that has carried as many as it may is given up to those
     /// that it carries still.
     fn share(&self, key: &Key, most: Option<u32>) -> Option<http2::SendRequest<OutBody>> {
         let mut all = lock(&self.shared);
-        let shared = all.get_mut(key).filter(|s| !s.send.is_closed())?;
+        let usable = |s: &&mut Shared| !s.send.is_closed() && is_fresh(s.fresh_until);
+        let shared = all.get_mut(key).filter(usable)?;
         shared.requests += 1;
         let send = shared.send.clone();
         if most.is_some_and(|most| shared.requests >= most) {
@@ -142,7 +155,8 @@ impl Connections {
         let mut all = lock(&self.idle);
         let own = all.get_mut(key)?;
         while let Some(idle) = own.pop() {
-            if !idle.send.is_closed() && idle.since.elapsed() < idle_for {
+            let is_young = idle.since.elapsed() < idle_for && is_fresh(idle.fresh_until);
+            if !idle.send.is_closed() && is_young {
                 return Some(idle);
             }
         }
@@ -199,6 +213,7 @@ pub async fn send(
                     proxy: proxy.clone(),
                     key,
                     send: idle.send,
+                    fresh_until: idle.fresh_until,
                     requests,
                     most,
                     _slot: slot,
@@ -220,6 +235,7 @@ pub async fn send(
         attempt.connect_timeout,
     )
     .await?;
+    let fresh_until = io.fresh_until();
     let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (mut send, connection) =
         shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
@@ -228,7 +244,8 @@ pub async fn send(
     });
     match send.try_send_request(request).await {
         Ok(response) => {
-            let back = GoesBack { proxy: proxy.clone(), key, send, requests: 1, most, _slot: slot };
+            let proxy = proxy.clone();
+            let back = GoesBack { proxy, key, send, fresh_until, requests: 1, most, _slot: slot };
             Ok(Answered { response, back: Some(back) })
         }
         Err(e) => Err(TryError::Reset { to, why: e.error().to_string() }),
@@ -255,6 +272,7 @@ async fn send_http2(
                 attempt.connect_timeout,
             )
             .await?;
+            let fresh_until = io.fresh_until();
             let shaken = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(1024 * 1024)
@@ -269,7 +287,7 @@ async fn send_http2(
                 let _ = connection.await;
             });
             if most != Some(1) {
-                let shared = Shared { send: send.clone(), requests: 1 };
+                let shared = Shared { send: send.clone(), fresh_until, requests: 1 };
                 lock(&proxy.connections.shared).insert(key, shared);
             }
             send
@@ -303,8 +321,18 @@ fn source_of<E: std::error::Error + 'static>(e: &hyper::Error) -> Option<&E> {
 /// What bytes go through.
 pub enum Io {
     /// The lease keeps the connection beneath counted as in use.
-    Hbone(Box<StreamIo>, #[allow(dead_code)] hbone::Lease),
+    Hbone(Box<StreamIo>, hbone::Lease),
     Tcp(TcpStream),
+}
+
+impl Io {
+    /// From when on nothing new should be begun on it.
+    fn fresh_until(&self) -> Option<Instant> {
+        match self {
+            Self::Hbone(_, lease) => Some(lease.fresh_until),
+            Self::Tcp(_) => None,
+        }
+    }
 }
 
 /// Opens a way to an endpoint for bytes of any kind.
