@@ -14,12 +14,15 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
 struct App {
     name: String,
+    /// Connections so far.
+    connections: AtomicU64,
     /// Requests so far, by key.
     seen: Mutex<HashMap<String, Seen>>,
 }
@@ -40,14 +43,15 @@ pub async fn serve(port: u16, name: String) -> anyhow::Result<()> {
     let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let listener = TcpListener::bind(at).await?;
     println!("{name} listens on {at}");
-    let app = Arc::new(App { name, seen: Mutex::default() });
+    let app = Arc::new(App { name, connections: AtomicU64::new(0), seen: Mutex::default() });
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let app = app.clone();
+        let connection = app.connections.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             let service = service_fn(move |r| {
                 let app = app.clone();
-                async move { Ok::<_, Infallible>(answer(&app, r).await) }
+                async move { Ok::<_, Infallible>(answer(&app, connection, r).await) }
             });
             let mut first = [0; 3];
             let n = stream.peek(&mut first).await.unwrap_or(0);
@@ -89,7 +93,7 @@ impl Query {
     }
 }
 
-async fn answer(app: &App, mut request: Request<Incoming>) -> Response<Body> {
+async fn answer(app: &App, connection: u64, mut request: Request<Incoming>) -> Response<Body> {
     let query = Query::of(&request);
     if let Some(key) = query.text("peek") {
         let seen = app.seen.lock().unwrap();
@@ -147,6 +151,7 @@ async fn answer(app: &App, mut request: Request<Incoming>) -> Response<Body> {
     }
     let said = json!({
         "pod": app.name,
+        "connection": connection,
         "method": parts.method.as_str(),
         "path": parts.uri.path_and_query().map(|p| p.as_str()),
         "authority": parts.uri.authority().map(|a| a.as_str()),
