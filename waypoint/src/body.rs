@@ -73,6 +73,12 @@ impl Replay {
         self.lock().taken.clone()
     }
 
+    /// Whether the client has sent all of it.
+    pub fn is_whole(&self) -> bool {
+        let s = self.lock();
+        s.ended || s.from.as_ref().is_some_and(Body::is_end_stream)
+    }
+
     /// Whether another attempt can send all of it; if so, the one before reads no more.
     pub fn again(&self) -> bool {
         let mut s = self.lock();

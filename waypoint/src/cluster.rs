@@ -242,9 +242,10 @@ impl Cluster {
         }
     }
 
-    /// Hears how an attempt ended.
-    pub fn report(&self, endpoints: &Endpoints<Arc<Workload>>, to: &To, outcome: Outcome) {
+    /// Hears how an attempt ended: what may be ejected is a share of those that are there now.
+    pub fn report(&self, to: &To, outcome: Outcome) {
         let Some(outlier) = &self.settings.policy.outlier else { return };
+        let endpoints = self.lock().endpoints.clone();
         if endpoints.report(to, outlier, outcome, Instant::now()) {
             tracing::warn!(cluster = %self.name, endpoint = %to.address, workload = to.workload.name(),
                 "ejected: too many errors in a row");

@@ -2,7 +2,7 @@
 
 use crate::{
     body::{InBody, OutBody, Replay},
-    cluster::{Cluster, Counted, To},
+    cluster::{Cluster, Counted, Overflow, Slot, To},
     http::{Downstream, Exchange},
     proxy::Proxy,
     reply::Refusal,
@@ -19,7 +19,7 @@ use mesh::Workload;
 use policy::{Decision, Request as Connection};
 use rand::Rng as _;
 use routes::{
-    balance::{Active, Endpoint, Endpoints, Outcome, hash},
+    balance::{Active, Endpoint, Outcome, hash},
     execute::{HashOf, Retry, Route, without_port},
     proto::Protocol,
 };
@@ -49,7 +49,6 @@ pub struct Forwarded {
     pub response: Response<Incoming>,
     pub back: Option<GoesBack>,
     pub to: Arc<To>,
-    pub endpoints: Arc<Endpoints<Arc<Workload>>>,
     pub active: Active<Arc<Workload>>,
     pub request: Counted,
 }
@@ -132,21 +131,32 @@ pub async fn forward(
     body: &Replay,
     record: &mut RequestRecord,
 ) -> Result<Forwarded, Refusal> {
-    let all = attempts(given, route, cluster, body, record);
-    match route.timeout {
-        None => all.await,
-        Some(limit) => tokio::time::timeout(limit, all)
-            .await
-            .unwrap_or_else(|_| Err(Refusal::timeout(format!("no answer within {limit:?}")))),
+    let mut asked = None;
+    let all = attempts(given, route, cluster, body, record, &mut asked);
+    let Some(limit) = route.timeout else { return all.await };
+    match tokio::time::timeout(limit, all).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            if let Some(to) = asked {
+                record.upstream_host = Some(to.address);
+                // Whoever has not got all of the request is not to blame.
+                if body.is_whole() {
+                    cluster.report(&to, Outcome::Local);
+                }
+            }
+            Err(Refusal::timeout(format!("no answer within {limit:?}")))
+        }
     }
 }
 
+/// `asked`: whoever has been sent the request and has not answered yet.
 async fn attempts(
     given: &Given,
     route: &Route,
     cluster: &Arc<Cluster>,
     body: &Replay,
     record: &mut RequestRecord,
+    asked: &mut Option<Arc<To>>,
 ) -> Result<Forwarded, Refusal> {
     let request = cluster.begin_request()?;
     let (hash, cookie) = hash_of(given, cluster);
@@ -165,8 +175,9 @@ async fn attempts(
             retrying = cluster.begin_retry();
             (retrying.is_some() && body.again()).then_some(retry)
         };
-        let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body).await;
-        let (to, endpoints, active, outcome) = match attempt {
+        let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body, asked).await;
+        *asked = None;
+        let (to, active, outcome) = match attempt {
             Err(refusal) => return Err(refusal),
             Ok(tried) => tried,
         };
@@ -179,16 +190,16 @@ async fn attempts(
                         if let Some(cookie) = cookie {
                             response.headers_mut().append(header::SET_COOKIE, cookie);
                         }
-                        return Ok(Forwarded { response, back, to, endpoints, active, request });
+                        return Ok(Forwarded { response, back, to, active, request });
                     }
                     Some(retry) => {
-                        cluster.report(&endpoints, &to, Outcome::Status(status.as_u16()));
+                        cluster.report(&to, Outcome::Status(status.as_u16()));
                         retry
                     }
                 }
             }
             Err(e) => {
-                cluster.report(&endpoints, &to, Outcome::Local);
+                cluster.report(&to, Outcome::Local);
                 let (tried, refusal) = match &e {
                     TryError::Connect { .. } => {
                         (Tried::NotConnected, Refusal::not_connected(e.to_string()))
@@ -216,11 +227,7 @@ fn backoff(retry: &Retry, number: u32) -> Duration {
     most.mul_f64(rand::rng().random_range(0.0..1.0))
 }
 
-/// An endpoint, among those that there were.
-type Chosen = (Arc<To>, Arc<Endpoints<Arc<Workload>>>);
-
-type Outcomes =
-    (Arc<To>, Arc<Endpoints<Arc<Workload>>>, Active<Arc<Workload>>, Result<Answered, TryError>);
+type Outcomes = (Arc<To>, Active<Arc<Workload>>, Result<Answered, TryError>);
 
 /// One attempt at one endpoint.
 async fn one(
@@ -230,8 +237,9 @@ async fn one(
     hash: Option<u64>,
     tried: &[Arc<To>],
     body: &Replay,
+    asked: &mut Option<Arc<To>>,
 ) -> Result<Outcomes, Refusal> {
-    let (to, endpoints) = choose(
+    let to = choose(
         given,
         cluster,
         hash,
@@ -240,8 +248,15 @@ async fn one(
     .await?;
     judge(&given.proxy, &given.downstream, cluster, &to)?;
     let active = Active::new(to.clone());
-    let outcome = try_one(given, retry, cluster, &to, body.attempt()).await?;
-    Ok((to, endpoints, active, outcome))
+    let room = room(given, cluster).await?;
+    *asked = Some(to.clone());
+    let outcome = try_one(given, retry, cluster, &to, room, body.attempt()).await?;
+    Ok((to, active, outcome))
+}
+
+/// Room for a connection of HTTP/1, where that is what is spoken.
+async fn room(given: &Given, cluster: &Arc<Cluster>) -> Result<Option<Slot>, Overflow> {
+    Ok(if speaks_http2(given, cluster) { None } else { Some(cluster.slot().await?) })
 }
 
 async fn try_one(
@@ -249,11 +264,11 @@ async fn try_one(
     retry: Option<&Retry>,
     cluster: &Arc<Cluster>,
     to: &Arc<To>,
+    slot: Option<Slot>,
     body: OutBody,
 ) -> Result<Result<Answered, TryError>, Refusal> {
     let policy = &cluster.settings.policy;
-    let http2 = given.upgrade.is_none() && speaks_http2(given, cluster);
-    let slot = if http2 { None } else { Some(cluster.slot().await?) };
+    let http2 = slot.is_none();
     let attempt = Attempt {
         to,
         http2,
@@ -276,6 +291,9 @@ async fn try_one(
 
 /// As the destination's port says, and where it says nothing as the client does.
 fn speaks_http2(given: &Given, cluster: &Cluster) -> bool {
+    if given.upgrade.is_some() {
+        return false;
+    }
     let settings = &cluster.settings;
     if settings.policy.use_client_protocol {
         return given.client_http2;
@@ -292,12 +310,11 @@ async fn choose(
     cluster: &Cluster,
     hash: Option<u64>,
     avoid: &[Arc<To>],
-) -> Result<Chosen, Refusal> {
+) -> Result<Arc<To>, Refusal> {
     let endpoints = cluster.endpoints(&given.proxy, &given.downstream.own).await;
     let policy = &cluster.settings.policy;
     let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), hash, avoid);
-    let to = chosen.ok_or_else(|| Refusal::no_endpoint(cluster.name()))?;
-    Ok((to, endpoints))
+    chosen.ok_or_else(|| Refusal::no_endpoint(cluster.name()))
 }
 
 /// The destination's own policies, asked about the client: the destination sees this proxy only. An
@@ -411,10 +428,11 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
     const PATIENCE: Duration = Duration::from_secs(60);
     let sending = async {
         let _request = cluster.begin_request().ok()?;
-        let (to, _) = choose(&given, &cluster, None, &[]).await.ok()?;
+        let to = choose(&given, &cluster, None, &[]).await.ok()?;
         judge(&given.proxy, &given.downstream, &cluster, &to).ok()?;
         let _active = Active::new(to.clone());
-        let answered = try_one(&given, None, &cluster, &to, body).await.ok()?.ok()?;
+        let room = room(&given, &cluster).await.ok()?;
+        let answered = try_one(&given, None, &cluster, &to, room, body).await.ok()?.ok()?;
         // Read to its end, so that the connection can be used again.
         let mut from = answered.response.into_body();
         while let Some(frame) = http_body_util::BodyExt::frame(&mut from).await {

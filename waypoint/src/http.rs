@@ -14,7 +14,7 @@ use mesh::{NamespacedHostname, Service, Workload};
 use policy::Request as Connection;
 use rand::Rng as _;
 use routes::{
-    balance::{Active, Endpoints},
+    balance::Active,
     execute::{
         Abort, Action, HostTable, HttpVerdict, Normal, Preflight, RequestView, Route, Source,
         Target, Weighted, normal, without_port,
@@ -555,7 +555,6 @@ async fn along(
         exchange: Some(exchange),
         back: answered.back,
         cluster: cluster.clone(),
-        endpoints: answered.endpoints,
         active: answered.active,
         _request: answered.request,
     };
@@ -634,7 +633,6 @@ struct Finish {
     exchange: Option<Exchange>,
     back: Option<crate::upstream::GoesBack>,
     cluster: Arc<Cluster>,
-    endpoints: Arc<Endpoints<Arc<Workload>>>,
     active: Active<Arc<Workload>>,
     _request: Counted,
 }
@@ -659,7 +657,7 @@ impl Watch for Finish {
         let (flags, why) = match how {
             Ended::Whole => {
                 let status = exchange.record.response_code;
-                self.cluster.report(&self.endpoints, to, Outcome::Status(status));
+                self.cluster.report(to, Outcome::Status(status));
                 if let Some(back) = self.back.take() {
                     back.finished();
                 }
@@ -670,7 +668,7 @@ impl Watch for Finish {
             Ended::Abandoned => ("DC", "the client wanted no more"),
         };
         if how != Ended::Abandoned {
-            self.cluster.report(&self.endpoints, to, Outcome::Local);
+            self.cluster.report(to, Outcome::Local);
         }
         exchange.record.response_flags = flags;
         why.clone_into(&mut exchange.record.response_code_details);

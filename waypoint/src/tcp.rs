@@ -107,7 +107,7 @@ async fn carry(
         match opened.await {
             Ok(up) => break (to, up),
             Err(e) => {
-                cluster.report(&endpoints, &to, Outcome::Local);
+                cluster.report(&to, Outcome::Local);
                 tried.push(to);
                 if tried.len() > 2 {
                     return Err(CloseReason::Failed(e.to_string()));

@@ -46,13 +46,27 @@ struct Key {
 #[derive(Default)]
 pub struct Connections {
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
-    shared: Mutex<HashMap<Key, http2::SendRequest<OutBody>>>,
+    shared: Mutex<HashMap<Key, Shared>>,
 }
 
 struct Idle {
     send: http1::SendRequest<OutBody>,
     since: Instant,
+    fresh_until: Option<Instant>,
     requests: u32,
+}
+
+/// A connection of HTTP/2, whose requests share it.
+struct Shared {
+    send: http2::SendRequest<OutBody>,
+    fresh_until: Option<Instant>,
+    requests: u32,
+}
+
+/// What lies in an HBONE stream ends with the certificates of the connection beneath, and takes
+/// nothing new once that takes nothing new.
+fn is_fresh(until: Option<Instant>) -> bool {
+    until.is_none_or(|until| Instant::now() < until)
 }
 
 /// Idle connections of HTTP/1 that are kept per endpoint.
@@ -87,6 +101,7 @@ pub struct GoesBack {
     proxy: Arc<Proxy>,
     key: Key,
     send: http1::SendRequest<OutBody>,
+    fresh_until: Option<Instant>,
     requests: u32,
     most: Option<u32>,
     _slot: Slot,
@@ -98,9 +113,10 @@ impl GoesBack {
         if self.most.is_some_and(|most| self.requests >= most) || self.send.is_closed() {
             return;
         }
-        let idle = Idle { send: self.send, since: Instant::now(), requests: self.requests };
+        let Self { send, fresh_until, requests, .. } = self;
+        let idle = Idle { send, since: Instant::now(), fresh_until, requests };
         let mut all = lock(&self.proxy.connections.idle);
-        let own = all.entry(self.key.clone()).or_default();
+        let own = all.entry(self.key).or_default();
         if own.len() < IDLE {
             own.push(idle);
         }
@@ -116,18 +132,35 @@ impl Connections {
     pub fn sweep(&self, now: Instant) {
         lock(&self.idle).retain(|_, own| {
             own.retain(|i| {
-                now.saturating_duration_since(i.since) < IDLE_FOR && !i.send.is_closed()
+                now.saturating_duration_since(i.since) < IDLE_FOR
+                    && !i.send.is_closed()
+                    && is_fresh(i.fresh_until)
             });
             !own.is_empty()
         });
-        lock(&self.shared).retain(|_, send| !send.is_closed());
+        lock(&self.shared).retain(|_, s| !s.send.is_closed() && is_fresh(s.fresh_until));
+    }
+
+    /// A connection for one more request; one that has carried as many as it may is given up to those
+    /// that it carries still.
+    fn share(&self, key: &Key, most: Option<u32>) -> Option<http2::SendRequest<OutBody>> {
+        let mut all = lock(&self.shared);
+        let usable = |s: &&mut Shared| !s.send.is_closed() && is_fresh(s.fresh_until);
+        let shared = all.get_mut(key).filter(usable)?;
+        shared.requests += 1;
+        let send = shared.send.clone();
+        if most.is_some_and(|most| shared.requests >= most) {
+            all.remove(key);
+        }
+        Some(send)
     }
 
     fn take(&self, key: &Key, idle_for: Duration) -> Option<Idle> {
         let mut all = lock(&self.idle);
         let own = all.get_mut(key)?;
         while let Some(idle) = own.pop() {
-            if !idle.send.is_closed() && idle.since.elapsed() < idle_for {
+            let is_young = idle.since.elapsed() < idle_for && is_fresh(idle.fresh_until);
+            if !idle.send.is_closed() && is_young {
                 return Some(idle);
             }
         }
@@ -191,6 +224,7 @@ pub async fn send(
                     proxy: proxy.clone(),
                     key,
                     send: idle.send,
+                    fresh_until: idle.fresh_until,
                     requests,
                     most,
                     _slot: slot,
@@ -204,6 +238,7 @@ pub async fn send(
         }
     }
     let io = attempt.connect(proxy, &key).await?;
+    let fresh_until = io.fresh_until();
     let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (mut send, connection) =
         shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
@@ -212,7 +247,8 @@ pub async fn send(
     });
     match send.try_send_request(request).await {
         Ok(response) => {
-            let back = GoesBack { proxy: proxy.clone(), key, send, requests: 1, most, _slot: slot };
+            let proxy = proxy.clone();
+            let back = GoesBack { proxy, key, send, fresh_until, requests: 1, most, _slot: slot };
             Ok(Answered { response, back: Some(back) })
         }
         Err(e) => Err(TryError::Reset { to, why: e.error().to_string() }),
@@ -226,11 +262,12 @@ async fn send_http2(
     request: Request<OutBody>,
 ) -> Result<Answered, TryError> {
     let to = attempt.to.address;
-    let known = lock(&proxy.connections.shared).get(&key).filter(|s| !s.is_closed()).cloned();
-    let mut send = match known {
+    let most = attempt.most_requests;
+    let mut send = match proxy.connections.share(&key, most) {
         Some(send) => send,
         None => {
             let io = attempt.connect(proxy, &key).await?;
+            let fresh_until = io.fresh_until();
             let shaken = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(1024 * 1024)
@@ -244,7 +281,10 @@ async fn send_http2(
             tokio::spawn(async move {
                 let _ = connection.await;
             });
-            lock(&proxy.connections.shared).insert(key, send.clone());
+            if most != Some(1) {
+                let shared = Shared { send: send.clone(), fresh_until, requests: 1 };
+                lock(&proxy.connections.shared).insert(key, shared);
+            }
             send
         }
     };
@@ -276,7 +316,7 @@ fn source_of<E: std::error::Error + 'static>(e: &hyper::Error) -> Option<&E> {
 /// What bytes go through.
 pub enum Io {
     /// The lease keeps the connection beneath counted as in use.
-    Hbone(Box<StreamIo>, #[allow(dead_code)] hbone::Lease),
+    Hbone(Box<StreamIo>, hbone::Lease),
     Tcp(TcpStream),
     Tls(Box<TlsStream<Io>>),
 }
@@ -294,6 +334,17 @@ impl Attempt<'_> {
             self.connect_timeout,
         )
         .await
+    }
+}
+
+impl Io {
+    /// From when on nothing new should be begun on it.
+    fn fresh_until(&self) -> Option<Instant> {
+        match self {
+            Self::Hbone(_, lease) => Some(lease.fresh_until),
+            Self::Tcp(_) => None,
+            Self::Tls(stream) => stream.get_ref().0.fresh_until(),
+        }
     }
 }
 

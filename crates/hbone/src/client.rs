@@ -52,6 +52,8 @@ pub enum ClientError {
 pub struct ClientConnection {
     requests: SendRequest<Bytes>,
     pub peer: SpiffeId,
+    /// Half of the time that its certificates had left: what is begun later may be cut off soon.
+    pub fresh_until: std::time::Instant,
 }
 
 /// One stream, open to the destination.
@@ -93,7 +95,10 @@ where
             .await
             .map_err(ClientError::Handshake)?;
         let ends = certified.not_after.min(not_after);
-        Ok((ClientConnection { requests, peer }, drive(connection, ends), ends))
+        let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
+        let fresh_until = std::time::Instant::now() + left / 2;
+        let client = ClientConnection { requests, peer, fresh_until };
+        Ok((client, drive(connection, ends), ends))
     })
     .await
     .map_err(|_| ClientError::Timeout)?

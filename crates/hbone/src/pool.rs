@@ -1,8 +1,9 @@
 //! Shared connections: which one a new stream goes to, when another is dialled, when one ends.
 //!
 //! [`Bookkeeping`] decides, without I/O or clock; [`Pool`] carries out. A connection takes streams
-//! up to its limit, and takes them again as they end. One whose certificate has been replaced is
-//! retired: it finishes what it carries and takes nothing new.
+//! up to its limit, and takes them again as they end. One whose certificate has been replaced, or
+//! that has lived half of what its certificates had left, is retired: it finishes what it carries and
+//! takes nothing new.
 
 use crate::client::{ClientConnection, ClientError, ClientStream};
 use http::Request;
@@ -236,6 +237,8 @@ impl Default for PerKey {
 pub struct Lease {
     per_key: Arc<Mutex<PerKey>>,
     id: u64,
+    /// From when on its connection takes no other: what shares the stream should not, either.
+    pub fresh_until: Instant,
 }
 
 impl Drop for Lease {
@@ -336,17 +339,15 @@ where
                 let ended = p.outcome.subscribe();
                 match p.book.next(generation, per_dial) {
                     Next::Use(id) => {
-                        let lease = Lease { per_key: per_key.clone(), id };
-                        let connection = p.live.get(&id).cloned();
+                        let Some(connection) = p.live.get(&id).cloned() else {
+                            p.book.gone(id);
+                            continue;
+                        };
                         // The lease's drop takes the lock.
                         drop(p);
-                        match connection {
-                            Some(connection) => return Ok((connection, lease)),
-                            None => {
-                                lock(&per_key).book.gone(id);
-                                continue;
-                            }
-                        }
+                        let fresh_until = connection.fresh_until;
+                        let lease = Lease { per_key: per_key.clone(), id, fresh_until };
+                        return Ok((connection, lease));
                     }
                     Next::Dial => {
                         // A spawn may drop its task at once, and its drop takes the lock.
@@ -384,8 +385,9 @@ where
                 // Whole: a closure that took its fields one by one would copy `ended`.
                 let mut guard = guard;
                 match dialling.await {
-                    Ok(Dialled { connection, driver, generation }) => {
+                    Ok(Dialled { connection, mut driver, generation }) => {
                         guard.ended = true;
+                        let fresh_until = connection.fresh_until;
                         let id = {
                             let mut p = lock(&guard.per_key);
                             let limit = connection.stream_limit();
@@ -396,7 +398,12 @@ where
                         // Not under the lock: a scope that is closed drops the task at once.
                         let gone = Gone(guard.per_key.clone(), id);
                         let driver = async move {
-                            let _gone = gone;
+                            let Gone(per_key, id) = &gone;
+                            tokio::select! {
+                                () = &mut driver => return,
+                                () = tokio::time::sleep_until(fresh_until.into()) => {}
+                            }
+                            lock(per_key).book.retire(*id);
                             driver.await;
                         };
                         dial.spawn(&spawn_for, Box::pin(driver));

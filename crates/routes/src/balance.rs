@@ -66,7 +66,13 @@ impl<W> Endpoint<W> {
     }
 
     pub fn is_ejected(&self, now: Instant) -> bool {
-        self.lock().ejected_until.is_some_and(|until| now < until)
+        self.lock().is_ejected(now)
+    }
+}
+
+impl Health {
+    fn is_ejected(&self, now: Instant) -> bool {
+        self.ejected_until.is_some_and(|until| now < until)
     }
 }
 
@@ -92,11 +98,20 @@ pub struct Endpoints<W> {
     turn: AtomicUsize,
     /// Points of a hash ring, in order.
     ring: Vec<(u64, usize)>,
+    ejecting: Mutex<()>,
 }
+
+/// Whether an endpoint may be chosen.
+type Fits<'a, W> = dyn Fn(&Arc<Endpoint<W>>) -> bool + 'a;
 
 impl<W> Default for Endpoints<W> {
     fn default() -> Self {
-        Self { all: Vec::new(), turn: AtomicUsize::new(0), ring: Vec::new() }
+        Self {
+            all: Vec::new(),
+            turn: AtomicUsize::new(0),
+            ring: Vec::new(),
+            ejecting: Mutex::default(),
+        }
     }
 }
 
@@ -108,9 +123,6 @@ pub struct Present<W> {
     pub address: SocketAddr,
     pub distance: u8,
 }
-
-/// Points of the ring in all, at least, where nothing is said (Istio's default).
-const RING: u64 = 1024;
 
 impl<W> Endpoints<W> {
     /// A set of those that are there now; whoever was there before keeps its health. `start` is
@@ -144,7 +156,7 @@ impl<W> Endpoints<W> {
             }
             _ => Vec::new(),
         };
-        Self { all, turn: AtomicUsize::new(start), ring }
+        Self { all, turn: AtomicUsize::new(start), ring, ejecting: Mutex::default() }
     }
 
     pub fn all(&self) -> &[Arc<Endpoint<W>>] {
@@ -161,76 +173,83 @@ impl<W> Endpoints<W> {
         hash: Option<u64>,
         avoid: &[Arc<Endpoint<W>>],
     ) -> Option<Arc<Endpoint<W>>> {
+        let ejecting = policy.outlier.as_ref().filter(|o| !self.is_panic(o, now));
+        let usable = |e: &Arc<Endpoint<W>>| ejecting.is_none() || !e.is_ejected(now);
         let tried = |e: &Arc<Endpoint<W>>| avoid.iter().any(|a| Arc::ptr_eq(&a.state, &e.state));
-        if let (Some(hash), false) = (hash, self.ring.is_empty()) {
-            let at = self.ring.partition_point(|(point, _)| *point < hash);
-            let round = || {
-                let (before, after) = (self.ring.get(..at), self.ring.get(at..));
-                let points = after.into_iter().chain(before).flatten();
-                points.filter_map(|(_, i)| self.all.get(*i))
-            };
-            let fit = |e: &&Arc<Endpoint<W>>| !e.is_ejected(now);
-            let fresh = round().find(|e| fit(e) && !tried(e));
-            return fresh.or_else(|| round().find(fit)).cloned();
-        }
-        let usable: Vec<&Arc<Endpoint<W>>> = match policy.outlier {
-            Some(_) => self.all.iter().filter(|e| !e.is_ejected(now)).collect(),
-            None => self.all.iter().collect(),
-        };
-        let near = self.nearest(policy, &usable, rng);
-        let fresh: Vec<&Arc<Endpoint<W>>> = if avoid.is_empty() {
-            near
-        } else {
-            let fresh: Vec<_> = usable.iter().copied().filter(|e| !tried(e)).collect();
-            if fresh.is_empty() { near } else { self.nearest(policy, &fresh, rng) }
-        };
-        let random = |rng: &mut dyn rand::RngCore| {
-            fresh.get(rng.random_range(0..fresh.len().max(1))).copied().cloned()
-        };
-        match policy.balancer {
+        let hash = hash.filter(|_| !self.ring.is_empty());
+        let distance = self.distance(policy, usable, |below| match hash {
+            // The same hash goes to the same distance.
+            Some(hash) => hash % below,
+            None => rng.random_range(0..below),
+        });
+        let near = |e: &Arc<Endpoint<W>>| usable(e) && distance.is_none_or(|d| d == e.distance);
+        let untried = self.all.iter().find(|e| usable(e) && !tried(e)).map(|e| e.distance);
+        // Where the near have been tried, the nearest that has not.
+        let farther = |e: &Arc<Endpoint<W>>| usable(e) && !tried(e) && untried == Some(e.distance);
+        let ways: [&Fits<'_, W>; 3] = [&|e| near(e) && !tried(e), &farther, &near];
+        ways.into_iter().find_map(|fits| match hash {
+            Some(hash) => self.from(hash).find(|e| fits(e)).cloned(),
+            None => self.balanced(policy.balancer, rng, fits),
+        })
+    }
+
+    /// The endpoints of the ring's points, from a hash on and once around.
+    fn from(&self, hash: u64) -> impl Iterator<Item = &Arc<Endpoint<W>>> {
+        let at = self.ring.partition_point(|(point, _)| *point < hash);
+        let (before, after) = (self.ring.get(..at), self.ring.get(at..));
+        after.into_iter().chain(before).flatten().filter_map(|(_, i)| self.all.get(*i))
+    }
+
+    fn balanced(
+        &self,
+        balancer: Balancer,
+        rng: &mut impl Rng,
+        fits: &Fits<'_, W>,
+    ) -> Option<Arc<Endpoint<W>>> {
+        let of: Vec<&Arc<Endpoint<W>>> = self.all.iter().filter(|e| fits(e)).collect();
+        let mut random = || of.get(rng.random_range(0..of.len().max(1))).copied().cloned();
+        match balancer {
             Balancer::RoundRobin => {
                 let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-                fresh.get(turn.checked_rem(fresh.len())?).copied().cloned()
+                of.get(turn.checked_rem(of.len())?).copied().cloned()
             }
-            Balancer::Random => random(rng),
+            Balancer::Random => random(),
             // Of two at random the one that has less to do (Envoy's default choice count).
             _ => {
-                let (a, b) = (random(rng)?, random(rng)?);
+                let (a, b) = (random()?, random()?);
                 Some(if b.active() < a.active() { b } else { a })
             }
         }
     }
 
-    /// The endpoints of one distance: the nearest, as far as enough of them are fit; what they cannot
-    /// take goes to the next (Envoy's priority levels, with its overprovisioning of 1.4).
-    fn nearest<'a>(
+    /// How far those are that are chosen among: the nearest, as far as enough of them are fit; what
+    /// they cannot take goes to the next (Envoy's priority levels, with its overprovisioning of 1.4).
+    /// `draw` gives a number below another. None: it does not matter.
+    fn distance(
         &self,
         policy: &TrafficPolicy,
-        usable: &[&'a Arc<Endpoint<W>>],
-        rng: &mut impl Rng,
-    ) -> Vec<&'a Arc<Endpoint<W>>> {
-        if policy.locality.is_none() {
-            return usable.to_vec();
+        usable: impl Fn(&Arc<Endpoint<W>>) -> bool,
+        draw: impl FnOnce(u64) -> u64,
+    ) -> Option<u8> {
+        policy.locality.as_ref()?;
+        let mut left = 100;
+        let mut shares: Vec<(u8, u64)> = Vec::new();
+        for level in self.all.chunk_by(|a, b| a.distance == b.distance) {
+            let of = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+            let fit = of(level.iter().filter(|e| usable(e)).count());
+            let share = (fit.saturating_mul(140) / of(level.len())).min(left);
+            left -= share;
+            shares.extend(level.first().map(|e| (e.distance, share)));
         }
-        let mut levels: Vec<(u8, usize)> = Vec::new();
-        for e in &self.all {
-            match levels.last_mut() {
-                Some((distance, count)) if *distance == e.distance => *count += 1,
-                _ => levels.push((e.distance, 1)),
-            }
-        }
-        let fit = |distance| usable.iter().filter(move |e| e.distance == distance);
-        let mut draw: usize = rng.random_range(0..100);
-        for (distance, count) in &levels {
-            let share = (fit(*distance).count() * 140 / (*count).max(1)).min(100);
-            if draw < share {
-                return fit(*distance).copied().collect();
-            }
-            draw -= share;
-        }
-        // All levels together are short: whoever is fit.
-        let first = levels.iter().map(|(d, _)| *d).find(|d| fit(*d).next().is_some());
-        first.map(|d| fit(d).copied().collect()).unwrap_or_default()
+        // Where all together are short, they share it as far as they are fit.
+        let whole = 100 - left;
+        let mut draw = if whole == 0 { return None } else { draw(whole) };
+        let chosen = shares.into_iter().find(|(_, share)| {
+            let is_here = draw < *share;
+            draw = draw.saturating_sub(*share);
+            is_here
+        });
+        chosen.map(|(distance, _)| distance)
     }
 
     /// Hears how an attempt ended. The answer is whether the endpoint was ejected for it.
@@ -242,17 +261,14 @@ impl<W> Endpoints<W> {
         now: Instant,
     ) -> bool {
         let mut health = endpoint.lock();
+        if health.is_ejected(now) {
+            // It was asked before; what it is like now will be seen when it is back.
+            return false;
+        }
         let local_counts = outlier.split_local;
         match outcome {
             Outcome::Status(status) if status < 500 => {
                 (health.errors, health.gateway_errors, health.local_errors) = (0, 0, 0);
-                // Envoy forgets one ejection per interval in which nothing went wrong.
-                if let Some(until) = health.ejected_until
-                    && now > until + outlier.interval
-                {
-                    health.ejections = health.ejections.saturating_sub(1);
-                    health.ejected_until = None;
-                }
                 return false;
             }
             Outcome::Status(status) => {
@@ -274,15 +290,24 @@ impl<W> Endpoints<W> {
         let bad = over(health.errors, outlier.consecutive_5xx)
             || over(health.gateway_errors, outlier.consecutive_gateway)
             || local_counts && over(health.local_errors, outlier.consecutive_local);
-        let already = health.ejected_until.is_some_and(|until| now < until);
-        if !bad || already {
-            return false;
-        }
         drop(health);
-        if !self.may_eject(outlier, now) {
+        if !bad {
             return false;
         }
+        // One at a time: two together would be more than may be ejected.
+        let _one = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = self.may_eject(endpoint, outlier, now);
         let mut health = endpoint.lock();
+        if !may || health.is_ejected(now) {
+            return false;
+        }
+        // Envoy forgets one ejection per interval between them.
+        if let Some(until) = health.ejected_until {
+            let between = now.saturating_duration_since(until).as_nanos();
+            let quiet = between / outlier.interval.as_nanos().max(1);
+            let quiet = u32::try_from(quiet).unwrap_or(u32::MAX);
+            health.ejections = health.ejections.saturating_sub(quiet);
+        }
         health.ejections += 1;
         let time = outlier.base_ejection.saturating_mul(health.ejections);
         health.ejected_until = Some(now + time.min(LONGEST.max(outlier.base_ejection)));
@@ -290,23 +315,35 @@ impl<W> Endpoints<W> {
         true
     }
 
-    /// One at least, and no more than the share that is allowed; none where too few are well.
-    fn may_eject(&self, outlier: &Outlier, now: Instant) -> bool {
-        let all = self.all.len();
-        let ejected = self.all.iter().filter(|e| e.is_ejected(now)).count();
-        let percent = |n: usize| n.saturating_mul(100) / all.max(1);
-        let healthy = percent(all.saturating_sub(ejected));
+    /// One at least, and no more than the share that is allowed; none where too few are well, and none
+    /// that is gone.
+    fn may_eject(&self, endpoint: &Endpoint<W>, outlier: &Outlier, now: Instant) -> bool {
+        let ejected = self.ejected(now);
         let most = usize::try_from(outlier.max_ejection_percent).unwrap_or(100);
+        let in_bounds = ejected == 0 || (ejected + 1) * 100 <= most * self.all.len();
+        let is_here = self.all.iter().any(|e| Arc::ptr_eq(&e.state, &endpoint.state));
+        in_bounds && is_here && !self.is_panic(outlier, now)
+    }
+
+    fn ejected(&self, now: Instant) -> usize {
+        self.all.iter().filter(|e| e.is_ejected(now)).count()
+    }
+
+    /// So few are well that those who are not are needed, too (Istio's `minHealthPercent`).
+    fn is_panic(&self, outlier: &Outlier, now: Instant) -> bool {
         let least = usize::try_from(outlier.min_health_percent).unwrap_or(0);
-        percent(ejected) < most && healthy >= least
+        let all = self.all.len();
+        least > 0 && all.saturating_sub(self.ejected(now)) * 100 < least * all
     }
 }
 
+/// Points of one endpoint, where nothing is said: eight have a ring of Istio's default of 1024.
+const POINTS: u64 = 128;
+
+/// Of each endpoint as many points whatever the others, so that one more or less moves none of
+/// theirs.
 fn ring<W>(all: &[Arc<Endpoint<W>>], minimum: u64) -> Vec<(u64, usize)> {
-    let minimum = if minimum == 0 { RING } else { minimum };
-    let each = minimum.div_ceil(u64::try_from(all.len().max(1)).unwrap_or(1));
-    // In steps, so that one endpoint more or less moves no point of the others.
-    let each = each.clamp(128, 1 << 16).next_power_of_two();
+    let each = minimum.div_ceil(8).clamp(POINTS, 8 * POINTS);
     let mut ring: Vec<(u64, usize)> = all
         .iter()
         .enumerate()

@@ -1,7 +1,10 @@
 //! A waypoint before services: routes, policies and failures, as the applications feel them.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod connections;
 mod egress;
+mod ejection;
+mod families;
 mod faults;
 mod floods;
 mod gateway_api;
@@ -10,6 +13,7 @@ mod life;
 mod limits;
 mod policies;
 mod protocols;
+mod renewal;
 mod retries;
 mod routes;
 mod scene;

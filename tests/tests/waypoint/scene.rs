@@ -24,7 +24,11 @@ impl Scene {
 
     /// The same on a port of this name.
     pub fn speaking(name: &str, protocol: &str) -> Self {
-        let mesh = Mesh::new(name);
+        Self::on(Mesh::new(name), protocol)
+    }
+
+    /// The same on a mesh of one's own.
+    pub fn on(mesh: Mesh, protocol: &str) -> Self {
         let apps =
             vec![mesh.http_app(1, "reviews", "v1", PORT), mesh.http_app(2, "reviews", "v2", PORT)];
         let client = mesh.enrolled_pod(1, "client");

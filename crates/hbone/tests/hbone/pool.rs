@@ -14,7 +14,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -83,12 +83,17 @@ struct Bench {
 }
 
 fn bench() -> Bench {
+    bench_for(Duration::from_secs(3600))
+}
+
+/// With a server's certificate that has so much left.
+fn bench_for(left: Duration) -> Bench {
     let pki = Pki::new("cluster.local");
     let (tx, servers) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::default());
     let dialler = Dialler {
         client: pki.certified("client"),
-        serving: pki.certified("server"),
+        serving: pki.certified_from("server", SystemTime::now(), left),
         servers: tx,
         shared: shared.clone(),
     };
@@ -357,6 +362,27 @@ async fn a_newer_certificate_makes_new_connections_and_leaves_the_old_its_stream
     b.pool.sweep(Instant::now());
     assert_eq!(b.pool.size(), (1, 1), "the old one is retired and empty");
     drop(new);
+}
+
+/// Whatever has become of its own certificate, the peer's ends.
+#[tokio::test]
+async fn what_will_end_soon_takes_nothing_new() {
+    let left = Duration::from_secs(8);
+    let mut b = bench_for(left);
+    b.accept_all();
+    let begun = Instant::now();
+    let old = b.open().await.unwrap();
+    let same = b.open().await.unwrap();
+    assert_eq!(b.dials(), 1);
+    assert!(old.1.fresh_until <= begun + left / 2 + Duration::from_secs(1));
+    while b.dials() == 1 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(b.open().await.unwrap());
+    }
+    assert!(Instant::now() >= old.1.fresh_until);
+    // It still carries what it carried.
+    assert_eq!(b.pool.size(), (2, 2));
+    drop((old, same));
 }
 
 /// The certificate is renewed while the connection is made: who asked under the old one is served

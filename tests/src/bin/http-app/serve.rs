@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +23,8 @@ use tokio_rustls::TlsAcceptor;
 
 struct App {
     name: String,
+    /// Connections so far.
+    connections: AtomicU64,
     /// Requests so far, by key.
     seen: Mutex<HashMap<String, Seen>>,
 }
@@ -42,7 +45,7 @@ pub async fn serve(port: u16, name: String, tls: Option<TlsAcceptor>) -> anyhow:
     let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let listener = TcpListener::bind(at).await?;
     println!("{name} listens on {at}");
-    let app = Arc::new(App { name, seen: Mutex::default() });
+    let app = Arc::new(App { name, connections: AtomicU64::new(0), seen: Mutex::default() });
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let (app, tls) = (app.clone(), tls.clone());
@@ -66,10 +69,11 @@ async fn connection(
     http2: bool,
     tls: Value,
 ) {
+    let number = app.connections.fetch_add(1, Ordering::Relaxed);
     let service = service_fn(move |mut r: Request<Incoming>| {
         let app = app.clone();
         r.extensions_mut().insert(Shown(tls.clone()));
-        async move { Ok::<_, Infallible>(answer(&app, r).await) }
+        async move { Ok::<_, Infallible>(answer(&app, number, r).await) }
     });
     let io = TokioIo::new(io);
     if http2 {
@@ -111,7 +115,7 @@ impl Query {
     }
 }
 
-async fn answer(app: &App, mut request: Request<Incoming>) -> Response<Body> {
+async fn answer(app: &App, connection: u64, mut request: Request<Incoming>) -> Response<Body> {
     let query = Query::of(&request);
     if let Some(key) = query.text("peek") {
         let seen = app.seen.lock().unwrap();
@@ -169,6 +173,7 @@ async fn answer(app: &App, mut request: Request<Incoming>) -> Response<Body> {
     }
     let said = json!({
         "pod": app.name,
+        "connection": connection,
         "method": parts.method.as_str(),
         "path": parts.uri.path_and_query().map(|p| p.as_str()),
         "authority": parts.uri.authority().map(|a| a.as_str()),

@@ -1,0 +1,58 @@
+//! Who is left out for a while, for what, and who comes back.
+
+use crate::scene::Scene;
+use culvert_tests::{Answer, Ask};
+
+const ALL: &str = "{ route: [{ destination: { host: reviews } }], retries: { attempts: 0 }";
+
+fn of_status(all: &[Answer], status: u16) -> usize {
+    all.iter().filter(|a| a.status == status).count()
+}
+
+#[test]
+fn errors_of_gateways_eject_for_a_time_and_others_do_not() {
+    let s = Scene::new("wp-gateway-errors");
+    s.destination(
+        "outlierDetection: { consecutiveGatewayErrors: 3, consecutive5xxErrors: 0, \
+         interval: 1s, baseEjectionTime: 5s, maxEjectionPercent: 100 }",
+    );
+    s.routes(&format!("{ALL} }}"));
+    let both = |s: &Scene| {
+        for version in ["reviews-v1", "reviews-v2"] {
+            s.until(&Ask::get(&s.url("/")), |a| a.by() == version);
+        }
+    };
+    let errors = Ask::get(&s.url("/?status=500")).times(&s.client, 30).unwrap();
+    assert_eq!(of_status(&errors, 500), 30);
+    assert!(!s.waypoint.log().contains("ejected"), "{}", s.waypoint.log());
+    both(&s);
+    // Ejected, and back when its time is over; then the same again.
+    for times in 1..=2 {
+        let failing = Ask::get(&s.url("/?failing=reviews-v1"));
+        let ejections = || s.waypoint.log().matches("ejected: too many errors in a row").count();
+        let mut failures = 0;
+        while ejections() < times {
+            failures += usize::from(s.ask(&failing).status == 503);
+            assert!(failures <= 3, "{}", s.waypoint.log());
+        }
+        assert_eq!(failures, 3);
+        both(&s);
+    }
+    s.is_well();
+}
+
+/// An endpoint that never answers is no better than one that answers with errors.
+#[test]
+fn an_endpoint_that_lets_the_time_run_out_is_ejected() {
+    let s = Scene::new("wp-hanging");
+    s.destination(
+        "outlierDetection: { consecutive5xxErrors: 2, baseEjectionTime: 300s, \
+         maxEjectionPercent: 100 }",
+    );
+    s.routes(&format!("{ALL}, timeout: 1s }}"));
+    let hanging = Ask::get(&s.url("/?delay=20000&delaying=reviews-v1"));
+    let all = hanging.times(&s.client, 30).unwrap();
+    assert_eq!(of_status(&all, 504), 2, "{:?}", all.iter().map(|a| a.status).collect::<Vec<_>>());
+    assert!(s.waypoint.log().contains("ejected"), "{}", s.waypoint.log());
+    s.is_well();
+}
