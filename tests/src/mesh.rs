@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::{Bed, LeakCheck, Token, eventually};
 
 use crate::logs::ShownOnPanic;
@@ -252,6 +252,14 @@ impl Mesh {
     /// Sets a label of a running pod.
     pub fn label(&self, pod: &MeshPod, key: &str, value: &str) {
         pod.record.lock().unwrap().labels.insert(key.to_owned(), value.to_owned());
+        self.write_pod(pod);
+    }
+
+    /// Takes the pod's address of IPv4 off its status, as in a cluster of IPv6 only.
+    pub fn only_ipv6(&self, pod: &MeshPod) {
+        let ip = pod.ipv6();
+        pod.record.lock().unwrap().more["status"] =
+            json!({ "podIP": ip, "podIPs": [{ "ip": ip }] });
         self.write_pod(pod);
     }
 

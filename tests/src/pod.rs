@@ -73,7 +73,7 @@ pub(crate) struct Record {
     pub(crate) started: bool,
     /// No two pods have the same.
     uid: String,
-    more: Value,
+    pub(crate) more: Value,
 }
 
 impl MeshPod {

@@ -266,3 +266,57 @@ fn a_gateway_of_gateway_api_routes_what_attaches_to_its_listeners() {
     );
     s.until(&s.ask(8081, "any.test", "/x"), |a| a.status == 200);
 }
+
+#[test]
+fn bytes_go_through_by_port_and_tls_by_the_name_that_is_asked_for() {
+    use culvert_tests::Tls;
+    use culvert_tests::https::{Authority, get, secret};
+    let s = scene("gateway-bytes");
+    let (authority, edge) = (Authority::new("own"), Authority::new("edge"));
+    let own = authority.issue("secure.example");
+    let tls = Tls { own: &own, clients: None };
+    let secure = s.mesh.outside_app(2, "secure", 8443, Some(&tls));
+    s.mesh.service_of("secure", "tls", 443, 8443, &[&secure.pod]);
+    secret(&s.mesh, "edge", &edge.issue("ended.example"), "");
+    s.apply(
+        "Gateway",
+        "bytes",
+        "{ selector: { istio: ingressgateway }, servers: [\
+         { port: { number: 9000, name: tcp, protocol: TCP }, hosts: [\"*\"] }, \
+         { port: { number: 9443, name: tls, protocol: TLS }, hosts: [secure.example], tls: { mode: PASSTHROUGH } }, \
+         { port: { number: 9443, name: ended, protocol: TLS }, hosts: [ended.example], tls: { mode: SIMPLE, credentialName: edge } }] }",
+    );
+    s.apply(
+        "VirtualService",
+        "bytes",
+        &format!(
+            "{{ hosts: [any.example], gateways: [bytes], tcp: [\
+             {{ match: [{{ port: 9000 }}], route: [{{ destination: {{ host: reviews, port: {{ number: {PORT} }} }} }}] }}] }}"
+        ),
+    );
+    s.apply(
+        "VirtualService",
+        "ended",
+        &format!(
+            "{{ hosts: [ended.example], gateways: [bytes], tcp: [\
+             {{ route: [{{ destination: {{ host: reviews, port: {{ number: {PORT} }} }} }}] }}] }}"
+        ),
+    );
+    s.apply(
+        "VirtualService",
+        "secure",
+        "{ hosts: [secure.example], gateways: [default/bytes], tls: [\
+         { match: [{ port: 9443, sniHosts: [secure.example] }], route: [{ destination: { host: secure } }] }] }",
+    );
+    // Nothing is looked into, and nothing added.
+    let plain = s.until(&s.ask(9000, "x", "/"), |a| a.status == 200);
+    assert!(plain.asked()["headers"]["x-request-id"].is_null(), "{plain:?}");
+    let at = (s.gateway.pod.ipv4(), 9443).into();
+    let fetch = |name: &str, trusted| get(&s.outsider, at, name, name, "/", trusted, None);
+    let passed =
+        eventually(SOON, || fetch("secure.example", &authority).map_err(anyhow::Error::msg));
+    assert!(passed.unwrap().contains("\"sni\":\"secure.example\""));
+    let ended = eventually(SOON, || fetch("ended.example", &edge).map_err(anyhow::Error::msg));
+    assert!(ended.unwrap().starts_with("HTTP/1.1 200"));
+    assert!(fetch("other.example", &edge).is_err());
+}

@@ -6,10 +6,14 @@ use crate::{
     http::{Came, Downstream},
     inbound::{DETECTION, Prefixed, serve_http, shown},
     proxy::Proxy,
+    tcp,
 };
 use arc_swap::ArcSwap;
 use prost::Message as _;
-use routes::{names::patterns, proto};
+use routes::{
+    names::{matches, patterns},
+    proto,
+};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -48,6 +52,10 @@ struct Open {
 
 /// What a port does.
 struct Config {
+    /// What comes is bytes.
+    bytes: bool,
+    /// Hosts whose TLS goes on as it comes.
+    passed: Vec<String>,
     certificates: Vec<Certificate>,
     redirected: Arc<[String]>,
 }
@@ -55,6 +63,8 @@ struct Config {
 #[derive(Clone)]
 struct Certificate {
     hosts: Arc<[String]>,
+    /// What is within is bytes, and no HTTP.
+    bytes: bool,
     /// What is asked of clients: a certificate of these roots, whether it may be left out, TLS 1.3
     /// alone. None where there is no Secret to serve from.
     demands: Option<(Vec<u8>, bool, bool)>,
@@ -66,6 +76,7 @@ impl Config {
     fn load(l: &proto::Listener) -> Self {
         let certificates = l.certificates.iter().map(|c| Certificate {
             hosts: c.hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
+            bytes: c.bytes,
             demands: c
                 .broken
                 .is_empty()
@@ -76,6 +87,8 @@ impl Config {
             },
         });
         Self {
+            bytes: l.bytes,
+            passed: l.passed.clone(),
             certificates: certificates.collect(),
             redirected: l.redirected.iter().map(|h| h.to_ascii_lowercase()).collect(),
         }
@@ -250,8 +263,18 @@ async fn connection(
         own,
         http2: false,
     };
-    if config.certificates.is_empty() {
+    if config.bytes {
+        return tcp::serve(proxy, downstream(None), Prefixed::new(Vec::new(), stream), None).await;
+    }
+    if config.certificates.is_empty() && config.passed.is_empty() {
         return speak(proxy, downstream(None), stream).await;
+    }
+    let mut stream = Prefixed::new(Vec::new(), stream);
+    if !config.passed.is_empty() {
+        let name = tcp::hello(&mut stream).await;
+        if name.as_ref().is_some_and(|n| config.passed.iter().any(|p| matches(p, n))) {
+            return tcp::serve(proxy, downstream(None), stream, name).await;
+        }
     }
     let handshake = async {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream)
@@ -264,10 +287,15 @@ async fn connection(
             .ok_or_else(|| format!("no server of the gateway is for {}", asked()))?;
         let server = certificate.server.clone().map_err(|why| format!("{}: {why}", asked()))?;
         let stream = hello.into_stream(server).await.map_err(|e| e.to_string())?;
-        Ok::<_, String>((stream, certificate.hosts.clone()))
+        let name = name.map(|n| n.to_ascii_lowercase());
+        Ok::<_, String>((stream, certificate.hosts.clone(), certificate.bytes.then_some(name)))
     };
     match tokio::time::timeout(HANDSHAKE, Box::pin(handshake)).await {
-        Ok(Ok((stream, hosts))) => speak(proxy, downstream(Some(hosts)), stream).await,
+        Ok(Ok((stream, hosts, None))) => speak(proxy, downstream(Some(hosts)), stream).await,
+        Ok(Ok((stream, hosts, Some(name)))) => {
+            let stream = Prefixed::new(Vec::new(), stream);
+            tcp::serve(proxy, downstream(Some(hosts)), stream, name).await;
+        }
         Ok(Err(why)) => tracing::info!(%client, port, why, "TLS hand-shake failed"),
         Err(_) => tracing::info!(%client, port, "TLS hand-shake took too long"),
     }
@@ -294,10 +322,13 @@ mod tests {
     fn a_client_gets_the_certificate_of_the_most_specific_host() {
         let c = |hosts: &[&str]| Certificate {
             hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+            bytes: false,
             demands: Default::default(),
             server: Err((*hosts[0]).to_owned()),
         };
         let config = Config {
+            bytes: false,
+            passed: Vec::new(),
             certificates: vec![c(&["*.example.com"]), c(&["a.example.com", "b.example.com"])],
             redirected: Arc::default(),
         };

@@ -166,7 +166,11 @@ async fn serve(
             downstream.http2 = http2;
             serve_http(proxy, Arc::new(downstream), io).await;
         }
-        None => tcp::serve(proxy, downstream, io, protocol).await,
+        None => {
+            let mut io = io;
+            let name = if protocol == Protocol::Tls { tcp::hello(&mut io).await } else { None };
+            tcp::serve(proxy, downstream, io, name).await;
+        }
     }
 }
 
@@ -264,6 +268,8 @@ pub struct Prefixed<I> {
     pub first: Vec<u8>,
     at: usize,
     io: I,
+    /// Bytes that have been read, and written.
+    pub moved: (u64, u64),
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Prefixed<I> {
@@ -278,9 +284,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for Prefixed<I> {
             let n = left.len().min(buf.remaining());
             buf.put_slice(left.get(..n).unwrap_or_default());
             this.at += n;
+            this.moved.0 += n as u64;
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut this.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        this.moved.0 += buf.filled().len().saturating_sub(before) as u64;
+        read
     }
 }
 
@@ -290,7 +300,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Prefixed<I> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(n)) = &written {
+            this.moved.1 += *n as u64;
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -304,7 +319,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Prefixed<I> {
 
 impl<I: AsyncRead + Unpin> Prefixed<I> {
     pub fn new(first: Vec<u8>, io: I) -> Self {
-        Self { first, at: 0, io }
+        Self { first, at: 0, io, moved: (0, 0) }
     }
 
     /// Reads more into what has been looked at.

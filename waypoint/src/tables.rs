@@ -13,12 +13,14 @@ use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
+use tokio::sync::watch;
 
 #[derive(Default)]
 pub struct Tables {
     state: Mutex<State>,
     live: RwLock<HashMap<NamespacedHostname, Arc<HostTable>>>,
     destinations: RwLock<HashMap<ServiceName, Arc<Reachable>>>,
+    changed: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -76,6 +78,11 @@ impl Tables {
         self.destinations.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    /// Told when a host has another table.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Hosts that are served, and those that wait for what they name.
     pub fn counts(&self) -> (usize, usize) {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner).len();
@@ -100,6 +107,7 @@ impl Tables {
         let Some(name) = service_of(name) else { return };
         lock(&self.state).waiting.remove(&key(&name));
         self.live.write().unwrap_or_else(PoisonError::into_inner).remove(&key(&name));
+        self.changed.send_replace(());
     }
 
     pub fn put_destination(&self, name: &str, body: &[u8]) -> Result<(), String> {
@@ -148,6 +156,8 @@ impl Tables {
                 live.insert(key, Arc::new(table));
             }
         }
+        drop(live);
+        self.changed.send_replace(());
     }
 }
 

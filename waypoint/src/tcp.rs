@@ -4,37 +4,34 @@ use crate::{
     forward, http::Downstream, http::resolve, inbound::Prefixed, proxy::Proxy, reply::Refusal,
     tls::Within, upstream,
 };
-use hbone::StreamIo;
 use mesh::Workload;
 use routes::{
     balance::{Active, Endpoint, Outcome},
     execute::TcpView,
-    proto::Protocol,
 };
 use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// How long a client may take to show a TLS hello, and how long that may be.
 const HELLO: Duration = Duration::from_secs(5);
 const HELLO_BYTES: usize = 16 * 1024;
 
-pub async fn serve(
+/// `name`: what a TLS client has asked for.
+pub async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send>(
     proxy: Arc<Proxy>,
     downstream: Downstream,
-    mut io: Prefixed<StreamIo>,
-    protocol: Protocol,
+    mut io: Prefixed<I>,
+    name: Option<String>,
 ) {
     let begun = Instant::now();
     let mut record = record(&downstream);
     proxy.flows.opened(&record);
-    let sni = match protocol {
-        Protocol::Tls => tokio::time::timeout(HELLO, server_name(&mut io)).await.ok().flatten(),
-        _ => None,
-    };
-    let outcome = carry(&proxy, &downstream, io, sni.as_deref(), &mut record).await;
+    let outcome = carry(&proxy, &downstream, &mut io, name.as_deref(), &mut record).await;
+    (record.sent, record.received) = io.moved;
     record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     record.close = Some(match outcome {
         Ok(()) => CloseReason::Finished,
@@ -49,7 +46,7 @@ pub async fn serve(
 fn record(d: &Downstream) -> FlowRecord {
     FlowRecord {
         id: 0,
-        direction: Direction::Inbound,
+        direction: if d.is_gateway() { Direction::Outbound } else { Direction::Inbound },
         source: forward::telemetry_end(Some(d.client), d.workload.as_deref(), d.peer.as_ref()),
         destination: telemetry::Endpoint {
             address: Some(d.asked),
@@ -57,7 +54,7 @@ fn record(d: &Downstream) -> FlowRecord {
         },
         service: Some(d.service_name()),
         hbone_address: None,
-        transport: Transport::Hbone,
+        transport: if d.is_gateway() { Transport::Passthrough } else { Transport::Hbone },
         verdict: None,
         sent: 0,
         received: 0,
@@ -68,17 +65,20 @@ fn record(d: &Downstream) -> FlowRecord {
     }
 }
 
-async fn carry(
+async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
     proxy: &Arc<Proxy>,
     downstream: &Downstream,
-    mut io: Prefixed<StreamIo>,
+    io: &mut Prefixed<I>,
     sni: Option<&str>,
     record: &mut FlowRecord,
 ) -> Result<(), CloseReason> {
     let denied = |r: Refusal| CloseReason::Denied(r.why);
     let failed = |r: Refusal| CloseReason::Failed(r.why);
     let none = || CloseReason::Failed("no route matches".to_owned());
-    let table = downstream.table(proxy, "").ok_or_else(none)?;
+    let host = sni.unwrap_or_default();
+    let mut verdicts = proxy.mesh.judgements();
+    let mut changes = proxy.tables.changes();
+    let table = downstream.table(proxy, host).ok_or_else(none)?;
     let port = table.port(downstream.asked.port()).ok_or_else(none)?;
     judge(proxy, &table, downstream)?;
     let view = TcpView { sni, destination: downstream.asked.ip(), source: downstream.source() };
@@ -119,12 +119,29 @@ async fn carry(
     let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
     record.destination =
         forward::telemetry_end(Some(to.address), Some(&to.workload), identity.as_ref());
-    match tokio::io::copy_bidirectional(&mut io, &mut up).await {
-        Ok((sent, received)) => {
-            (record.sent, record.received) = (sent, received);
-            Ok(())
+    if downstream.is_gateway()
+        && let Some(s) = proxy.mesh.service(&cluster.service)
+    {
+        record.service = Some(telemetry::ServiceName {
+            hostname: s.key.hostname.clone(),
+            name: s.name.clone(),
+            namespace: s.key.namespace.clone(),
+        });
+    }
+    let mut moving = std::pin::pin!(tokio::io::copy_bidirectional(io, &mut up));
+    loop {
+        tokio::select! {
+            moved = &mut moving => {
+                return moved.map(drop).map_err(|e| CloseReason::Reset(e.to_string()));
+            }
+            Ok(()) = verdicts.changed() => {}
+            Ok(()) = changes.changed() => {}
         }
-        Err(e) => Err(CloseReason::Reset(e.to_string())),
+        // What is no longer allowed ends.
+        if let Some(table) = downstream.table(proxy, host) {
+            judge(proxy, &table, downstream)?;
+        }
+        forward::judge(proxy, downstream, &cluster, &to).map_err(denied)?;
     }
 }
 
@@ -140,9 +157,14 @@ fn judge(
     }
 }
 
+/// The name that a client asks for, if it begins TLS in time.
+pub async fn hello<I: AsyncRead + Unpin>(io: &mut Prefixed<I>) -> Option<String> {
+    tokio::time::timeout(HELLO, server_name(io)).await.ok().flatten()
+}
+
 /// The name in a TLS client's hello (RFC 8446, section 4.1.2; RFC 6066, section 3), as rustls reads
 /// it. The bytes stay to be read again.
-async fn server_name(io: &mut Prefixed<StreamIo>) -> Option<String> {
+async fn server_name<I: AsyncRead + Unpin>(io: &mut Prefixed<I>) -> Option<String> {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut fed = 0;
     while io.first.len() <= HELLO_BYTES {

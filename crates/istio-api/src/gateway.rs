@@ -95,12 +95,15 @@ fn server(s: &Server, path: &str, found: &mut Found<'_>) {
 /// What is good Istio, and more than this version does.
 fn served(s: &Server, port: &Port, path: &str, found: &mut Found<'_>) {
     let protocol = port.protocol.to_ascii_uppercase();
-    if !matches!(protocol.as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS") {
+    if !matches!(
+        protocol.as_str(),
+        "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS" | "TCP" | "MONGO" | "MYSQL" | "REDIS"
+    ) {
         found.push(
             Code::NotServed,
             format!("{path}.port.protocol"),
             format!("{:?}", port.protocol),
-            "a gateway serves HTTP, HTTP2, GRPC and HTTPS here",
+            "a gateway serves HTTP, HTTP2, GRPC, HTTPS, TLS and TCP here",
         );
     }
     let Some(tls) = &s.tls else { return };
@@ -108,12 +111,13 @@ fn served(s: &Server, port: &Port, path: &str, found: &mut Found<'_>) {
         tls.mode,
         ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
     );
-    if protocol == "HTTPS" && !ends {
+    let passes = tls.mode == ServerTlsMode::Passthrough;
+    if matches!(protocol.as_str(), "HTTPS" | "TLS") && !ends && !passes {
         found.push(
             Code::NotServed,
             format!("{path}.tls.mode"),
             format!("{:?}", tls.mode),
-            "a gateway ends TLS here: SIMPLE, MUTUAL or OPTIONAL_MUTUAL",
+            "a gateway passes TLS on here, or ends it: PASSTHROUGH, SIMPLE, MUTUAL or OPTIONAL_MUTUAL",
         );
     }
     if matches!(tls.min_protocol_version, TlsProtocol::Tlsv10 | TlsProtocol::Tlsv11) {

@@ -240,6 +240,9 @@ impl<W> Endpoints<W> {
             let share = (fit.saturating_mul(140) / of(level.len())).min(left);
             left -= share;
             shares.extend(level.first().map(|e| (e.distance, share)));
+            if left == 0 {
+                break;
+            }
         }
         // Where all together are short, they share it as far as they are fit.
         let whole = 100 - left;

@@ -79,9 +79,7 @@ fn tls_is_begun_with_whom_a_destination_rule_says_and_with_nobody_else() {
         ("mode: SIMPLE, credentialName: absent", "there is no Secret default/absent"),
     ] {
         tls(&s, settings);
-        s.until(&ask(), |a| a.status == 503);
-        let log = s.waypoint.log();
-        assert!(log.contains(why), "{why}: {log}");
+        s.until(&ask(), |a| a.status == 503 && s.waypoint.log().contains(why));
     }
     let names = format!("mode: SIMPLE, credentialName: roots, subjectAltNames: [x.test, {HOST}]");
     tls(&s, &names);

@@ -1,6 +1,6 @@
 //! Who is left out for a while, for what, and who comes back.
 
-use crate::scene::Scene;
+use crate::scene::{Scene, read_until};
 use culvert_tests::{Answer, Ask};
 
 const ALL: &str = "{ route: [{ destination: { host: reviews } }], retries: { attempts: 0 }";
@@ -54,5 +54,24 @@ fn an_endpoint_that_lets_the_time_run_out_is_ejected() {
     let all = hanging.times(&s.client, 30).unwrap();
     assert_eq!(of_status(&all, 504), 2, "{:?}", all.iter().map(|a| a.status).collect::<Vec<_>>());
     assert!(s.waypoint.log().contains("ejected"), "{}", s.waypoint.log());
+    s.is_well();
+}
+
+#[test]
+fn a_client_that_does_not_finish_its_request_ejects_nobody() {
+    let s = Scene::new("wp-unfinished");
+    s.destination(
+        "outlierDetection: { consecutive5xxErrors: 1, baseEjectionTime: 300s, \
+         maxEjectionPercent: 100 }",
+    );
+    s.routes(&format!("{ALL}, timeout: 1s }}"));
+    for _ in 0..3 {
+        let client = s.raw();
+        let half = "POST / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 10\r\n\r\n12345";
+        client.write(half.as_bytes()).unwrap();
+        let answer = read_until(&client, "\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    }
+    assert!(!s.waypoint.log().contains("ejected"), "{}", s.waypoint.log());
     s.is_well();
 }

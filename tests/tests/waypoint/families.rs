@@ -1,9 +1,10 @@
 //! IPv4 and IPv6: services, pods and clients have addresses of both.
 
-use crate::scene::{Played, Scene};
-use culvert_tests::{Ask, whoami};
+use crate::scene::{PORT, Played, Scene};
+use anyhow::ensure;
+use culvert_tests::{Ask, SOON, at, whoami};
 use std::net::IpAddr;
-use testbed::Serve;
+use testbed::{Serve, eventually};
 
 #[test]
 fn requests_to_a_services_addresses_of_both_families_are_routed_and_judged() {
@@ -53,4 +54,36 @@ fn bytes_to_a_services_addresses_of_both_families_go_through() {
         let peer = seen.peer.ip();
         assert!(peer == IpAddr::from(four) || peer == IpAddr::from(six), "{to}: {seen:?}");
     }
+}
+
+#[test]
+fn pods_of_ipv6_only_are_reached_by_it_all_the_way() {
+    let s = Scene::new("wp-six");
+    for pod in s.apps.iter().map(|a| &a.pod).chain([&s.waypoint.pod, &s.client]) {
+        s.mesh.only_ipv6(pod);
+    }
+    let six = Ask::get(&format!("http://{}/", s.service.at6()));
+    for app in &s.apps {
+        let own = at(app.pod.ipv6(), PORT);
+        eventually(SOON, || {
+            ensure!(six.from(&s.client)?.status == 200);
+            let log = s.waypoint.access_log();
+            ensure!(log.iter().any(|l| l["upstream_host"] == own), "{own} is not in {log:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    let p = Played::new("wp-six-tcp", "tcp", Serve::Script);
+    for pod in [&p.pod, &p.waypoint.pod, &p.client] {
+        p.mesh.only_ipv6(pod);
+    }
+    eventually(SOON, || {
+        let seen = whoami(&p.client, &p.service.at6())?;
+        let all_the_way =
+            seen.local.ip() == p.pod.ipv6() && seen.peer.ip() == p.waypoint.pod.ipv6();
+        ensure!(all_the_way, "{seen:?}");
+        Ok(())
+    })
+    .unwrap();
 }

@@ -132,10 +132,13 @@ fn policies_of_the_workload_judge_the_client_and_not_the_waypoint() {
     s.mesh.policy("default", "deny-client", &deny);
     let denied = s.until(&Ask::get(&s.url("/")), |a| a.status == 403);
     assert_eq!(denied.body, "RBAC: access denied");
-    let log = s.waypoint.access_log();
-    let line = log.last().unwrap();
-    let why = line["response_code_details"].as_str().unwrap();
-    assert!(why.contains("deny-client"), "{line}");
+    eventually(SOON, || {
+        let log = s.waypoint.access_log();
+        let said = |l: &serde_json::Value| l["response_code_details"].to_string();
+        ensure!(log.iter().any(|l| said(l).contains("deny-client")), "{log:?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -164,7 +164,7 @@ impl Scene {
 /// An application that the test plays by hand, behind the waypoint.
 pub struct Played {
     pub client: MeshPod,
-    _pod: MeshPod,
+    pub pod: MeshPod,
     pub listener: Listener,
     pub service: Service,
     pub waypoint: Waypoint,
@@ -181,7 +181,7 @@ impl Played {
         let waypoint = mesh.waypoint(2, "waypoint");
         mesh.use_waypoint(Some("waypoint"));
         mesh.bound(&service, Some("waypoint"));
-        Self { client, _pod: pod, listener, service, waypoint, mesh }
+        Self { client, pod, listener, service, waypoint, mesh }
     }
 
     pub fn raw(&self) -> Sock {

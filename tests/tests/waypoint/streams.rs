@@ -40,6 +40,33 @@ fn bytes_of_a_tcp_port_go_both_ways_and_so_do_ends_and_resets() {
     assert!(metrics.contains("istio_tcp_connections_opened_total"), "{metrics}");
 }
 
+#[test]
+fn a_connection_ends_when_it_is_no_longer_allowed() {
+    let p = Played::new("wp-tcp-policy", "tcp", Serve::Manual);
+    let (client, app) = (p.raw(), p.accept());
+    dialogue_of(&client, &app);
+    p.mesh.write_policy(
+        "default",
+        "nobody",
+        "{ targetRefs: [{ kind: Service, group: \"\", name: played }], action: DENY, rules: [{}] }",
+    );
+    assert!(client.read_to_end().is_err(), "it goes on");
+    let _ = app.read_to_end();
+    p.mesh.write_policy(
+        "default",
+        "nobody",
+        "{ targetRefs: [{ kind: Service, group: \"\", name: played }], action: ALLOW, rules: [{}] }",
+    );
+    eventually(SOON, || {
+        let client = p.raw();
+        client.write(b"again")?;
+        let app = p.listener.accept(std::time::Duration::from_secs(1))?;
+        anyhow::ensure!(app.read_exact(5)? == b"again");
+        Ok(())
+    })
+    .unwrap();
+}
+
 fn dialogue_of(client: &testbed::Sock, app: &testbed::Sock) {
     client.write(b"there").unwrap();
     assert_eq!(app.read_exact(5).unwrap(), b"there");

@@ -8,6 +8,7 @@ use super::{
     http::Scope,
     ingress,
     select::{Rules, age},
+    tcp,
     view::View,
 };
 use crate::{
@@ -84,6 +85,35 @@ struct Bound<'a> {
     listens: u16,
 }
 
+/// What goes through a server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Http,
+    /// TLS that goes on as it comes.
+    Passed,
+    /// Bytes within TLS that ends here.
+    Ended,
+    Bytes,
+}
+
+impl Bound<'_> {
+    fn carries(&self) -> Carries {
+        let protocol = self.server.port.as_ref().map(|p| p.protocol.to_ascii_uppercase());
+        let passed = self.server.tls.as_ref().is_none_or(|t| t.mode == ServerTlsMode::Passthrough);
+        match protocol.as_deref().unwrap_or_default() {
+            "HTTPS" | "TLS" if passed => Carries::Passed,
+            "TLS" => Carries::Ended,
+            "TCP" | "MONGO" | "MYSQL" | "REDIS" => Carries::Bytes,
+            _ => Carries::Http,
+        }
+    }
+
+    /// Where nobody says which host is meant, all are one.
+    fn table_of(&self, host: String) -> String {
+        if self.carries() == Carries::Bytes { "*".to_owned() } else { host }
+    }
+}
+
 /// As Istio has it, a Gateway names the port of the proxies' Service, and the proxies listen on what
 /// that port leads to; where no Service has the port, on the port itself.
 pub fn listens(view: View<'_>, proxy: &ProxyName, labels: &Labels, port: u16) -> u16 {
@@ -143,7 +173,7 @@ pub fn compile(
             let namespace = unit_namespace(b.listens);
             all.extend(own.iter().map(|hostname| ServiceName {
                 namespace: namespace.clone(),
-                hostname: hostname.clone(),
+                hostname: b.table_of(hostname.clone()),
             }));
         }
         hosts(view, rules, proxy, b, &policies, only.as_ref(), &mut out);
@@ -154,6 +184,14 @@ pub fn compile(
 
 fn listen(view: View<'_>, proxy: &ProxyName, b: &Bound<'_>, listener: &mut proto::Listener) {
     let hosts: Vec<String> = b.server.hosts.iter().map(|h| host_of(h).to_owned()).collect();
+    match b.carries() {
+        Carries::Bytes => listener.bytes = true,
+        Carries::Passed => listener.passed.extend(hosts.iter().map(|h| h.to_ascii_lowercase())),
+        Carries::Http | Carries::Ended => {}
+    }
+    if matches!(b.carries(), Carries::Bytes | Carries::Passed) {
+        return;
+    }
     let Some(tls) = &b.server.tls else { return };
     let protocol = b.server.port.as_ref().map(|p| p.protocol.to_ascii_uppercase());
     if tls.https_redirect && protocol.as_deref() != Some("HTTPS") {
@@ -163,6 +201,7 @@ fn listen(view: View<'_>, proxy: &ProxyName, b: &Bound<'_>, listener: &mut proto
     let mut certificate = proto::Certificate {
         hosts,
         client_optional: tls.mode == ServerTlsMode::OptionalMutual,
+        bytes: b.carries() == Carries::Ended,
         only_tls13: tls.min_protocol_version == TlsProtocol::Tlsv13,
         ..proto::Certificate::default()
     };
@@ -226,6 +265,8 @@ fn hosts(
     out: &mut Compiled,
 ) {
     let name = format!("{}/{}", b.object.key.namespace, b.object.key.name);
+    // Where all hosts are one, each has its part in it.
+    let only = only.filter(|_| b.carries() != Carries::Bytes);
     let candidates: Vec<&Arc<Object>> = match only {
         Some(only) => rules.virtual_services_about(view, only),
         None => view.of_kind(Kind::VirtualService).collect(),
@@ -256,12 +297,29 @@ fn hosts(
             let mut used = BTreeSet::<ObjectKey>::new();
             let mut scope =
                 Scope { view, rules, proxy, gateway: &name, port: b.port, used: &mut used };
-            let routes = scope.http_routes(o, v);
-            let key = ServiceName { namespace: unit_namespace(b.listens), hostname: host };
+            let (mut http, mut tcp) = (Vec::new(), Vec::new());
+            let protocol = match b.carries() {
+                Carries::Http => {
+                    http = scope.http_routes(o, v);
+                    proto::Protocol::Http1
+                }
+                Carries::Passed => {
+                    tcp = tcp::of_tls(&scope, o, v);
+                    proto::Protocol::Tls
+                }
+                Carries::Ended | Carries::Bytes => {
+                    tcp = tcp::of_tcp(&scope, o, v);
+                    proto::Protocol::Tcp
+                }
+            };
+            let hostname = b.table_of(host);
+            let key = ServiceName { namespace: unit_namespace(b.listens), hostname };
             let table = ingress::table(out, key, &b.object.key.name, policies);
             // Rules of one host are one, the older first.
             if let Some(port) = table.ports.first_mut() {
-                port.http.extend(routes);
+                port.protocol = protocol as i32;
+                port.http.extend(http);
+                port.tcp.extend(tcp);
             }
         }
     }

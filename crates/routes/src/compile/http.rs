@@ -82,10 +82,7 @@ impl Scope<'_> {
 
     fn http_route(&self, o: &Object, r: &HttpRoute) -> Option<proto::HttpRoute> {
         let here = |m: &&HttpMatchRequest| {
-            let gateway = |g: &String| {
-                g == self.gateway
-                    || !g.contains('/') && format!("{}/{g}", o.key.namespace) == self.gateway
-            };
+            let gateway = |g: &String| self.is_gateway(g, &o.key.namespace);
             (m.port == 0 || m.port == u32::from(self.port))
                 && (m.gateways.is_empty() || m.gateways.iter().any(gateway))
         };
@@ -146,6 +143,11 @@ impl Scope<'_> {
             rewrite: r.rewrite.as_ref().map(rewrite),
             action: Some(action),
         })
+    }
+
+    /// Whether a rule of that namespace means this gateway.
+    pub fn is_gateway(&self, name: &str, namespace: &str) -> bool {
+        name == self.gateway || !name.contains('/') && format!("{namespace}/{name}") == self.gateway
     }
 
     /// Resolved to a service that this proxy may see, or with the reason why it cannot be.

@@ -4,30 +4,43 @@ use super::http::Scope;
 use crate::{names::ServiceName, proto};
 use istio_api::{
     Object,
-    istio::virtual_service::{RouteDestination, VirtualService},
+    istio::virtual_service::{RouteDestination, TcpRoute, TlsRoute, VirtualService},
 };
 
 /// Routes that can match at this port: by SNI first, which is known before anything else.
 pub fn routes(scope: &Scope<'_>, o: &Object, v: &VirtualService) -> Vec<proto::TcpRoute> {
-    let here = |port: u32, gateways: &[String]| {
-        (port == 0 || port == u32::from(scope.port))
-            && (gateways.is_empty() || gateways.iter().any(|g| g == scope.gateway))
-    };
-    let origin = format!("{}/{}", o.key.namespace, o.key.name);
-    let route = |matches, given: bool, to: &[RouteDestination]| {
-        let matches: Vec<proto::TcpMatch> = matches;
-        let possible = !given || !matches.is_empty();
-        possible.then(|| proto::TcpRoute {
-            origin: origin.clone(),
-            matches,
-            destinations: destinations(scope, o, to),
-        })
-    };
-    let tls = v.tls.iter().filter_map(|r| {
+    let mut all = of_tls(scope, o, v);
+    all.extend(of_tcp(scope, o, v));
+    all
+}
+
+fn here(scope: &Scope<'_>, o: &Object, port: u32, gateways: &[String]) -> bool {
+    (port == 0 || port == u32::from(scope.port))
+        && (gateways.is_empty() || gateways.iter().any(|g| scope.is_gateway(g, &o.key.namespace)))
+}
+
+fn route(
+    scope: &Scope<'_>,
+    o: &Object,
+    matches: Vec<proto::TcpMatch>,
+    given: bool,
+    to: &[RouteDestination],
+) -> Option<proto::TcpRoute> {
+    let possible = !given || !matches.is_empty();
+    possible.then(|| proto::TcpRoute {
+        origin: format!("{}/{}", o.key.namespace, o.key.name),
+        matches,
+        destinations: destinations(scope, o, to),
+    })
+}
+
+/// By the name that a TLS client asks for.
+pub fn of_tls(scope: &Scope<'_>, o: &Object, v: &VirtualService) -> Vec<proto::TcpRoute> {
+    let of_rule = |r: &TlsRoute| {
         let matches = r
             .r#match
             .iter()
-            .filter(|m| here(m.port, &m.gateways))
+            .filter(|m| here(scope, o, m.port, &m.gateways))
             .map(|m| proto::TcpMatch {
                 sni_hosts: m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
                 destination_subnets: m.destination_subnets.clone(),
@@ -35,13 +48,17 @@ pub fn routes(scope: &Scope<'_>, o: &Object, v: &VirtualService) -> Vec<proto::T
                 source_namespace: m.source_namespace.clone(),
             })
             .collect();
-        route(matches, !r.r#match.is_empty(), &r.route)
-    });
-    let tcp = v.tcp.iter().filter_map(|r| {
+        route(scope, o, matches, !r.r#match.is_empty(), &r.route)
+    };
+    v.tls.iter().filter_map(of_rule).collect()
+}
+
+pub fn of_tcp(scope: &Scope<'_>, o: &Object, v: &VirtualService) -> Vec<proto::TcpRoute> {
+    let of_rule = |r: &TcpRoute| {
         let matches = r
             .r#match
             .iter()
-            .filter(|m| here(m.port, &m.gateways))
+            .filter(|m| here(scope, o, m.port, &m.gateways))
             .map(|m| proto::TcpMatch {
                 sni_hosts: Vec::new(),
                 destination_subnets: m.destination_subnets.clone(),
@@ -49,9 +66,9 @@ pub fn routes(scope: &Scope<'_>, o: &Object, v: &VirtualService) -> Vec<proto::T
                 source_namespace: m.source_namespace.clone(),
             })
             .collect();
-        route(matches, !r.r#match.is_empty(), &r.route)
-    });
-    tls.chain(tcp).collect()
+        route(scope, o, matches, !r.r#match.is_empty(), &r.route)
+    };
+    v.tcp.iter().filter_map(of_rule).collect()
 }
 
 fn destinations(
