@@ -36,7 +36,7 @@ use telemetry::{Metrics, RequestMetrics, SeriesLimits};
 use tokio::{net::TcpListener, sync::watch};
 use xds::ControlPlane;
 
-/// A request is a few dozen short allocations, of which some are large (`SPECIFICATION.md`, Size).
+/// A request is a few dozen short allocations, of which some are large. Without huge pages, which cost 10 MB here.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -19,7 +19,7 @@ use culvert_tests::Mesh;
 pub const SUITE: &str = "waypoint";
 
 /// More rounds than this say no more, and the whole is to be over in minutes.
-const MOST_ROUNDS: usize = 5;
+const MOST_ROUNDS: usize = 4;
 
 pub fn run(runs: usize) -> anyhow::Result<Vec<Row>> {
     let rounds = runs.min(MOST_ROUNDS);
