@@ -73,8 +73,7 @@ pub fn policy(run: &mut Run, balancer: Balancer) -> TrafficPolicy {
         balancer,
         hash: (balancer == Balancer::ConsistentHash)
             .then_some(HashKey { of: HashOf::SourceIp, minimum_ring_size: 0 }),
-        locality: near_first
-            .then(|| Locality { failover: BTreeMap::new(), failover_priority: Vec::new() }),
+        locality: near_first.then(|| Locality { failover: BTreeMap::new() }),
         connect_timeout: Duration::from_secs(10),
         idle_timeout: None,
         max_connections: None,
@@ -86,6 +85,7 @@ pub fn policy(run: &mut Run, balancer: Balancer) -> TrafficPolicy {
         outlier,
         upgrade_to_http2: false,
         use_client_protocol: false,
+        tls: None,
     }
 }
 
