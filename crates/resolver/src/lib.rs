@@ -193,8 +193,12 @@ mod tests {
             0 if is_for_a(m) => {
                 m.add_answer(record("a.test.", RData::A(A(Ipv4Addr::LOCALHOST))));
             }
-            1 => drop(m.set_response_code(ResponseCode::ServFail)),
-            2 => drop(m.set_response_code(ResponseCode::NXDomain)),
+            1 => {
+                m.set_response_code(ResponseCode::ServFail);
+            }
+            2 => {
+                m.set_response_code(ResponseCode::NXDomain);
+            }
             _ => {}
         });
         let resolver = Resolver::new(vec![at.await]);
@@ -216,7 +220,9 @@ mod tests {
                 m.add_answer(record("a.test.", RData::A(A(Ipv4Addr::LOCALHOST))));
             }
         });
-        let bad = server(|m| drop(m.set_response_code(ResponseCode::Refused)));
+        let bad = server(|m| {
+            m.set_response_code(ResponseCode::Refused);
+        });
         let resolver = Resolver::new(vec![bad.await, good.await]);
         resolver.settled("a.test").await;
         assert_eq!(resolver.addresses("a.test").len(), 1);
