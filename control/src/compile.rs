@@ -10,7 +10,7 @@ use crate::{
 };
 use istio_api::{Code, Diagnostic, Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
 use routes::{
-    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE,
+    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE,
     compile::{Changed, Compiler as RouteCompiler, serves},
 };
 use sha2::{Digest as _, Sha256};
@@ -18,6 +18,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
+use telemetry::Format;
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
     proto::{security::Authorization, workload as pb},
@@ -32,6 +33,7 @@ pub struct Output {
     pub host_tables: Delta,
     pub destinations: Delta,
     pub listeners: Delta,
+    pub telemetry: Delta,
     /// Objects that were compiled.
     pub compiled: usize,
 }
@@ -101,15 +103,47 @@ impl Compiler {
     pub fn without_effect(&self) -> Vec<Diagnostic> {
         let view = self.snapshot.view(&self.cluster.domain);
         let idle = self.routes.idle(view).into_iter();
-        idle.map(|i| Diagnostic {
+        let idle = idle.map(|i| Diagnostic {
             file: "-".to_owned(),
             object: i.key.to_string(),
             path: i.path.to_owned(),
             code: Code::Warning,
             found: i.found,
             remedy: i.remedy.to_owned(),
-        })
-        .collect()
+        });
+        idle.chain(self.untold()).collect()
+    }
+
+    /// What of MeshConfig's words on telemetry nobody can follow.
+    fn untold(&self) -> Vec<Diagnostic> {
+        let mesh = self.snapshot.mesh();
+        let told = |path: &str, code, found: String, remedy: &str| Diagnostic {
+            file: "-".to_owned(),
+            object: format!("MeshConfig {}/istio", mesh.root_namespace),
+            path: format!("data.mesh.{path}"),
+            code,
+            found,
+            remedy: remedy.to_owned(),
+        };
+        let mut out = Vec::new();
+        let format = match mesh.access_log_encoding.eq_ignore_ascii_case("JSON") {
+            true => Format::object(&mesh.access_log_format),
+            false => Format::text(&mesh.access_log_format),
+        };
+        if let Err(why) = format {
+            let remedy = "the format before stays in use: correct it, by Envoy's operators";
+            out.push(told("accessLogFormat", Code::InvalidValue, why, remedy));
+        }
+        let wanted = mesh.default_providers.tracing.first().filter(|_| mesh.enable_tracing);
+        if let Some(name) = wanted {
+            let is_it = |p: &&istio_api::Provider| p.name == *name && p.opentelemetry.is_some();
+            if mesh.extension_providers.iter().find(is_it).is_none() {
+                let remedy =
+                    "no spans are sent: name one of extensionProviders, with opentelemetry";
+                out.push(told("defaultProviders.tracing", Code::Warning, name.clone(), remedy));
+            }
+        }
+        out
     }
 
     fn compile_routes(&mut self, done: &[Done], out: &mut Output) {
@@ -480,6 +514,7 @@ impl Output {
         match type_url {
             HOST_TABLE_TYPE => &mut self.host_tables,
             LISTENER_TYPE => &mut self.listeners,
+            TELEMETRY_TYPE => &mut self.telemetry,
             _ => &mut self.destinations,
         }
     }
@@ -492,6 +527,7 @@ impl Output {
             &mut self.host_tables,
             &mut self.destinations,
             &mut self.listeners,
+            &mut self.telemetry,
         ];
         for delta in all {
             let made: BTreeSet<&String> = delta.updated.iter().map(|(n, _)| n).collect();
@@ -503,7 +539,7 @@ impl Output {
     /// the workloads that name them, and go after nobody does. A policy that is named and not
     /// known denies, and ends live connections. In the same way host tables name destinations; and
     /// agents send to a waypoint once it has had its table.
-    pub fn into_deltas(self) -> [(&'static str, Delta); 7] {
+    pub fn into_deltas(self) -> [(&'static str, Delta); 8] {
         let split = |Delta { updated, removed }| {
             (Delta { updated, ..Delta::default() }, Delta { removed, ..Delta::default() })
         };
@@ -514,6 +550,7 @@ impl Output {
             (HOST_TABLE_TYPE, self.host_tables),
             (DESTINATION_TYPE, no_destinations),
             (LISTENER_TYPE, self.listeners),
+            (TELEMETRY_TYPE, self.telemetry),
             (AUTHORIZATION_TYPE, policies),
             (ADDRESS_TYPE, self.addresses),
             (AUTHORIZATION_TYPE, no_policies),

@@ -3,7 +3,9 @@
 use crate::{compile::Compiler, grant::Account, source::Batch, vips::Vips, workloads::Cluster};
 use identity::SpiffeId;
 use istio_api::{Diagnostic, Kind, Spec};
-use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, compile::GATEWAY_NAME};
+use routes::{
+    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE, compile::GATEWAY_NAME,
+};
 use std::{
     fmt::Write as _,
     path::PathBuf,
@@ -38,7 +40,7 @@ impl Control {
         Ok(Arc::new(Self {
             store: Store::with_scoped(
                 &[ADDRESS_TYPE, AUTHORIZATION_TYPE],
-                &[HOST_TABLE_TYPE, DESTINATION_TYPE, LISTENER_TYPE],
+                &[HOST_TABLE_TYPE, DESTINATION_TYPE, LISTENER_TYPE, TELEMETRY_TYPE],
             ),
             compiler: Mutex::new(Compiler::new(cluster, given)),
             vips,
@@ -216,6 +218,7 @@ impl Control {
             ("host_table", HOST_TABLE_TYPE),
             ("destination", DESTINATION_TYPE),
             ("listener", LISTENER_TYPE),
+            ("telemetry", TELEMETRY_TYPE),
         ] {
             let _ = writeln!(out, "culvertd_resources{{type={name:?}}} {}", self.store.len(url));
         }

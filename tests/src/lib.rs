@@ -35,7 +35,7 @@ pub use service::Service;
 pub use stage::Stage;
 pub use traffic::{Tally, Traffic, exchange};
 pub use upgrade::{Challenger, Predecessor};
-pub use waypoint::{Answer, Ask, HttpApp, Tls, Waypoint};
+pub use waypoint::{Answer, Ask, Collector, HttpApp, Tls, Waypoint};
 
 use std::time::Duration;
 

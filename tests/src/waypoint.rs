@@ -226,6 +226,32 @@ impl Mesh {
     }
 }
 
+/// Who takes spans, in a pod of its own.
+pub struct Collector {
+    pub pod: MeshPod,
+    process: Proc,
+}
+
+impl Mesh {
+    /// A collector behind a service of its name.
+    pub fn collector(&self, node: usize, name: &str, port: u16) -> Collector {
+        let pod = self.pod(node, Spec::named(name).label("istio.io/dataplane-mode", "none"));
+        let mut command = Command::new(binary("http-app"));
+        command.args(["collect", "--port", &port.to_string()]);
+        let process = pod.spawn(command).unwrap();
+        process.wait_for_output("listens on", SOON).unwrap();
+        self.service_of(name, "grpc", port, port, &[&pod]);
+        Collector { pod, process }
+    }
+}
+
+impl Collector {
+    /// The spans that have come, as it has written them down.
+    pub fn spans(&self) -> Vec<Value> {
+        self.process.stdout().lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
+    }
+}
+
 /// What a server shows, and whom it lets in.
 pub struct Tls<'a> {
     pub own: &'a https::Issued,

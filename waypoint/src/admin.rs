@@ -6,7 +6,12 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Write as _,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::Semaphore};
 
 /// Connections at once.
@@ -60,6 +65,12 @@ fn metrics(proxy: &Proxy) -> String {
         "# HELP culvert_waypoint_hosts Hosts with routes.\n# TYPE culvert_waypoint_hosts gauge\n\
          culvert_waypoint_hosts{{state=\"live\"}} {live}\n\
          culvert_waypoint_hosts{{state=\"waiting\"}} {waiting}"
+    );
+    let _ = writeln!(
+        out,
+        "# HELP culvert_waypoint_spans_lost_total Spans that no collector has taken.\n\
+         # TYPE culvert_waypoint_spans_lost_total counter\nculvert_waypoint_spans_lost_total {}",
+        proxy.spans.lost.load(Ordering::Relaxed)
     );
     let _ = writeln!(
         out,

@@ -178,6 +178,8 @@ pub struct Attempt {
 /// What is sent to an endpoint.
 pub enum OutBody {
     Empty,
+    /// This proxy's own.
+    Whole(Option<Bytes>),
     Replay(Attempt),
     Mirror(mpsc::UnboundedReceiver<Option<Frame<Bytes>>>, Arc<AtomicU64>),
 }
@@ -192,6 +194,7 @@ impl Body for OutBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
+            Self::Whole(data) => Poll::Ready(data.take().map(|d| Ok(Frame::data(d)))),
             Self::Mirror(from, behind) => from.poll_recv(cx).map(|f| {
                 let Some(frame) = f else {
                     return Some(Err("the request was broken off".into()));
@@ -233,6 +236,7 @@ impl Body for OutBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Whole(data) => data.is_none(),
             Self::Replay(_) | Self::Mirror(..) => false,
         }
     }
@@ -240,6 +244,7 @@ impl Body for OutBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(data) => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
             Self::Replay(a) => {
                 let s = a.source.lock().unwrap_or_else(PoisonError::into_inner);
                 match (&s.from, a.at) {

@@ -1,8 +1,9 @@
 //! What discovery says, on its way to the mesh and to the tables.
 
 use crate::proxy::Proxy;
+use crate::telling::Telling;
 use prost_types::{Any, Struct, Value, value::Kind};
-use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE};
+use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE};
 use std::sync::{
     Arc,
     atomic::{AtomicU8, Ordering},
@@ -14,8 +15,14 @@ use xds::{
 };
 
 /// In the order in which they are wanted: what is named comes before what names it.
-pub const TYPES: [&str; 5] =
-    [ADDRESS_TYPE, AUTHORIZATION_TYPE, DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE];
+pub const TYPES: [&str; 6] = [
+    ADDRESS_TYPE,
+    AUTHORIZATION_TYPE,
+    DESTINATION_TYPE,
+    HOST_TABLE_TYPE,
+    LISTENER_TYPE,
+    TELEMETRY_TYPE,
+];
 
 pub struct Following {
     proxy: Arc<Proxy>,
@@ -41,6 +48,7 @@ impl Following {
             match type_url {
                 HOST_TABLE_TYPE => tables.remove_host(name),
                 DESTINATION_TYPE => tables.remove_destination(name),
+                TELEMETRY_TYPE => self.proxy.telling.store(Arc::new(Telling::own())),
                 _ => self.proxy.listeners.remove(name),
             }
         }
@@ -48,6 +56,9 @@ impl Following {
             let put = match type_url {
                 HOST_TABLE_TYPE => tables.put_host(&name, &any.value),
                 DESTINATION_TYPE => tables.put_destination(&name, &any.value),
+                TELEMETRY_TYPE => {
+                    Telling::load(&any.value).map(|t| self.proxy.telling.store(Arc::new(t)))
+                }
                 _ => self.proxy.listeners.put(&self.proxy, &name, &any.value),
             };
             Some(Rejected { name: name.to_string(), reason: put.err()? })
@@ -80,7 +91,7 @@ impl Apply for Following {
         removed: Vec<String>,
     ) -> Vec<Rejected> {
         match type_url {
-            HOST_TABLE_TYPE | DESTINATION_TYPE | LISTENER_TYPE => {
+            HOST_TABLE_TYPE | DESTINATION_TYPE | LISTENER_TYPE | TELEMETRY_TYPE => {
                 self.apply_routes(type_url, resources, removed)
             }
             _ => self.proxy.mesh.apply_part(type_url, resources, removed),

@@ -3,7 +3,8 @@
 use crate::{
     body::{InBody, OutBody, Replay},
     cluster::{Cluster, Counted, Overflow, Slot, To},
-    http::{Downstream, Exchange},
+    exchange::Exchange,
+    http::Downstream,
     proxy::Proxy,
     reply::Refusal,
     retry::{Tried, wanted},

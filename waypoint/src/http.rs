@@ -3,9 +3,10 @@
 use crate::{
     body::{Ended, InBody, OutBody, Passing, Replay, Watch},
     cluster::{Cluster, Counted, Overflow, To},
+    exchange::Exchange,
     forward::{self, Given},
     proxy::Proxy,
-    reply::{self, Refusal, local},
+    reply::{self, Refusal},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -20,15 +21,8 @@ use routes::{
         Target, Weighted, normal, without_port,
     },
 };
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Instant, SystemTime},
-};
-use telemetry::{GRPC_UNKNOWN, RequestRecord, ServiceName};
+use std::{net::SocketAddr, sync::Arc};
+use telemetry::ServiceName;
 
 /// Whoever sends requests on one connection, and where they were going.
 pub struct Downstream {
@@ -116,145 +110,6 @@ impl Downstream {
     }
 }
 
-/// What is known of a request under way: becomes a line of the access log, and counts in the metrics.
-pub struct Exchange {
-    proxy: Arc<Proxy>,
-    downstream: Arc<Downstream>,
-    begun: Instant,
-    /// Boxed, since it is large and goes through many hands.
-    pub record: Box<RequestRecord>,
-    received: Option<Arc<AtomicU64>>,
-    is_grpc: bool,
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        let r = &mut self.record;
-        if r.response_code == 0 {
-            r.response_flags = "DC";
-            "the client is gone".clone_into(&mut r.response_code_details);
-        }
-        r.took = self.begun.elapsed();
-        r.duration = u64::try_from(r.took.as_millis()).unwrap_or(u64::MAX);
-        if let Some(n) = &self.received {
-            r.bytes_received = n.load(Ordering::Relaxed);
-        }
-        self.proxy.requests.observe(r);
-        if self.proxy.access_log {
-            tracing::info!(target: "access", "{}", r.line());
-        }
-    }
-}
-
-impl Exchange {
-    fn new(proxy: &Arc<Proxy>, downstream: &Arc<Downstream>, request: &Request<Incoming>) -> Self {
-        let text = |name: HeaderName| {
-            let value = request.headers().get(name).and_then(|v| v.to_str().ok());
-            value.unwrap_or_default()
-        };
-        // What the log alone says is not written down for nothing.
-        let logged = |text: &str| match proxy.access_log {
-            true => text.to_owned(),
-            false => String::new(),
-        };
-        let kind = text(header::CONTENT_TYPE);
-        let is_grpc =
-            kind.starts_with("application/grpc") && !kind.starts_with("application/grpc-web");
-        let start_time = match proxy.access_log {
-            true => reply::rfc3339(SystemTime::now()),
-            false => String::new(),
-        };
-        let record = Box::new(RequestRecord {
-            start_time,
-            method: logged(request.method().as_str()),
-            path: logged(request.uri().path_and_query().map_or("", |p| p.as_str())),
-            protocol: match request.version() {
-                http::Version::HTTP_2 => "HTTP/2",
-                http::Version::HTTP_10 => "HTTP/1.0",
-                _ => "HTTP/1.1",
-            },
-            response_flags: "-",
-            user_agent: logged(text(header::USER_AGENT)),
-            upstream_host: None,
-            downstream_remote_address: Some(downstream.client),
-            downstream_local_address: Some(downstream.asked),
-            downstream_peer: downstream
-                .peer
-                .as_ref()
-                .filter(|_| proxy.access_log)
-                .map(ToString::to_string),
-            source: forward::telemetry_end(
-                Some(downstream.client),
-                downstream.workload.as_deref(),
-                downstream.peer.as_ref(),
-            ),
-            service: downstream.service_name(),
-            reporter: if downstream.is_gateway() { "source" } else { "waypoint" },
-            request_protocol: if is_grpc { "grpc" } else { "http" },
-            grpc_status: GRPC_UNKNOWN,
-            mutual_tls: downstream.peer.is_some(),
-            ..RequestRecord::default()
-        });
-        Self {
-            proxy: proxy.clone(),
-            downstream: downstream.clone(),
-            begun: Instant::now(),
-            record,
-            received: None,
-            is_grpc,
-        }
-    }
-
-    /// Answers without asking anybody.
-    pub fn refuse(mut self, refusal: &Refusal) -> Response<InBody> {
-        tracing::debug!(host = self.record.authority, why = refusal.why, "answered here");
-        self.record.response_flags = refusal.flags;
-        self.record.response_code_details.clone_from(&refusal.why);
-        let response = local(refusal, self.is_grpc);
-        self.answered(&response);
-        self.record.bytes_sent = refusal.body.len() as u64;
-        response
-    }
-
-    fn redirect(mut self, code: StatusCode, location: HeaderValue) -> Response<InBody> {
-        let mut response = Response::new(InBody::empty());
-        *response.status_mut() = code;
-        response.headers_mut().insert(header::LOCATION, location);
-        self.answered(&response);
-        response
-    }
-
-    /// Bytes of another protocol have gone through, to their end or not.
-    pub fn switched(&mut self, moved: std::io::Result<(u64, u64)>) {
-        match moved {
-            Ok((received, sent)) => {
-                self.received = None;
-                self.record.bytes_received += received;
-                self.record.bytes_sent += sent;
-            }
-            Err(e) => self.record.response_code_details = e.to_string(),
-        }
-    }
-
-    /// Whoever holds this is waited for.
-    pub fn draining(&self) -> tokio::sync::watch::Receiver<bool> {
-        self.proxy.draining.clone()
-    }
-
-    fn answered(&mut self, response: &Response<InBody>) {
-        self.record.response_code = response.status().as_u16();
-        self.grpc(response.headers());
-    }
-
-    fn grpc(&mut self, headers: &HeaderMap) {
-        if self.is_grpc
-            && let Some(status) = headers.get("grpc-status").and_then(|v| v.to_str().ok())
-        {
-            self.record.grpc_status = status.parse().unwrap_or(GRPC_UNKNOWN);
-        }
-    }
-}
-
 /// Answers one request.
 pub async fn serve(
     proxy: Arc<Proxy>,
@@ -293,6 +148,7 @@ pub async fn serve(
         return exchange.refuse(&refusal);
     };
     clean(request.headers_mut(), &downstream, &mut exchange);
+    exchange.traced(request.headers_mut());
     let chosen = {
         let view = view(&request, &form, &downstream);
         if let Some(refusal) = judge(&proxy, table, &view, &downstream) {
@@ -546,6 +402,7 @@ async fn along(
     }
     exchange.record.response_code = answered.response.status().as_u16();
     exchange.grpc(answered.response.headers());
+    exchange.log_headers(answered.response.headers());
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return forward::switch(exchange, answered, on_client, switching.flatten());
     }

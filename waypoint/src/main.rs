@@ -4,6 +4,7 @@ mod admin;
 mod body;
 mod cluster;
 mod discovery;
+mod exchange;
 mod forward;
 mod gateway;
 mod http;
@@ -11,9 +12,12 @@ mod inbound;
 mod proxy;
 mod reply;
 mod retry;
+mod spans;
 mod tables;
 mod tcp;
+mod telling;
 mod tls;
+mod trace;
 mod upstream;
 
 use anyhow::Context as _;
@@ -124,12 +128,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         validity: Duration::from_secs(24 * 60 * 60),
     };
     let (drain, draining) = watch::channel(false);
-    let proxy = build(&cli, control.clone(), draining)?;
+    let (spans, waiting) = spans::Spans::new();
+    let proxy = build(&cli, control.clone(), spans, draining)?;
     // Before anything is said to be ready.
     let listener = bind(cli.listen).await?;
     let monitor = bind(cli.monitor).await?;
     tokio::spawn(admin::listen(proxy.clone(), monitor));
     tokio::spawn(sweep(proxy.clone()));
+    tokio::spawn(spans::export(proxy.clone(), waiting));
     {
         let node = discovery::node(&cli.namespace, &cli.pod, &cli.gateway, &cli.cluster);
         let following = discovery::Following::new(proxy.clone());
@@ -154,6 +160,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 fn build(
     cli: &Cli,
     control: ControlPlane,
+    spans: spans::Spans,
     draining: watch::Receiver<bool>,
 ) -> anyhow::Result<Arc<Proxy>> {
     let identity = SpiffeId::new(&cli.trust_domain, &cli.namespace, &cli.service_account)?;
@@ -184,7 +191,9 @@ fn build(
         requests: RequestMetrics::new(SeriesLimits::default()),
         flows: Metrics::new(SeriesLimits::default()),
         trust_domain_aliases: cli.trust_domain_aliases.iter().map(|a| a.as_str().into()).collect(),
+        telling: ArcSwap::from_pointee(telling::Telling::own()),
         access_log: !cli.no_access_log,
+        spans,
         draining,
         ready: watch::Sender::new(false),
     }))

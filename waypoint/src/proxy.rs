@@ -1,6 +1,9 @@
 //! What every part of a waypoint shares.
 
-use crate::{gateway::Listeners, tables::Tables, upstream::Connections};
+use crate::{
+    gateway::Listeners, spans::Spans, tables::Tables, telling::Telling, upstream::Connections,
+};
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use hbone::{Baggage, Dial, DialError, Dialled, Expected, Pool};
 use identity::{CertStore, SpiffeId};
@@ -25,7 +28,10 @@ pub struct Proxy {
     pub flows: Metrics,
     /// Other names of the trust domain, for service accounts in policies.
     pub trust_domain_aliases: Vec<Arc<str>>,
+    /// What is told of requests, but for lines where nobody wants them.
+    pub telling: ArcSwap<Telling>,
     pub access_log: bool,
+    pub spans: Spans,
     /// True once no new work is taken.
     pub draining: watch::Receiver<bool>,
     /// True once everything that is needed has come.
@@ -61,6 +67,11 @@ impl Proxy {
         std::iter::once(w.trust_domain.clone())
             .chain(self.trust_domain_aliases.iter().cloned())
             .collect()
+    }
+
+    /// Whether connections get a line of the access log.
+    pub fn is_logged(&self) -> bool {
+        self.access_log && self.telling.load().log.is_some()
     }
 
     /// Before everything has come once, nobody knows what goes where: connections wait.

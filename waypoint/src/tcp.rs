@@ -38,7 +38,7 @@ pub async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send>(
         Err(reason) => reason,
     });
     proxy.flows.closed(&record);
-    if proxy.access_log {
+    if proxy.is_logged() {
         tracing::info!(target: "access", "{}", telemetry::access_log_line(&record));
     }
 }

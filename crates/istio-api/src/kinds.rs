@@ -10,7 +10,8 @@ use crate::{
         ConfigMap, EndpointSlice, Meta, Namespace, Node, Pod, ReferenceGrant, Secret, Service,
         ServiceAccount,
     },
-    security::{AuthorizationPolicy, MeshConfig, PeerAuthentication, ServiceEntry, WorkloadEntry},
+    mesh_config::MeshConfig,
+    security::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry},
 };
 use std::fmt;
 

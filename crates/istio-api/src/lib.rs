@@ -12,6 +12,7 @@ pub mod honour;
 pub mod istio;
 mod kinds;
 mod kubernetes;
+mod mesh_config;
 mod parse;
 pub mod schema;
 mod security;
@@ -25,10 +26,11 @@ pub use kubernetes::{
     ConfigMap, EndpointSlice, LabelSelector, Labels, Meta, Namespace, Node, Pod, ReferenceGrant,
     Secret, Service, ServiceAccount, ServicePort, TargetPort,
 };
+pub use mesh_config::{MeshConfig, Provider};
 pub use parse::parse_documents;
 pub use schema::{Base64, Number, Span};
 pub use security::{
-    AuthorizationAction, AuthorizationPolicy, Condition, MeshConfig, MutualTls, MutualTlsMode,
-    Operation, PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
+    AuthorizationAction, AuthorizationPolicy, Condition, MutualTls, MutualTlsMode, Operation,
+    PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
 };
 pub use virtual_service::GRPC_STATUS;

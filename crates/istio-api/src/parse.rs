@@ -7,8 +7,8 @@ use crate::{
     istio::mesh_config::MeshConfig as WholeMeshConfig,
     kinds::{Kind, Object, ObjectKey, Spec},
     kubernetes::{ConfigMap, Meta},
+    mesh_config::MeshConfig,
     schema::Schema,
-    security::MeshConfig,
     validate,
 };
 use serde::de::DeserializeOwned;

@@ -1,10 +1,9 @@
 //! Istio's security objects, and what stands for workloads outside Kubernetes.
 
 use crate::{
-    kubernetes::{LabelSelector, Labels, nullable},
+    kubernetes::{LabelSelector, Labels},
     schema::{messages, names},
 };
-use serde::Deserialize;
 use std::collections::BTreeMap;
 
 names! {
@@ -206,26 +205,5 @@ impl Source {
             &self.not_remote_ip_blocks,
         ];
         l7.iter().any(|f| !f.is_empty())
-    }
-}
-
-/// What is read of the `mesh` key of the ConfigMap `istio` in the root namespace; all that it may have
-/// is in [`crate::istio::mesh_config`].
-#[derive(Clone, PartialEq, Debug, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct MeshConfig {
-    pub trust_domain: String,
-    #[serde(deserialize_with = "nullable")]
-    pub trust_domain_aliases: Vec<String>,
-    pub root_namespace: String,
-}
-
-impl Default for MeshConfig {
-    fn default() -> Self {
-        MeshConfig {
-            trust_domain: "cluster.local".to_owned(),
-            trust_domain_aliases: Vec::new(),
-            root_namespace: "istio-system".to_owned(),
-        }
     }
 }

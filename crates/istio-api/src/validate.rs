@@ -11,8 +11,9 @@ use crate::{
     },
     kinds::{Object, Spec},
     kubernetes::Labels,
+    mesh_config::MeshConfig,
     parse::Found,
-    security::{AuthorizationAction, AuthorizationPolicy, MeshConfig, PeerAuthentication, Source},
+    security::{AuthorizationAction, AuthorizationPolicy, PeerAuthentication, Source},
     service_entry::{service_entry, workload_entry},
     virtual_service::virtual_service,
 };

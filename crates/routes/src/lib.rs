@@ -18,4 +18,5 @@ pub mod proto {
 
 pub const HOST_TABLE_TYPE: &str = "type.googleapis.com/culvert.routes.HostTable";
 pub const LISTENER_TYPE: &str = "type.googleapis.com/culvert.routes.Listener";
+pub const TELEMETRY_TYPE: &str = "type.googleapis.com/culvert.routes.Telemetry";
 pub const DESTINATION_TYPE: &str = "type.googleapis.com/culvert.routes.Destination";

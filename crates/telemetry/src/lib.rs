@@ -2,12 +2,15 @@
 //! Istio's names and labels.
 
 mod access_log;
+mod format;
 pub mod log;
 mod metrics;
+pub mod otlp;
 mod record;
 mod request;
 
 pub use access_log::access_log_line;
+pub use format::{Format, Logged};
 pub use metrics::{Metrics, SeriesLimits};
 pub use record::{
     CloseReason, Direction, Endpoint, FlowRecord, Reporter, ResponseFlags, ServiceName, Transport,

@@ -4,6 +4,7 @@
 use std::{
     io::{self, Write},
     sync::{
+        OnceLock,
         atomic::{AtomicUsize, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
@@ -18,6 +19,17 @@ pub fn lost() -> usize {
 }
 
 const QUEUE: usize = 8192;
+
+static OUT: OnceLock<SyncSender<Vec<u8>>> = OnceLock::new();
+
+/// A line as it is, without time and level before it.
+pub fn line(text: String) {
+    let mut text = text.into_bytes();
+    text.push(b'\n');
+    if OUT.get().is_none_or(|out| out.try_send(text).is_err()) {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 #[derive(Clone)]
 struct Queue(SyncSender<Vec<u8>>);
@@ -65,6 +77,7 @@ pub fn start() {
             let _ = stdout.write_all(&line);
         }
     });
+    let _ = OUT.set(tx.clone());
     let filter = EnvFilter::try_from_env("CULVERT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

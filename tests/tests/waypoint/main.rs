@@ -18,3 +18,4 @@ mod retries;
 mod routes;
 mod scene;
 mod streams;
+mod telling;

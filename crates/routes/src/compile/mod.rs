@@ -16,6 +16,7 @@ mod policy;
 mod route_api;
 mod select;
 mod tcp;
+mod telemetry;
 mod view;
 
 pub use gateways::unit_namespace as gateway_namespace;
@@ -26,7 +27,7 @@ pub use view::{
 };
 
 use crate::{
-    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE,
+    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE,
     names::{ProxyName, ServiceName},
     proto,
 };
@@ -55,6 +56,8 @@ pub struct Compiler {
     destinations_by_hostname: HashMap<String, BTreeSet<UnitKey>>,
     /// What gateways' proxies were sent.
     gateways: BTreeMap<ProxyName, gateways::Compiled>,
+    /// What all proxies were.
+    telemetry: BTreeMap<ProxyName, proto::Telemetry>,
 }
 
 #[derive(Default)]
@@ -131,6 +134,7 @@ impl Compiler {
         if of_gateways {
             self.compile_gateways(view, policy_of, of_hosts.as_ref(), &mut destinations, &mut out);
         }
+        self.compile_telemetry(view, &mut destinations, &mut out);
         for key in destinations {
             let name = resource_name(&key);
             let service = self.rules.service(&key.1).map(|(_, s)| s);
@@ -320,6 +324,37 @@ impl Compiler {
         }
     }
 
+    /// Proxies are few, and what they tell is the mesh's to say.
+    fn compile_telemetry(
+        &mut self,
+        view: View<'_>,
+        destinations: &mut BTreeSet<UnitKey>,
+        out: &mut Output,
+    ) {
+        let mut before = std::mem::take(&mut self.telemetry);
+        let unit = |proxy: &ProxyName| {
+            let own =
+                ServiceName { namespace: telemetry::UNIT.to_owned(), hostname: String::new() };
+            (proxy.clone(), own)
+        };
+        for proxy in telemetry::proxies(view, &self.rules) {
+            let now = telemetry::compile(view, &self.rules, &proxy);
+            if before.remove(&proxy).as_ref() != Some(&now) {
+                let to = now.tracing.iter().filter_map(|t| t.to.as_ref());
+                let named = to.map(|to| (proxy.clone(), service_of(to))).collect();
+                let used = Unit { used: BTreeSet::new(), destinations: named };
+                self.relink(&unit(&proxy), used, destinations);
+                let name = format!("{proxy}/telemetry");
+                out.updated.push((TELEMETRY_TYPE, name, now.encode_to_vec()));
+            }
+            self.telemetry.insert(proxy, now);
+        }
+        for proxy in before.into_keys() {
+            self.forget(&unit(&proxy), destinations);
+            out.removed.push((TELEMETRY_TYPE, format!("{proxy}/telemetry")));
+        }
+    }
+
     fn gateway_changed(
         &mut self,
         proxy: &ProxyName,
@@ -498,7 +533,9 @@ fn refs(table: &proto::HostTable) -> impl Iterator<Item = ServiceName> {
         .iter()
         .flat_map(|p| &p.tcp)
         .flat_map(|r| r.destinations.iter().filter_map(|d| d.to.as_ref()));
-    of_http
-        .chain(of_tcp)
-        .map(|d| ServiceName { namespace: d.namespace.clone(), hostname: d.hostname.clone() })
+    of_http.chain(of_tcp).map(service_of)
+}
+
+fn service_of(d: &proto::DestinationRef) -> ServiceName {
+    ServiceName { namespace: d.namespace.clone(), hostname: d.hostname.clone() }
 }

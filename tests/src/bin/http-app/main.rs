@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod ask;
+mod collect;
 mod serve;
 mod tls;
 
@@ -33,6 +34,11 @@ enum Cmd {
         tls: Option<std::path::PathBuf>,
     },
     Ask(Box<ask::Ask>),
+    /// Takes spans over OTLP, and writes each down as a line of JSON.
+    Collect {
+        #[arg(long)]
+        port: u16,
+    },
 }
 
 #[tokio::main]
@@ -42,6 +48,7 @@ async fn main() -> anyhow::Result<()> {
             let tls = tls.map(|dir| tls::acceptor(&dir)).transpose()?;
             serve::serve(port, name, tls).await
         }
+        Cmd::Collect { port } => collect::collect(port).await,
         Cmd::Ask(ask) => ask::ask_all(&ask).await,
     }
 }

@@ -1,0 +1,146 @@
+//! What a waypoint tells: its access log in Envoy's words, and spans.
+
+use super::scene::{PORT, Scene};
+use anyhow::{Context as _, ensure};
+use culvert_tests::{Ask, SOON};
+use serde_json::Value;
+use testbed::eventually;
+
+/// MeshConfig, with this in it.
+fn mesh_config(s: &Scene, more: &str) {
+    let more: String = more.lines().map(|l| format!("    {l}\n")).collect();
+    s.mesh.apply(
+        "mesh-config",
+        &format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{ namespace: istio-system, name: istio }}\n\
+             data:\n  mesh: |\n{more}"
+        ),
+    );
+}
+
+/// Asks until the log has a line like this.
+#[track_caller]
+fn logged(s: &Scene, ask: &Ask, line: &str) {
+    eventually(SOON, || {
+        s.ask(ask);
+        let log = s.waypoint.log();
+        ensure!(log.lines().any(|l| l == line), "{line}: {log}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn lines_of_the_access_log_are_as_mesh_config_has_them() {
+    let s = Scene::new("wp-log-format");
+    s.subsets();
+    s.route_to("v1", "name: main");
+    let ask = Ask::get(&s.url("/a?b=c")).header("x-b: two").header("user-agent: tester");
+    mesh_config(
+        &s,
+        "accessLogEncoding: TEXT\naccessLogFormat: \"%REQ(:METHOD)% %REQ(:PATH)% %REQ(X-A?X-B)% \
+         %RESPONSE_CODE% %RESPONSE_FLAGS% %RESP(X-POD)% %UPSTREAM_CLUSTER% %ROUTE_NAME% \
+         %REQ(USER-AGENT):4% %PROTOCOL%\\n\"",
+    );
+    let host = s.service.hostname();
+    let text =
+        format!("GET /a?b=c two 200 - reviews-v1 outbound|{PORT}|v1|{host} main test HTTP/1.1");
+    logged(&s, &ask, &text);
+    // What is no format is told, and the one before stays.
+    mesh_config(&s, "accessLogEncoding: TEXT\naccessLogFormat: \"%NO_SUCH%\"");
+    eventually(SOON, || {
+        let log = s.mesh.control.log();
+        ensure!(log.contains("data.mesh.accessLogFormat") && log.contains("%NO_SUCH%"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    let lines = |s: &Scene| s.waypoint.log().lines().filter(|l| *l == text).count();
+    let before = lines(&s);
+    s.ask(&ask);
+    eventually(SOON, || Ok(ensure!(lines(&s) > before, "{}", s.waypoint.log()))).unwrap();
+    mesh_config(
+        &s,
+        "accessLogEncoding: JSON\naccessLogFormat: '{\"code\": \"%RESPONSE_CODE%\", \"b\": \"%REQ(X-B)%\"}'",
+    );
+    logged(&s, &ask, "{\"b\":\"two\",\"code\":200}");
+    mesh_config(&s, "accessLogFile: \"\"");
+    eventually(SOON, || {
+        let before = s.waypoint.log().lines().count();
+        s.ask(&ask);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        Ok(ensure!(s.waypoint.log().lines().count() == before, "{}", s.waypoint.log()))
+    })
+    .unwrap();
+    s.is_well();
+}
+
+#[test]
+fn spans_go_to_the_collector_and_traces_go_on() {
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    const PARENT: &str = "b7ad6b7169203331";
+    let s = Scene::new("wp-spans");
+    let collector = s.mesh.collector(1, "collector", 4317);
+    let tracing = |sampling: u32| {
+        format!(
+            "enableTracing: true\ndefaultProviders: {{ tracing: [otel] }}\n\
+             defaultConfig: {{ tracing: {{ sampling: {sampling} }} }}\n\
+             extensionProviders:\n- name: otel\n  opentelemetry:\n    \
+             service: default/collector.default.svc.cluster.local\n    port: 4317\n"
+        )
+    };
+    mesh_config(&s, &tracing(0));
+    let traced = |form: &[String]| {
+        let ask = Ask::get(&s.url("/traced?status=503"));
+        form.iter().fold(ask, |ask, header| ask.header(header))
+    };
+    let span_of = |id: &str| -> anyhow::Result<Value> {
+        let all = collector.spans();
+        all.into_iter().find(|v| v["span"] == id).with_context(|| format!("no span {id}"))
+    };
+    let w3c = [format!("traceparent: 00-{TRACE}-{PARENT}-01")];
+    let b3 = [format!("b3: {TRACE}-{PARENT}-1")];
+    let several = [
+        format!("x-b3-traceid: {TRACE}"),
+        format!("x-b3-spanid: {PARENT}"),
+        "x-b3-sampled: 1".to_owned(),
+    ];
+    // Until then the header goes by.
+    s.until(&traced(&w3c), |a| {
+        let seen = a.asked()["headers"]["traceparent"].to_string();
+        seen.contains(TRACE) && !seen.contains(PARENT)
+    });
+    for form in [&w3c[..], &b3, &several] {
+        let headers = s.ask(&traced(form)).asked()["headers"].clone();
+        let parent = headers["traceparent"].as_str().unwrap();
+        let [_, trace, own, sampled] = *parent.split('-').collect::<Vec<_>>() else {
+            panic!("{parent}")
+        };
+        assert_eq!((trace, sampled), (TRACE, "01"));
+        if form.len() == 1 && form[0].starts_with("b3") {
+            assert_eq!(headers["b3"], format!("{TRACE}-{own}-1-{PARENT}"));
+        } else if form.len() > 1 {
+            assert_eq!(headers["x-b3-spanid"], own);
+            assert_eq!(headers["x-b3-parentspanid"], PARENT);
+        }
+        let span = eventually(SOON, || span_of(own)).unwrap();
+        assert_eq!(span["trace"], TRACE);
+        assert_eq!(span["parent"], PARENT);
+        assert_eq!(span["attributes"]["http.status_code"], "503");
+        assert_eq!(span["attributes"]["http.url"], s.url("/traced?status=503"));
+        assert_eq!(span["error"], true);
+        assert_eq!(span["resource"]["k8s.pod.name"], "waypoint");
+    }
+    // Of what nobody has decided about a share is sampled: none, and then all.
+    s.ask(&Ask::get(&s.url("/none")));
+    mesh_config(&s, &tracing(100));
+    let url = |span: &Value| span["attributes"]["http.url"].as_str().unwrap_or_default().to_owned();
+    eventually(SOON, || {
+        s.ask(&Ask::get(&s.url("/all")));
+        let all = collector.spans();
+        ensure!(all.iter().any(|v| url(v).ends_with("/all")), "{all:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(!collector.spans().iter().any(|v| url(v).ends_with("/none")));
+    s.is_well();
+}

@@ -1,0 +1,201 @@
+//! What is known of one request under way, and what is told of it when it has ended.
+
+use crate::{
+    body::InBody,
+    forward,
+    http::Downstream,
+    proxy::Proxy,
+    reply::{self, Refusal, local},
+    spans::span,
+    telling::Telling,
+    trace::Context,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+use telemetry::{Format, GRPC_UNKNOWN, Logged, RequestRecord};
+
+/// What is known of a request under way: becomes a line of the access log, and counts in the metrics.
+pub struct Exchange {
+    pub proxy: Arc<Proxy>,
+    pub downstream: Arc<Downstream>,
+    begun: Instant,
+    /// Boxed, since it is large and goes through many hands.
+    pub record: Box<RequestRecord>,
+    /// Bytes that the client has sent.
+    pub received: Option<Arc<AtomicU64>>,
+    is_grpc: bool,
+    telling: Arc<Telling>,
+    /// Headers that its line has in it.
+    logged: Logged,
+    trace: Option<Context>,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let r = &mut self.record;
+        if r.response_code == 0 {
+            r.response_flags = "DC";
+            "the client is gone".clone_into(&mut r.response_code_details);
+        }
+        r.took = self.begun.elapsed();
+        r.duration = u64::try_from(r.took.as_millis()).unwrap_or(u64::MAX);
+        if let Some(n) = &self.received {
+            r.bytes_received = n.load(Ordering::Relaxed);
+        }
+        self.proxy.requests.observe(r);
+        if let Some(context) = self.trace.filter(|c| c.sampled) {
+            self.proxy.spans.put(span(r, &context, self.downstream.is_gateway()));
+        }
+        if let Some(log) = self.telling.log.as_ref().filter(|_| self.proxy.access_log) {
+            match &log.format {
+                Format::Own => tracing::info!(target: "access", "{}", r.line()),
+                format => telemetry::log::line(format.line(r, &self.logged)),
+            }
+        }
+    }
+}
+
+impl Exchange {
+    pub fn new(
+        proxy: &Arc<Proxy>,
+        downstream: &Arc<Downstream>,
+        request: &Request<Incoming>,
+    ) -> Self {
+        let text = |name: HeaderName| {
+            let value = request.headers().get(name).and_then(|v| v.to_str().ok());
+            value.unwrap_or_default()
+        };
+        let telling = proxy.telling.load_full();
+        // What is told alone is not written down for nothing.
+        let is_told = proxy.access_log && telling.log.is_some() || telling.tracing.is_some();
+        let logged = |text: &str| if is_told { text.to_owned() } else { String::new() };
+        let kind = text(header::CONTENT_TYPE);
+        let is_grpc =
+            kind.starts_with("application/grpc") && !kind.starts_with("application/grpc-web");
+        let start_time = match is_told {
+            true => reply::rfc3339(SystemTime::now()),
+            false => String::new(),
+        };
+        let of_requests = telling.log.as_ref().map_or(&[][..], |l| &l.of_requests);
+        let headers =
+            Logged { request: taken(request.headers(), of_requests), response: Vec::new() };
+        let record = Box::new(RequestRecord {
+            start_time,
+            method: logged(request.method().as_str()),
+            path: logged(request.uri().path_and_query().map_or("", |p| p.as_str())),
+            protocol: match request.version() {
+                http::Version::HTTP_2 => "HTTP/2",
+                http::Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            response_flags: "-",
+            user_agent: logged(text(header::USER_AGENT)),
+            upstream_host: None,
+            downstream_remote_address: Some(downstream.client),
+            downstream_local_address: Some(downstream.asked),
+            downstream_peer: downstream.peer.as_ref().filter(|_| is_told).map(ToString::to_string),
+            source: forward::telemetry_end(
+                Some(downstream.client),
+                downstream.workload.as_deref(),
+                downstream.peer.as_ref(),
+            ),
+            service: downstream.service_name(),
+            reporter: if downstream.is_gateway() { "source" } else { "waypoint" },
+            request_protocol: if is_grpc { "grpc" } else { "http" },
+            grpc_status: GRPC_UNKNOWN,
+            mutual_tls: downstream.peer.is_some(),
+            ..RequestRecord::default()
+        });
+        Self {
+            proxy: proxy.clone(),
+            downstream: downstream.clone(),
+            begun: Instant::now(),
+            record,
+            received: None,
+            is_grpc,
+            telling,
+            logged: headers,
+            trace: None,
+        }
+    }
+
+    /// Makes the request part of a trace, where there are any.
+    pub fn traced(&mut self, headers: &mut HeaderMap) {
+        let Some(tracing) = &self.telling.tracing else { return };
+        let context = Context::of(headers, tracing.sampled, &mut rand::rng());
+        context.apply(headers);
+        self.trace = Some(context);
+    }
+
+    /// Answers without asking anybody.
+    pub fn refuse(mut self, refusal: &Refusal) -> Response<InBody> {
+        tracing::debug!(host = self.record.authority, why = refusal.why, "answered here");
+        self.record.response_flags = refusal.flags;
+        self.record.response_code_details.clone_from(&refusal.why);
+        let response = local(refusal, self.is_grpc);
+        self.answered(&response);
+        self.record.bytes_sent = refusal.body.len() as u64;
+        response
+    }
+
+    pub fn redirect(mut self, code: StatusCode, location: HeaderValue) -> Response<InBody> {
+        let mut response = Response::new(InBody::empty());
+        *response.status_mut() = code;
+        response.headers_mut().insert(header::LOCATION, location);
+        self.answered(&response);
+        response
+    }
+
+    /// Bytes of another protocol have gone through, to their end or not.
+    pub fn switched(&mut self, moved: std::io::Result<(u64, u64)>) {
+        match moved {
+            Ok((received, sent)) => {
+                self.received = None;
+                self.record.bytes_received += received;
+                self.record.bytes_sent += sent;
+            }
+            Err(e) => self.record.response_code_details = e.to_string(),
+        }
+    }
+
+    /// Whoever holds this is waited for.
+    pub fn draining(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.proxy.draining.clone()
+    }
+
+    pub fn answered(&mut self, response: &Response<InBody>) {
+        self.record.response_code = response.status().as_u16();
+        self.grpc(response.headers());
+        self.log_headers(response.headers());
+    }
+
+    pub fn log_headers(&mut self, of_response: &HeaderMap) {
+        if let Some(log) = &self.telling.log {
+            self.logged.response = taken(of_response, &log.of_responses);
+        }
+    }
+
+    pub fn grpc(&mut self, headers: &HeaderMap) {
+        if self.is_grpc
+            && let Some(status) = headers.get("grpc-status").and_then(|v| v.to_str().ok())
+        {
+            self.record.grpc_status = status.parse().unwrap_or(GRPC_UNKNOWN);
+        }
+    }
+}
+
+/// Those that there are of these headers, as text.
+fn taken(headers: &HeaderMap, names: &[String]) -> Vec<(String, String)> {
+    let one = |name: &String| {
+        let value = String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned();
+        Some((name.clone(), value))
+    };
+    names.iter().filter_map(one).collect()
+}

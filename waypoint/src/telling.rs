@@ -1,0 +1,64 @@
+//! What is told of requests, as the control plane has it: lines of the access log, and spans.
+
+use prost::Message as _;
+use routes::{
+    execute::Target,
+    proto::{self, telemetry::Log},
+};
+use telemetry::Format;
+
+#[derive(Default)]
+pub struct Telling {
+    /// None: no line.
+    pub log: Option<Logging>,
+    pub tracing: Option<Tracing>,
+}
+
+pub struct Logging {
+    pub format: Format,
+    /// Headers that lines have in them.
+    pub of_requests: Vec<String>,
+    pub of_responses: Vec<String>,
+}
+
+pub struct Tracing {
+    pub collector: Target,
+    /// In millionths, of requests that nobody has decided about.
+    pub sampled: u32,
+}
+
+impl From<Format> for Logging {
+    fn from(format: Format) -> Self {
+        let owned = |all: Vec<&str>| all.into_iter().map(str::to_owned).collect();
+        let (of_requests, of_responses) = format.headers();
+        let (of_requests, of_responses) = (owned(of_requests), owned(of_responses));
+        Self { format, of_requests, of_responses }
+    }
+}
+
+impl Telling {
+    /// Where nobody has said anything.
+    pub fn own() -> Self {
+        Self { log: Some(Format::Own.into()), tracing: None }
+    }
+
+    pub fn load(body: &[u8]) -> Result<Self, String> {
+        let t = proto::Telemetry::decode(body).map_err(|e| e.to_string())?;
+        let named = |e: String| format!("accessLogFormat: {e}");
+        let format = match t.log {
+            None => Format::Own,
+            Some(Log::Text(text)) => Format::text(&text).map_err(named)?,
+            Some(Log::Object(text)) => Format::object(&text).map_err(named)?,
+        };
+        let tracing = |t: proto::Tracing| {
+            Ok::<_, String>(Tracing {
+                collector: Target::load(t.to.as_ref())?,
+                sampled: t.sampled.map_or(0, |p| p.ppm),
+            })
+        };
+        Ok(Self {
+            log: (!t.silent).then(|| format.into()),
+            tracing: t.tracing.map(tracing).transpose()?,
+        })
+    }
+}
