@@ -45,10 +45,18 @@ pub struct Found {
     pub ttl: Option<Duration>,
 }
 
+fn whole(name: &str) -> Result<Name, AskError> {
+    Name::from_ascii(format!("{}.", name.trim_end_matches('.'))).map_err(|_| AskError::NoName)
+}
+
+pub fn addresses_in(message: &[u8], name: &str) -> Option<Vec<IpAddr>> {
+    let message = Message::from_vec(message).ok()?;
+    Some(read(&message, &whole(name).ok()?).addresses)
+}
+
 /// All addresses of a whole name.
 pub async fn lookup(servers: &[SocketAddr], name: &str) -> Result<Found, AskError> {
-    let name = Name::from_ascii(format!("{}.", name.trim_end_matches('.')))
-        .map_err(|_| AskError::NoName)?;
+    let name = whole(name)?;
     let (a, aaaa) =
         tokio::join!(any(servers, &name, RecordType::A), any(servers, &name, RecordType::AAAA));
     match (a, aaaa) {

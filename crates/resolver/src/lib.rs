@@ -120,6 +120,12 @@ impl Resolver {
     }
 }
 
+/// The addresses that a message from a name server gives a whole name. None: it is no message, or the
+/// name is none.
+pub fn addresses_in(message: &[u8], name: &str) -> Option<Vec<IpAddr>> {
+    ask::addresses_in(message, name)
+}
+
 /// The name servers in a `resolv.conf` (resolv.conf(5)).
 pub fn servers(resolv_conf: &str) -> Vec<SocketAddr> {
     let server = |line: &str| {

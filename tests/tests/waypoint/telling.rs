@@ -57,7 +57,11 @@ fn lines_of_the_access_log_are_as_mesh_config_has_them() {
     let lines = |s: &Scene| s.waypoint.log().lines().filter(|l| *l == text).count();
     let before = lines(&s);
     s.ask(&ask);
-    eventually(SOON, || Ok(ensure!(lines(&s) > before, "{}", s.waypoint.log()))).unwrap();
+    eventually(SOON, || {
+        ensure!(lines(&s) > before, "{}", s.waypoint.log());
+        Ok(())
+    })
+    .unwrap();
     mesh_config(
         &s,
         "accessLogEncoding: JSON\naccessLogFormat: '{\"code\": \"%RESPONSE_CODE%\", \"b\": \"%REQ(X-B)%\"}'",
@@ -68,7 +72,8 @@ fn lines_of_the_access_log_are_as_mesh_config_has_them() {
         let before = s.waypoint.log().lines().count();
         s.ask(&ask);
         std::thread::sleep(std::time::Duration::from_millis(200));
-        Ok(ensure!(s.waypoint.log().lines().count() == before, "{}", s.waypoint.log()))
+        ensure!(s.waypoint.log().lines().count() == before, "{}", s.waypoint.log());
+        Ok(())
     })
     .unwrap();
     s.is_well();
