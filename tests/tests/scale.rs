@@ -237,13 +237,19 @@ fn a_full_table_of_connections_refuses_and_recovers() {
     let puppet = client.puppet().unwrap();
     let mut open = Vec::new();
     let refused = loop {
-        match puppet.connect(to.clone(), ConnectOpts::default()) {
+        // Where there was room for the connection and none for its last hop, it ends.
+        let carried = puppet.connect(to.clone(), ConnectOpts::default()).and_then(|sock| {
+            sock.write(b"x")?;
+            sock.read_exact(1)?;
+            Ok(sock)
+        });
+        match carried {
             Ok(sock) => open.push(sock),
             Err(e) => break e,
         }
         assert!(open.len() <= ROOM, "{} connections have room in {ROOM}", open.len());
     };
-    assert_eq!(refused.kind(), "ENOBUFS", "{refused}");
+    assert!(["ENOBUFS", "ECONNRESET", "EPIPE"].contains(&refused.kind()), "{refused}");
     // One pod may have half of it, less the margin for what is under way.
     assert!(open.len() > ROOM / 3, "refused after {}", open.len());
     assert!(mesh.agent(1).counter(&client, "announce_failed") > 0);
