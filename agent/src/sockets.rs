@@ -360,13 +360,13 @@ pub async fn connect_as(
     Err(last)
 }
 
-/// An end that is gone without a word, such as one that closed and whose kernel has given up waiting
-/// for the other, is noticed within two minutes, and what is kept for it is given back.
 /// Whether the host's own network has the address: only then can a socket be bound to it.
 pub fn is_of_this_host(ip: IpAddr) -> bool {
     !ip.is_loopback() && std::net::UdpSocket::bind((ip, 0)).is_ok()
 }
 
+/// An end that is gone without a word, such as one that closed and whose kernel has given up waiting
+/// for the other, is noticed within two minutes, and what is kept for it is given back.
 pub fn probe_when_idle(socket: &Socket) {
     let often = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))

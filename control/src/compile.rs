@@ -21,7 +21,10 @@ use std::{
 use telemetry::Format;
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    proto::{security::Authorization, workload as pb},
+    proto::{
+        security::{Authorization, Scope},
+        workload as pb,
+    },
     server::Encoded,
 };
 
@@ -154,7 +157,7 @@ impl Compiler {
         let view = self.snapshot.view(&self.cluster.domain);
         let made = self.routes.apply(view, &changed, policies::of_requests);
         for (type_url, name, body) in made.updated {
-            let encoded = Encoded { version: version(&body), body, aliases: Vec::new() };
+            let encoded = Encoded { version: version(&body), body, ..Encoded::default() };
             out.of_routes(type_url).updated.push((name, encoded));
         }
         for (type_url, name) in made.removed {
@@ -410,10 +413,8 @@ impl Compiler {
     ) {
         let (snapshot, cluster) = (&self.snapshot, &self.cluster);
         let mut workload = |w: pb::Workload| {
-            let aliases = w.addresses.iter().filter_map(|a| alias(&w.network, a)).collect();
-            let uid = w.uid.clone();
-            let body = pb::Address { r#type: Some(pb::address::Type::Workload(w)) };
-            addresses.insert(uid, encoded(&body, aliases));
+            let (name, encoded) = encoded_workload(w);
+            addresses.insert(name, encoded);
         };
         match &o.spec {
             Spec::Pod(p) => workloads::pod(o, p, snapshot, cluster).into_iter().for_each(workload),
@@ -473,15 +474,53 @@ fn labels_of(o: &Object) -> Labels {
     labels
 }
 
+/// Of its services; leads to the policies that bind it.
+fn encoded_workload(w: pb::Workload) -> (String, Encoded) {
+    let aliases = w.addresses.iter().filter_map(|a| alias(&w.network, a)).collect();
+    let groups = w.services.keys().cloned().collect();
+    let named = w.authorization_policies.iter().map(|p| group_of_policy(p));
+    let everybodys = [group_of_policies(""), group_of_policies(&w.namespace)];
+    let leads = named.chain(everybodys).collect();
+    let uid = w.uid.clone();
+    let body = pb::Address { r#type: Some(pb::address::Type::Workload(w)) };
+    (uid, Encoded { groups, leads, ..encoded(&body, aliases) })
+}
+
+/// Leads to its endpoints, and to the waypoint before them.
 fn insert_service(s: pb::Service, into: &mut BTreeMap<String, Encoded>) {
     let name = format!("{}/{}", s.namespace, s.hostname);
-    let aliases = s.addresses.iter().filter_map(|a| alias(&a.network, &a.address)).collect();
+    let aliases: Vec<String> =
+        s.addresses.iter().filter_map(|a| alias(&a.network, &a.address)).collect();
+    use pb::gateway_address::Destination;
+    let waypoint = s.waypoint.as_ref().and_then(|w| match w.destination.as_ref()? {
+        Destination::Hostname(h) => Some(format!("{}/{}", h.namespace, h.hostname)),
+        Destination::Address(a) => alias(&a.network, &a.address),
+    });
+    let leads = std::iter::once(name.clone()).chain(waypoint).collect();
+    // A waypoint may be known by its address.
+    let groups = aliases.iter().cloned().chain([name.clone()]).collect();
     let body = pb::Address { r#type: Some(pb::address::Type::Service(s)) };
-    into.insert(name, encoded(&body, aliases));
+    into.insert(name, Encoded { groups, leads, ..encoded(&body, aliases) });
 }
 
 fn insert_authorization(a: Authorization, into: &mut BTreeMap<String, Encoded>) {
-    into.insert(format!("{}/{}", a.namespace, a.name), encoded(&a, Vec::new()));
+    let name = format!("{}/{}", a.namespace, a.name);
+    let group = match a.scope() {
+        Scope::Global => group_of_policies(""),
+        Scope::Namespace => group_of_policies(&a.namespace),
+        Scope::WorkloadSelector => group_of_policy(&name),
+    };
+    into.insert(name, Encoded { groups: vec![group], ..encoded(&a, Vec::new()) });
+}
+
+/// Of a policy that workloads name.
+fn group_of_policy(name: &str) -> String {
+    format!("policy {name}")
+}
+
+/// Of those that bind a whole namespace, or with none the whole mesh.
+fn group_of_policies(namespace: &str) -> String {
+    format!("policies {namespace}")
 }
 
 /// `network/ip`
@@ -495,7 +534,7 @@ fn alias(network: &str, address: &[u8]) -> Option<String> {
 
 fn encoded(message: &impl prost::Message, aliases: Vec<String>) -> Encoded {
     let body = message.encode_to_vec();
-    Encoded { version: version(&body), body, aliases }
+    Encoded { version: version(&body), body, aliases, ..Encoded::default() }
 }
 
 fn version(body: &[u8]) -> String {

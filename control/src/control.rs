@@ -39,7 +39,7 @@ impl Control {
         let given = Vips::read(&vips)?;
         Ok(Arc::new(Self {
             store: Store::with_scoped(
-                &[ADDRESS_TYPE, AUTHORIZATION_TYPE],
+                &[AUTHORIZATION_TYPE, ADDRESS_TYPE],
                 &[HOST_TABLE_TYPE, DESTINATION_TYPE, LISTENER_TYPE, TELEMETRY_TYPE],
             ),
             compiler: Mutex::new(Compiler::new(cluster, given)),

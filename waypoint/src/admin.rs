@@ -59,6 +59,19 @@ fn metrics(proxy: &Proxy) -> String {
     let mut out = String::with_capacity(16 * 1024);
     proxy.requests.encode(&mut out);
     proxy.flows.encode(&mut out);
+    let held = [
+        ("workload", proxy.mesh.workloads().len()),
+        ("service", proxy.mesh.services().len()),
+        ("policy", proxy.mesh.policies().len()),
+    ];
+    let _ = writeln!(
+        out,
+        "# HELP culvert_waypoint_held What is held of the mesh: what is served, and who asked.\n\
+         # TYPE culvert_waypoint_held gauge"
+    );
+    for (kind, n) in held {
+        let _ = writeln!(out, "culvert_waypoint_held{{type=\"{kind}\"}} {n}");
+    }
     let (live, waiting) = proxy.tables.counts();
     let _ = writeln!(
         out,

@@ -25,7 +25,7 @@ pub struct Cluster {
     pub service: NamespacedHostname,
     pub settings: Arc<DestinationPort>,
     pub labels: Vec<(String, String)>,
-    pub tls: Option<ClientTls>,
+    tls: Option<ClientTls>,
     endpoints: Mutex<Known>,
     requests: Arc<AtomicU32>,
     retries: Arc<AtomicU32>,
@@ -40,6 +40,8 @@ pub struct Cluster {
 struct Known {
     epochs: (u64, u64),
     endpoints: Arc<Endpoints<Arc<Workload>>>,
+    /// Those whose addresses they have; the resolver follows a name as long as somebody uses it.
+    names: Vec<Arc<resolver::Name>>,
 }
 
 /// Why a request may not be sent now.
@@ -107,6 +109,11 @@ impl Cluster {
         }
     }
 
+    /// The TLS that is begun with an endpoint. A waypoint, which is none, begins it itself.
+    pub fn tls_to(&self, to: &To) -> Option<&ClientTls> {
+        self.tls.as_ref().filter(|_| to.workload.services.get(&self.service).is_some())
+    }
+
     /// As Envoy names clusters.
     pub fn name(&self) -> &Arc<str> {
         &self.name
@@ -118,16 +125,27 @@ impl Cluster {
         {
             let known = self.lock();
             if known.epochs == epochs && epochs.0 != 0 {
+                known.names.iter().for_each(|n| n.used());
                 return known.endpoints.clone();
             }
         }
-        let named = proxy.mesh.named_endpoints(&self.service, self.settings.port);
-        for (w, _) in &named {
-            let settled = proxy.resolver.settled(w.hostname.as_deref().unwrap_or_default());
-            let _ = tokio::time::timeout(self.settings.policy.connect_timeout, settled).await;
-        }
-        let present = self.present(proxy, own, named);
+        // A waypoint resolves its own.
+        let beyond = proxy.mesh.through_waypoint(own, &self.service, self.settings.port);
+        let named = match &beyond {
+            Some(_) => Vec::new(),
+            None => proxy.mesh.named_endpoints(&self.service, self.settings.port),
+        };
+        let name = |(w, port): (Arc<Workload>, u16)| {
+            let name = proxy.resolver.name(w.hostname.as_deref().unwrap_or_default());
+            (w, port, name)
+        };
+        let named: Vec<_> = named.into_iter().map(name).collect();
+        let settled = futures_util::future::join_all(named.iter().map(|(.., n)| n.settled()));
+        let _ = tokio::time::timeout(self.settings.policy.connect_timeout, settled).await;
+        let names = named.iter().map(|(.., n)| n.clone()).collect();
+        let present = self.present(proxy, own, beyond, named);
         let mut held = self.lock();
+        held.names = names;
         // What is the same as before keeps its turn.
         let known: HashSet<_> = held
             .endpoints
@@ -154,7 +172,8 @@ impl Cluster {
         &self,
         proxy: &Proxy,
         own: &Workload,
-        named: Vec<(Arc<Workload>, u16)>,
+        beyond: Option<Vec<(Arc<Workload>, SocketAddr)>>,
+        named: Vec<(Arc<Workload>, u16, Arc<resolver::Name>)>,
     ) -> Vec<Present<Arc<Workload>>> {
         let port = self.settings.port;
         let has = |w: &Workload| {
@@ -169,17 +188,16 @@ impl Cluster {
             address,
         };
         // A waypoint chooses among the endpoints itself.
-        if let Some(beyond) = proxy.mesh.through_waypoint(own, &self.service, port) {
+        if let Some(beyond) = beyond {
             return beyond.into_iter().map(|(w, at)| present(w.uid.to_string(), w, at)).collect();
         }
         let numbered = proxy.mesh.endpoints(&self.service, port).into_iter();
         let numbered = numbered.filter(|(w, _)| has(w));
         let mut all: Vec<_> = numbered.map(|(w, at)| present(w.uid.to_string(), w, at)).collect();
-        for (w, port) in named.into_iter().filter(|(w, _)| has(w)) {
-            let name = w.hostname.as_deref().unwrap_or_default();
+        for (w, port, name) in named.into_iter().filter(|(w, ..)| has(w)) {
             let reachable =
                 |ip: &&IpAddr| own.addresses.iter().any(|a| a.is_ipv4() == ip.is_ipv4());
-            for ip in proxy.resolver.addresses(name).iter().filter(reachable) {
+            for ip in name.addresses().iter().filter(reachable) {
                 let at = SocketAddr::new(*ip, port);
                 all.push(present(format!("{}/{ip}", w.uid), w.clone(), at));
             }

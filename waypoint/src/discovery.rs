@@ -94,7 +94,12 @@ impl Apply for Following {
             HOST_TABLE_TYPE | DESTINATION_TYPE | LISTENER_TYPE | TELEMETRY_TYPE => {
                 self.apply_routes(type_url, resources, removed)
             }
-            _ => self.proxy.mesh.apply_part(type_url, resources, removed),
+            _ => {
+                let absent = if type_url == ADDRESS_TYPE { removed.clone() } else { Vec::new() };
+                let rejected = self.proxy.mesh.apply_part(type_url, resources, removed);
+                self.proxy.clients.heard(&absent);
+                rejected
+            }
         }
     }
 

@@ -51,7 +51,7 @@ impl Drop for Exchange {
         }
         self.proxy.requests.observe(r);
         if let Some(context) = self.trace.filter(|c| c.sampled) {
-            self.proxy.spans.put(span(r, &context, self.downstream.is_gateway()));
+            self.proxy.spans.put(span(r, &context, &self.downstream));
         }
         if let Some(log) = self.telling.log.as_ref().filter(|_| self.proxy.access_log) {
             match &log.format {
@@ -126,12 +126,17 @@ impl Exchange {
         }
     }
 
-    /// Makes the request part of a trace, where there are any.
+    /// Makes the request part of a trace, where there are any. From then on its headers are as others
+    /// will see them, and that is how the log has them.
     pub fn traced(&mut self, headers: &mut HeaderMap) {
-        let Some(tracing) = &self.telling.tracing else { return };
-        let context = Context::of(headers, tracing.sampled, &mut rand::rng());
-        context.apply(headers);
-        self.trace = Some(context);
+        if let Some(tracing) = &self.telling.tracing {
+            let context = Context::of(headers, tracing.sampled, &mut rand::rng());
+            context.apply(headers);
+            self.trace = Some(context);
+        }
+        if let Some(log) = &self.telling.log {
+            self.logged.request = taken(headers, &log.of_requests);
+        }
     }
 
     /// Answers without asking anybody.

@@ -273,14 +273,15 @@ async fn try_one(
     let attempt = Attempt {
         to,
         http2,
-        tls: cluster.tls.as_ref(),
+        tls: cluster.tls_to(to),
         connect_timeout: policy.connect_timeout,
         idle_timeout: policy.idle_timeout,
         most_requests: policy.max_requests_per_connection,
         client: given.downstream.client,
         slot,
     };
-    let request = outgoing(given, http2, body)?;
+    let scheme = if attempt.tls.is_some() { "https" } else { "http" };
+    let request = outgoing(given, http2, scheme, body)?;
     let sending = upstream::send(&given.proxy, attempt, request);
     Ok(match retry.and_then(|r| r.per_try_timeout) {
         None => sending.await,
@@ -390,7 +391,12 @@ fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     pairs.find(|(k, _)| *k == name).map(|(_, v)| v.trim_matches('"').to_owned())
 }
 
-fn outgoing(given: &Given, http2: bool, body: OutBody) -> Result<Request<OutBody>, Refusal> {
+fn outgoing(
+    given: &Given,
+    http2: bool,
+    scheme: &str,
+    body: OutBody,
+) -> Result<Request<OutBody>, Refusal> {
     let bad = |why: &str| Refusal::bad_request(why.to_owned());
     let target = match given.query.as_str() {
         "" => given.path.clone(),
@@ -398,7 +404,7 @@ fn outgoing(given: &Given, http2: bool, body: OutBody) -> Result<Request<OutBody
     };
     let uri: Uri = if http2 {
         let built = Uri::builder()
-            .scheme("http")
+            .scheme(scheme)
             .authority(given.authority.as_str())
             .path_and_query(target);
         built.build().map_err(|_| bad("the path or host that it was changed to is none"))?

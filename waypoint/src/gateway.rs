@@ -6,14 +6,11 @@ use crate::{
     http::{Came, Downstream},
     inbound::{DETECTION, Prefixed, serve_http, shown},
     proxy::Proxy,
-    tcp,
+    tcp, upstream,
 };
 use arc_swap::ArcSwap;
 use prost::Message as _;
-use routes::{
-    names::{matches, patterns},
-    proto,
-};
+use routes::{names::patterns, proto};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -88,7 +85,7 @@ impl Config {
         });
         Self {
             bytes: l.bytes,
-            passed: l.passed.clone(),
+            passed: l.passed.iter().map(|h| h.to_ascii_lowercase()).collect(),
             certificates: certificates.collect(),
             redirected: l.redirected.iter().map(|h| h.to_ascii_lowercase()).collect(),
         }
@@ -102,18 +99,45 @@ impl Config {
             let same =
                 |b: &&Certificate| b.hosts == c.hosts && b.demands == c.demands && b.server.is_ok();
             if let Some(good) = before.certificates.iter().find(same) {
-                *c = good.clone();
+                c.server.clone_from(&good.server);
             }
         }
         self
     }
 
-    /// The certificate for a name; of a client that names nobody, the one for all.
-    fn certificate(&self, name: Option<&str>) -> Option<&Certificate> {
-        let has = |p: &str| self.certificates.iter().find(|c| c.hosts.iter().any(|h| h == p));
+    /// What is for a name: the most specific. Of a client that names nobody, what is for all.
+    fn server(&self, name: Option<&str>) -> Option<Server<'_>> {
+        let has = |p: &str| {
+            let mut own = self.certificates.iter().filter(|c| c.hosts.iter().any(|h| h == p));
+            // Of several, the first that can be served.
+            let first = own.clone().find(|c| c.server.is_ok()).or_else(|| own.next());
+            let passed = || self.passed.iter().any(|h| h == p).then_some(Server::Passed);
+            first.map(Server::Ended).or_else(passed)
+        };
         match name {
             Some(name) => patterns(&name.to_ascii_lowercase()).find_map(|p| has(&p)),
             None => has("*"),
+        }
+    }
+}
+
+enum Server<'a> {
+    Passed,
+    Ended(&'a Certificate),
+}
+
+/// The certificate that a client has been shown.
+pub struct Shown {
+    config: Arc<Config>,
+    hosts: Arc<[String]>,
+}
+
+impl Shown {
+    /// Whether it is the one for that host, too: another's may ask more of a client.
+    pub fn is_for(&self, host: &str) -> bool {
+        match self.config.server(Some(host)) {
+            Some(Server::Ended(c)) => Arc::ptr_eq(&c.hosts, &self.hosts),
+            Some(Server::Passed) | None => false,
         }
     }
 }
@@ -227,7 +251,7 @@ async fn listen(
         match accepted {
             Ok((stream, peer)) => {
                 let (proxy, config) = (proxy.clone(), config.load_full());
-                tokio::spawn(async move { connection(proxy, stream, peer, port, &config).await });
+                tokio::spawn(connection(proxy, stream, peer, port, config));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
@@ -242,9 +266,9 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     port: u16,
-    config: &Config,
+    config: Arc<Config>,
 ) {
-    let _ = stream.set_nodelay(true);
+    upstream::tune(&stream);
     let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let own = match proxy.own() {
         Some(own) if proxy.is_ready().await => own,
@@ -272,7 +296,7 @@ async fn connection(
     let mut stream = Prefixed::new(Vec::new(), stream);
     if !config.passed.is_empty() {
         let name = tcp::hello(&mut stream).await;
-        if name.as_ref().is_some_and(|n| config.passed.iter().any(|p| matches(p, n))) {
+        if matches!(config.server(name.as_deref()), Some(Server::Passed)) {
             return tcp::serve(proxy, downstream(None), stream, name).await;
         }
     }
@@ -282,19 +306,20 @@ async fn connection(
             .map_err(|e| e.to_string())?;
         let name = hello.client_hello().server_name().map(str::to_owned);
         let asked = || name.as_deref().unwrap_or("no name");
-        let certificate = config
-            .certificate(name.as_deref())
-            .ok_or_else(|| format!("no server of the gateway is for {}", asked()))?;
+        let Some(Server::Ended(certificate)) = config.server(name.as_deref()) else {
+            return Err(format!("no server of the gateway is for {}", asked()));
+        };
         let server = certificate.server.clone().map_err(|why| format!("{}: {why}", asked()))?;
         let stream = hello.into_stream(server).await.map_err(|e| e.to_string())?;
         let name = name.map(|n| n.to_ascii_lowercase());
-        Ok::<_, String>((stream, certificate.hosts.clone(), certificate.bytes.then_some(name)))
+        let shown = Shown { config: config.clone(), hosts: certificate.hosts.clone() };
+        Ok::<_, String>((stream, shown, certificate.bytes.then_some(name)))
     };
     match tokio::time::timeout(HANDSHAKE, Box::pin(handshake)).await {
-        Ok(Ok((stream, hosts, None))) => speak(proxy, downstream(Some(hosts)), stream).await,
-        Ok(Ok((stream, hosts, Some(name)))) => {
+        Ok(Ok((stream, shown, None))) => speak(proxy, downstream(Some(shown)), stream).await,
+        Ok(Ok((stream, shown, Some(name)))) => {
             let stream = Prefixed::new(Vec::new(), stream);
-            tcp::serve(proxy, downstream(Some(hosts)), stream, name).await;
+            tcp::serve(proxy, downstream(Some(shown)), stream, name).await;
         }
         Ok(Err(why)) => tracing::info!(%client, port, why, "TLS hand-shake failed"),
         Err(_) => tracing::info!(%client, port, "TLS hand-shake took too long"),
@@ -328,14 +353,25 @@ mod tests {
         };
         let config = Config {
             bytes: false,
-            passed: Vec::new(),
+            passed: vec!["c.example.com".to_owned(), "*.a.example.com".to_owned()],
             certificates: vec![c(&["*.example.com"]), c(&["a.example.com", "b.example.com"])],
             redirected: Arc::default(),
         };
-        let of = |name| config.certificate(name).and_then(|c| c.server.clone().err());
+        let of = |name| match config.server(name) {
+            Some(Server::Ended(c)) => c.server.clone().err(),
+            Some(Server::Passed) => Some("passed".to_owned()),
+            None => None,
+        };
         assert_eq!(of(Some("A.example.com")).as_deref(), Some("a.example.com"));
         assert_eq!(of(Some("x.example.com")).as_deref(), Some("*.example.com"));
+        assert_eq!(of(Some("c.example.com")).as_deref(), Some("passed"));
+        assert_eq!(of(Some("x.a.example.com")).as_deref(), Some("passed"));
         assert_eq!(of(Some("example.com")), None);
         assert_eq!(of(None), None);
+        let config = Arc::new(config);
+        let hosts = config.certificates[0].hosts.clone();
+        let shown = Shown { config: config.clone(), hosts };
+        let is_for = ["x.example.com", "a.example.com", "c.example.com", "example.com"];
+        assert_eq!(is_for.map(|h| shown.is_for(h)), [true, false, false, false]);
     }
 }

@@ -5,8 +5,10 @@ use crate::{
     cluster::{Cluster, Counted, Overflow, To},
     exchange::Exchange,
     forward::{self, Given},
+    gateway::Shown,
     proxy::Proxy,
     reply::{self, Refusal},
+    trace,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -43,9 +45,8 @@ pub enum Came {
     ToService(Arc<Service>),
     /// From wherever, to a port of a gateway.
     ToGateway {
-        /// The hosts of the server whose certificate was shown: another's may ask more of a client.
         /// None in plaintext.
-        tls: Option<Arc<[String]>>,
+        tls: Option<Shown>,
         redirected: Arc<[String]>,
     },
 }
@@ -133,8 +134,8 @@ pub async fn serve(
     {
         return exchange.redirect(StatusCode::MOVED_PERMANENTLY, location);
     }
-    if let Came::ToGateway { tls: Some(hosts), .. } = &downstream.came
-        && !hosts.iter().any(|p| routes::names::matches(p, without_port(&form.authority)))
+    if let Came::ToGateway { tls: Some(shown), .. } = &downstream.came
+        && !shown.is_for(without_port(&form.authority))
     {
         return exchange.refuse(&Refusal::misdirected());
     }
@@ -223,7 +224,7 @@ fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchan
 
 /// What is not the client's to take off by naming it in `Connection`.
 fn of_a_proxy(name: &HeaderName) -> bool {
-    name.as_str().starts_with("x-forwarded-") || name == "x-request-id"
+    name.as_str().starts_with("x-forwarded-") || name == "x-request-id" || trace::is_of_it(name)
 }
 
 /// What ends at each hop, but for an upgrade that is asked for.

@@ -4,7 +4,7 @@
 use crate::{
     http::{self as request, Came, Downstream},
     proxy::{PATIENCE, Proxy},
-    tcp,
+    tcp, upstream,
 };
 use hbone::{Authority, InboundStream, StreamIo};
 use http::StatusCode;
@@ -62,7 +62,7 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
 }
 
 async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr) {
-    let _ = stream.set_nodelay(true);
+    upstream::tune(&stream);
     let certified = match proxy.certs.fetch(&proxy.identity, PATIENCE).await {
         Ok(c) => c,
         Err(why) => {
@@ -125,7 +125,7 @@ async fn one_stream(
         return;
     };
     // A certificate says who; an address that has another identity is not that workload's.
-    let at = proxy.mesh.workload_at(&own.network, client.ip());
+    let at = proxy.clients.workload(&proxy.mesh, &own.network, client.ip()).await;
     let workload = at.filter(|w| w.identity().is_ok_and(|id| id == identity));
     let downstream = Downstream {
         peer: Some(identity),

@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod clients;
 mod cluster;
 mod discovery;
 mod exchange;
@@ -23,6 +24,7 @@ mod upstream;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use clap::Parser;
+use clients::Clients;
 use hbone::{Pool, PoolConfig};
 use identity::{CertStore, Roots, SpiffeId};
 use mesh::{Local, Mesh};
@@ -129,7 +131,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     };
     let (drain, draining) = watch::channel(false);
     let (spans, waiting) = spans::Spans::new();
-    let proxy = build(&cli, control.clone(), spans, draining)?;
+    let uid = format!("{}//Pod/{}/{}", cli.cluster, cli.namespace, cli.pod);
+    let (clients, asks) = Clients::new(&uid);
+    let proxy = build(&cli, uid, control.clone(), clients, spans, draining)?;
     // Before anything is said to be ready.
     let listener = bind(cli.listen).await?;
     let monitor = bind(cli.monitor).await?;
@@ -140,7 +144,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         let node = discovery::node(&cli.namespace, &cli.pod, &cli.gateway, &cli.cluster);
         let following = discovery::Following::new(proxy.clone());
         tokio::spawn(async move {
-            match xds::client::follow(&control, node, &discovery::TYPES, &following).await {}
+            let types = &discovery::TYPES;
+            match xds::client::follow_and_ask(&control, node, types, &following, asks).await {}
         });
     }
     tracing::info!(listen = %cli.listen, gateway = cli.gateway, identity = %proxy.identity, "serving");
@@ -159,7 +164,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 
 fn build(
     cli: &Cli,
+    uid: String,
     control: ControlPlane,
+    clients: Clients,
     spans: spans::Spans,
     draining: watch::Receiver<bool>,
 ) -> anyhow::Result<Arc<Proxy>> {
@@ -175,13 +182,14 @@ fn build(
     certs.want(&identity);
     let dialler = Dialler { own: identity.clone(), certs: certs.clone() };
     Ok(Arc::new(Proxy {
-        uid: format!("{}//Pod/{}/{}", cli.cluster, cli.namespace, cli.pod),
+        uid,
         identity,
         mesh: Mesh::new(Local {
             cluster: cli.cluster.as_str().into(),
             network: cli.network.as_str().into(),
             ..Local::default()
         }),
+        clients,
         resolver: Resolver::new(name_servers(cli)?),
         tables: Default::default(),
         listeners: Default::default(),
@@ -219,6 +227,7 @@ async fn sweep(proxy: Arc<Proxy>) {
         let now = Instant::now();
         proxy.pool.sweep(now);
         proxy.connections.sweep(now);
+        proxy.clients.sweep(now);
         proxy.requests.sweep(now);
         proxy.flows.sweep(now);
     }

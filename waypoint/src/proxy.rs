@@ -1,7 +1,8 @@
 //! What every part of a waypoint shares.
 
 use crate::{
-    gateway::Listeners, spans::Spans, tables::Tables, telling::Telling, upstream::Connections,
+    clients::Clients, gateway::Listeners, spans::Spans, tables::Tables, telling::Telling,
+    upstream::Connections,
 };
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -18,6 +19,7 @@ pub struct Proxy {
     /// This proxy's own record.
     pub uid: String,
     pub mesh: Arc<Mesh>,
+    pub clients: Clients,
     pub resolver: Arc<Resolver>,
     pub tables: Tables,
     pub listeners: Listeners,

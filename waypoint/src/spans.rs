@@ -3,7 +3,7 @@
 
 use crate::{
     body::OutBody,
-    http::resolve,
+    http::{Downstream, resolve},
     proxy::Proxy,
     telling::Tracing,
     trace::Context,
@@ -11,7 +11,7 @@ use crate::{
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, header};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use mesh::Workload;
 use prost::Message as _;
 use routes::balance::Active;
@@ -39,6 +39,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A collector that takes longer has lost the batch.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Bytes of its answer.
+const ANSWER: usize = 64 * 1024;
+
 pub struct Spans {
     queue: mpsc::Sender<Span>,
     pub lost: AtomicU64,
@@ -58,7 +61,7 @@ impl Spans {
 }
 
 /// A request's span, with Envoy's attributes.
-pub fn span(r: &RequestRecord, context: &Context, is_gateway: bool) -> Span {
+pub fn span(r: &RequestRecord, context: &Context, downstream: &Downstream) -> Span {
     let end = SystemTime::now();
     let nanos = |t: SystemTime| {
         let since = t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -66,7 +69,7 @@ pub fn span(r: &RequestRecord, context: &Context, is_gateway: bool) -> Span {
     };
     let mut attributes = vec![
         KeyValue::text("http.method", r.method.as_str()),
-        KeyValue::text("http.url", format!("http://{}{}", r.authority, r.path)),
+        KeyValue::text("http.url", format!("{}://{}{}", downstream.scheme(), r.authority, r.path)),
         KeyValue::text("http.protocol", r.protocol),
         KeyValue::text("http.status_code", r.response_code.to_string()),
         KeyValue::text("response_flags", r.response_flags),
@@ -88,12 +91,11 @@ pub fn span(r: &RequestRecord, context: &Context, is_gateway: bool) -> Span {
         span_id: context.span.to_be_bytes().to_vec(),
         parent_span_id: context.parent.map(|p| p.to_be_bytes().to_vec()).unwrap_or_default(),
         name: r.authority.clone(),
-        kind: if is_gateway { otlp::CLIENT } else { otlp::SERVER },
+        kind: if downstream.is_gateway() { otlp::CLIENT } else { otlp::SERVER },
         start: nanos(end - r.took),
         end: nanos(end),
         attributes,
         status: failed.then_some(otlp::Status { code: otlp::ERROR }),
-        ..Span::default()
     }
 }
 
@@ -138,7 +140,7 @@ async fn send(proxy: &Arc<Proxy>, to: &Tracing, spans: Vec<Span>) -> Result<(), 
     let attempt = Attempt {
         to: &chosen,
         http2: true,
-        tls: cluster.tls.as_ref(),
+        tls: cluster.tls_to(&chosen),
         connect_timeout: policy.connect_timeout,
         idle_timeout: None,
         most_requests: policy.max_requests_per_connection,
@@ -152,7 +154,7 @@ async fn send(proxy: &Arc<Proxy>, to: &Tracing, spans: Vec<Span>) -> Result<(), 
     let request = call(&host, &own, spans).ok_or("the collector's name is none")?;
     let sent = upstream::send(proxy, attempt, request).await.map_err(|e| e.to_string())?;
     let (head, body) = sent.response.into_parts();
-    let body = body.collect().await.map_err(|e| e.to_string())?;
+    let body = Limited::new(body, ANSWER).collect().await.map_err(|e| e.to_string())?;
     let status = head.headers.get("grpc-status");
     let status = status.or_else(|| body.trailers()?.get("grpc-status"));
     match status.map(HeaderValue::as_bytes) {

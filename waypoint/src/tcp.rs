@@ -100,7 +100,7 @@ async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
             &to.workload,
             to.address,
             identity.as_ref(),
-            cluster.tls.as_ref().map(|tls| (tls, Within::Bytes)),
+            cluster.tls_to(&to).map(|tls| (tls, Within::Bytes)),
             downstream.client,
             policy.connect_timeout,
         );

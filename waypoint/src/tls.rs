@@ -16,9 +16,10 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject as _;
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Read as _},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -28,6 +29,9 @@ use webpki::EndEntityCert;
 
 /// How long certificates from files are used before the files are read again.
 const FILES: Duration = Duration::from_secs(60);
+
+/// Bytes of a file of certificates.
+const MOST: u64 = 1024 * 1024;
 
 /// What is spoken within.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +65,7 @@ impl ClientTls {
     pub async fn connect(&self, io: Io, within: Within) -> Result<TlsStream<Io>, String> {
         let name = ServerName::try_from(self.settings.sni.clone())
             .map_err(|_| format!("{:?} is no name to ask for: give tls.sni", self.settings.sni))?;
-        let mut config = ClientConfig::clone(&*self.config()?);
+        let mut config = ClientConfig::clone(&*self.config().await?);
         config.alpn_protocols = match within {
             Within::Http1 => vec![b"http/1.1".to_vec()],
             Within::Http2 => vec![b"h2".to_vec()],
@@ -75,18 +79,24 @@ impl ClientTls {
         Ok(stream)
     }
 
-    fn config(&self) -> Result<Arc<ClientConfig>, String> {
+    async fn config(&self) -> Result<Arc<ClientConfig>, String> {
         let s = &self.settings;
         let files = [&s.chain_file, &s.key_file, &s.roots_file].iter().any(|f| !f.is_empty());
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*made {
-            Some(m) if !files || m.at.elapsed() < FILES => m.config.clone(),
-            _ => {
-                let config = client_config(s).map(Arc::new);
-                *made = Some(Made { at: Instant::now(), config: config.clone() });
-                config
-            }
+        if let Some(made) = &*self.lock()
+            && (!files || made.at.elapsed() < FILES)
+        {
+            return made.config.clone();
         }
+        // Files, and the system's roots, are read where nobody waits for it.
+        let settings = s.clone();
+        let making = tokio::task::spawn_blocking(move || client_config(&settings).map(Arc::new));
+        let config = making.await.map_err(|e| e.to_string()).flatten();
+        *self.lock() = Some(Made { at: Instant::now(), config: config.clone() });
+        config
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,7 +129,20 @@ fn given_or_file(pem: &[u8], file: &str) -> Result<Option<Vec<u8>>, String> {
     }
     match file {
         "" => Ok(None),
-        file => fs::read(file).map(Some).map_err(|e| format!("reading {file}: {e}")),
+        file => read(file).map(Some).map_err(|e| format!("reading {file}: {e}")),
+    }
+}
+
+/// A file that somebody else has named: no pipe, no device, and not more than certificates take.
+fn read(file: &str) -> io::Result<Vec<u8>> {
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(file)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > MOST {
+        true => Err(io::Error::other(format!("it has more than {MOST} bytes"))),
+        false => Ok(bytes),
     }
 }
 
@@ -237,5 +260,24 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{MOST, read};
+
+    #[test]
+    fn files_that_are_no_certificates_are_not_read_for_ever() {
+        let why = |file: &str| read(file).map(|_| ()).unwrap_err().to_string();
+        assert_eq!(why("/dev/zero"), "it is no regular file");
+        assert_eq!(why("/"), "it is no regular file");
+        let long = std::env::temp_dir().join(format!("culvert-long-{}", std::process::id()));
+        std::fs::write(&long, vec![b'x'; MOST as usize + 1]).unwrap();
+        assert_eq!(why(&long.display().to_string()), format!("it has more than {MOST} bytes"));
+        std::fs::write(&long, "x").unwrap();
+        assert_eq!(read(&long.display().to_string()).unwrap(), b"x");
+        std::fs::remove_file(&long).unwrap();
     }
 }

@@ -12,6 +12,13 @@ const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
 const PARENT: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
+/// Of a trace that it came with, and of no other (Trace Context, section 3.3).
+const STATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Whether a header says which trace a request is part of.
+pub fn is_of_it(name: &HeaderName) -> bool {
+    [TRACEPARENT, STATE, B3].contains(name) || name.as_str().starts_with("x-b3-")
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Context {
@@ -21,15 +28,6 @@ pub struct Context {
     /// Of this proxy's own.
     pub span: u64,
     pub sampled: bool,
-    form: Form,
-}
-
-/// How the client said it, and is understood by whoever comes next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Form {
-    W3c,
-    B3,
-    B3Headers,
 }
 
 /// What a client says: none of it, where it is not well-formed.
@@ -37,7 +35,6 @@ struct Said {
     /// None: only whether it is sampled.
     ids: Option<(u128, u64)>,
     sampled: Option<bool>,
-    form: Form,
 }
 
 impl Context {
@@ -56,35 +53,38 @@ impl Context {
             parent,
             span,
             sampled: decided.unwrap_or_else(|| rng.random_range(0..1_000_000) < ppm),
-            form: said.map_or(Form::W3c, |s| s.form),
         }
     }
 
-    /// Says so to whoever gets the request, in W3C's form and in the one that it came in.
+    /// Says so to whoever gets the request, in W3C's form and in those that the client used.
     pub fn apply(&self, headers: &mut HeaderMap) {
         let (trace, span, sampled) = (self.trace, self.span, u8::from(self.sampled));
+        let b3 = headers.contains_key(B3);
+        let several = [TRACE_ID, SPAN_ID, SAMPLED, FLAGS].iter().any(|n| headers.contains_key(n));
+        if self.parent.is_none() {
+            headers.remove(STATE);
+        }
+        headers.remove(PARENT);
+        headers.remove(FLAGS);
         let mut set = |name: HeaderName, value: String| {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(name, value);
             }
         };
         set(TRACEPARENT, format!("00-{trace:032x}-{span:016x}-{sampled:02x}"));
-        match self.form {
-            Form::W3c => {}
-            Form::B3 => {
-                let mut value = format!("{trace:032x}-{span:016x}-{sampled}");
-                if let Some(parent) = self.parent {
-                    let _ = write!(value, "-{parent:016x}");
-                }
-                set(B3, value);
+        if b3 {
+            let mut value = format!("{trace:032x}-{span:016x}-{sampled}");
+            if let Some(parent) = self.parent {
+                let _ = write!(value, "-{parent:016x}");
             }
-            Form::B3Headers => {
-                set(TRACE_ID, format!("{trace:032x}"));
-                set(SPAN_ID, format!("{span:016x}"));
-                set(SAMPLED, sampled.to_string());
-                if let Some(parent) = self.parent {
-                    set(PARENT, format!("{parent:016x}"));
-                }
+            set(B3, value);
+        }
+        if several {
+            set(TRACE_ID, format!("{trace:032x}"));
+            set(SPAN_ID, format!("{span:016x}"));
+            set(SAMPLED, sampled.to_string());
+            if let Some(parent) = self.parent {
+                set(PARENT, format!("{parent:016x}"));
             }
         }
     }
@@ -102,21 +102,23 @@ fn id<T: TryFrom<u128> + PartialEq + Default>(text: &str, lengths: &[usize]) -> 
     (id != T::default()).then_some(id)
 }
 
+/// Two lower-case digits.
+fn octet(text: &str) -> Option<u8> {
+    let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (digits && text.len() == 2).then(|| u8::from_str_radix(text, 16).ok())?
+}
+
 fn w3c(headers: &HeaderMap) -> Option<Said> {
     let mut parts = text(headers, &TRACEPARENT)?.split('-');
     let (version, trace, span, flags) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let known = version.len() == 2 && version != "ff" && u8::from_str_radix(version, 16).is_ok();
     // A later version may have more parts.
-    if !known || flags.len() != 2 || version == "00" && parts.next().is_some() {
+    if version == "ff" || version == "00" && parts.next().is_some() {
         return None;
     }
-    let flags = u8::from_str_radix(flags, 16).ok()?;
-    Some(Said {
-        ids: Some((id(trace, &[32])?, id(span, &[16])?)),
-        sampled: Some(flags & 1 == 1),
-        form: Form::W3c,
-    })
+    octet(version)?;
+    let ids = Some((id(trace, &[32])?, id(span, &[16])?));
+    Some(Said { ids, sampled: Some(octet(flags)? & 1 == 1) })
 }
 
 fn decision(text: &str) -> Option<bool> {
@@ -130,11 +132,11 @@ fn decision(text: &str) -> Option<bool> {
 fn b3(headers: &HeaderMap) -> Option<Said> {
     let value = text(headers, &B3)?;
     if let Some(sampled) = decision(value) {
-        return Some(Said { ids: None, sampled: Some(sampled), form: Form::B3 });
+        return Some(Said { ids: None, sampled: Some(sampled) });
     }
     let mut parts = value.split('-');
     let ids = Some((id(parts.next()?, &[16, 32])?, id(parts.next()?, &[16])?));
-    Some(Said { ids, sampled: parts.next().and_then(decision), form: Form::B3 })
+    Some(Said { ids, sampled: parts.next().and_then(decision) })
 }
 
 fn b3_headers(headers: &HeaderMap) -> Option<Said> {
@@ -143,7 +145,7 @@ fn b3_headers(headers: &HeaderMap) -> Option<Said> {
     let ids =
         || Some((id(text(headers, &TRACE_ID)?, &[16, 32])?, id(text(headers, &SPAN_ID)?, &[16])?));
     let ids = ids();
-    (ids.is_some() || sampled.is_some()).then_some(Said { ids, sampled, form: Form::B3Headers })
+    (ids.is_some() || sampled.is_some()).then_some(Said { ids, sampled })
 }
 
 #[cfg(test)]
@@ -193,6 +195,34 @@ mod tests {
     }
 
     #[test]
+    fn every_form_that_a_client_used_says_the_same() {
+        let parent = format!("00-{TRACE}-{SPAN}-01");
+        let other = "f".repeat(32);
+        let old = format!("{other}-{SPAN}-0");
+        let all = [
+            ("traceparent", parent.as_str()),
+            ("tracestate", "a=b"),
+            ("b3", &old),
+            ("x-b3-traceid", &other),
+            ("x-b3-flags", "1"),
+        ];
+        let (c, out) = of(&all, 0);
+        let own = format!("{:016x}", c.span);
+        assert_eq!(out["b3"], format!("{TRACE}-{own}-1-{SPAN}"));
+        assert_eq!(
+            (&out["x-b3-traceid"], &out["x-b3-spanid"]),
+            (&TRACE.parse().unwrap(), &own.parse().unwrap())
+        );
+        assert_eq!(out["tracestate"], "a=b");
+        assert!(!out.contains_key("x-b3-flags"), "it would ask for more than was decided");
+        // What belongs to a trace does not go on in another.
+        assert!(
+            !of(&[("traceparent", "00-x"), ("tracestate", "a=b")], 0).1.contains_key("tracestate")
+        );
+        assert!(all.iter().all(|(n, _)| is_of_it(&HeaderName::from_static(n))));
+    }
+
+    #[test]
     fn whoever_decided_has_decided_and_others_are_drawn() {
         let undecided = format!("00-{TRACE}-{SPAN}-00");
         assert!(!of(&[("traceparent", &undecided)], 1_000_000).0.sampled);
@@ -208,6 +238,8 @@ mod tests {
             format!("00-{TRACE}-{SPAN}"),
             format!("ff-{TRACE}-{SPAN}-01"),
             format!("00-{TRACE}-{SPAN}-01-more"),
+            format!("00-{TRACE}-{SPAN}-+1"),
+            format!("+0-{TRACE}-{SPAN}-01"),
             format!("00-{}-{SPAN}-01", "0".repeat(32)),
             format!("00-{}-{SPAN}-01", TRACE.to_uppercase()),
             "00--".to_owned(),

@@ -16,6 +16,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use identity::SpiffeId;
 use mesh::Workload;
+use socket2::{SockRef, TcpKeepalive};
 use std::{
     collections::HashMap,
     io,
@@ -313,6 +314,16 @@ fn source_of<E: std::error::Error + 'static>(e: &hyper::Error) -> Option<&E> {
     None
 }
 
+/// Small writes go at once, and an end that is gone without a word is noticed within two minutes.
+pub fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let often = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&often);
+}
+
 /// What bytes go through.
 pub enum Io {
     /// The lease keeps the connection beneath counted as in use.
@@ -385,7 +396,7 @@ async fn reach(
     let failed = |why: String| TryError::Connect { to, why };
     let Some(identity) = identity else {
         let stream = TcpStream::connect(to).await.map_err(|e| failed(e.to_string()))?;
-        let _ = stream.set_nodelay(true);
+        tune(&stream);
         return Ok(Io::Tcp(stream));
     };
     let key = crate::proxy::PeerKey {

@@ -146,6 +146,7 @@ pub fn encoded(address: &pb::Address) -> Encoded {
         version: format!("{:016x}", hasher.finish()),
         body,
         aliases: aliases.into_iter().collect(),
+        ..Encoded::default()
     }
 }
 

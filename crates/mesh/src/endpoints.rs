@@ -35,8 +35,8 @@ impl EndpointSet {
         local: &Local,
     ) {
         let unhealthy = !w.healthy && lb.health == HealthPolicy::OnlyHealthy;
-        // One that has neither an address nor a name is nowhere to go to.
-        let eligible = !unhealthy && w.is_somewhere();
+        // One that has a name only is for those who resolve it; without either, for nobody.
+        let eligible = !unhealthy && !w.addresses.is_empty();
         let rank = rank(&w, lb, local);
         if let Some((group, at)) = old.and_then(|old| self.find(old))
             && let Some(group) = self.groups.get_mut(group)
@@ -139,9 +139,11 @@ impl EndpointSet {
         self.eligible().chain(self.ineligible.iter().map(|(w, _)| w))
     }
 
-    /// Each with its ports, in no order.
+    /// Each with its ports, in no order; those as well that have a name and no address.
     pub(crate) fn with_ports(&self) -> impl Iterator<Item = (&Arc<Workload>, &[PortMapping])> {
-        self.groups.iter().flat_map(|g| g.members.iter().map(|w| (w, &*g.ports)))
+        let named = self.ineligible.iter().map(|(w, ports)| (w, &**ports));
+        let named = named.filter(|(w, _)| w.healthy && w.addresses.is_empty() && w.is_somewhere());
+        self.groups.iter().flat_map(|g| g.members.iter().map(|w| (w, &*g.ports))).chain(named)
     }
 
     /// How many may be chosen, and how many there are.

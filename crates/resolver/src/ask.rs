@@ -14,8 +14,9 @@ use tokio::{
     net::{TcpStream, UdpSocket},
 };
 
-/// How long one server may take.
+/// How long one server may take, and after how long it is asked again, as a datagram may be lost.
 const PATIENCE: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(700);
 
 /// What passes any link unfragmented (DNS Flag Day 2020).
 const UDP_LIMIT: u16 = 1232;
@@ -54,31 +55,10 @@ pub fn addresses_in(message: &[u8], name: &str) -> Option<Vec<IpAddr>> {
     Some(read(&message, &whole(name).ok()?).addresses)
 }
 
-/// All addresses of a whole name.
-pub async fn lookup(servers: &[SocketAddr], name: &str) -> Result<Found, AskError> {
-    let name = whole(name)?;
-    let (a, aaaa) =
-        tokio::join!(any(servers, &name, RecordType::A), any(servers, &name, RecordType::AAAA));
-    match (a, aaaa) {
-        (Ok(a), Ok(b)) => Ok(both(a, b)),
-        // A family that could not be asked about is no reason to do without the other.
-        (Ok(one), Err(why)) | (Err(why), Ok(one)) => {
-            if one.addresses.is_empty() {
-                Err(why)
-            } else {
-                Ok(one)
-            }
-        }
-        (Err(why), Err(_)) => Err(why),
-    }
-}
-
-fn both(mut a: Found, b: Found) -> Found {
-    a.addresses.extend(b.addresses);
-    a.addresses.sort_unstable();
-    a.addresses.dedup();
-    a.ttl = a.ttl.into_iter().chain(b.ttl).min();
-    a
+/// All addresses of a whole name: IPv4, and IPv6.
+pub async fn lookup(servers: &[SocketAddr], name: &str) -> [Result<Found, AskError>; 2] {
+    let Ok(name) = whole(name) else { return [Err(AskError::NoName), Err(AskError::NoName)] };
+    tokio::join!(any(servers, &name, RecordType::A), any(servers, &name, RecordType::AAAA)).into()
 }
 
 /// The first server that knows.
@@ -132,7 +112,11 @@ async fn over_udp(server: SocketAddr, question: &Message, bytes: &[u8]) -> io::R
     socket.send(bytes).await?;
     let mut buffer = [0; UDP_LIMIT as usize];
     loop {
-        let n = socket.recv(&mut buffer).await?;
+        let Ok(received) = tokio::time::timeout(AGAIN, socket.recv(&mut buffer)).await else {
+            socket.send(bytes).await?;
+            continue;
+        };
+        let n = received?;
         let message = Message::from_vec(buffer.get(..n).unwrap_or_default());
         if let Some(answer) = message.ok().filter(|a| answers(question, a)) {
             return Ok(answer);

@@ -33,11 +33,32 @@ pub struct Resolver {
     epoch: AtomicU64,
 }
 
+/// A name that is followed as long as somebody uses it.
 #[derive(Debug)]
-struct Name {
+pub struct Name {
     /// None: no question has come to an end yet.
     addresses: watch::Sender<Option<Addresses>>,
     asked: AtomicBool,
+}
+
+impl Name {
+    /// Its addresses as they are known now, in order: none before the first answer.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses.borrow().clone().unwrap_or_default()
+    }
+
+    /// Waits until the first question has come to an end, well or not.
+    pub async fn settled(&self) {
+        let _ = self.addresses.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Somebody uses the addresses.
+    pub fn used(&self) {
+        // Read first: it is written from time to time, and this is called for every request.
+        if !self.asked.load(Ordering::Relaxed) {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Resolver {
@@ -49,26 +70,16 @@ impl Resolver {
         })
     }
 
-    /// Goes up when a name has got other addresses.
+    /// Goes up when a name has got other addresses, or is not followed any more.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// A name's addresses as they are known now, in order: none before the first answer.
-    pub fn addresses(self: &Arc<Self>, name: &str) -> Addresses {
-        self.name(name).addresses.borrow().clone().unwrap_or_default()
-    }
-
-    /// Waits until a name's first question has come to an end, well or not.
-    pub async fn settled(self: &Arc<Self>, name: &str) {
-        let mut addresses = self.name(name).addresses.subscribe();
-        let _ = addresses.wait_for(Option::is_some).await;
-    }
-
-    fn name(self: &Arc<Self>, name: &str) -> Arc<Name> {
+    /// A name, followed from now on if it was not.
+    pub fn name(self: &Arc<Self>, name: &str) -> Arc<Name> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known.get(name) {
-            found.asked.store(true, Ordering::Relaxed);
+            found.used();
             return found.clone();
         }
         let new =
@@ -83,26 +94,37 @@ impl Resolver {
         let mut idle = 0;
         let mut failing = false;
         loop {
-            let pause = match ask::lookup(&self.servers, &name).await {
-                Ok(found) => {
-                    failing = false;
-                    self.learned(&entry, found.addresses.into());
-                    found.ttl.map_or(AGAIN, |ttl| ttl.clamp(SOONEST, LATEST))
-                }
-                Err(why) => {
-                    if !failing {
-                        tracing::warn!(%name, %why, "a name could not be resolved");
+            let before = entry.addresses();
+            let mut known: Vec<IpAddr> = Vec::new();
+            let mut pause = None;
+            let mut failed = None;
+            let families = ask::lookup(&self.servers, &name).await;
+            for (is_ipv4, answer) in [true, false].into_iter().zip(families) {
+                match answer {
+                    Ok(found) => {
+                        pause = pause.into_iter().chain(found.ttl).min();
+                        known.extend(found.addresses);
                     }
-                    failing = true;
-                    let before = entry.addresses.borrow().clone().unwrap_or_default();
-                    self.learned(&entry, before);
-                    AGAIN
+                    // What was known of this family stays.
+                    Err(why) => {
+                        known.extend(before.iter().filter(|ip| ip.is_ipv4() == is_ipv4));
+                        failed = Some(why);
+                    }
                 }
-            };
+            }
+            if let Some(why) = failed.as_ref().filter(|_| !failing) {
+                tracing::warn!(%name, %why, "a name could not be resolved");
+            }
+            failing = failed.is_some();
+            known.sort_unstable();
+            known.dedup();
+            self.learned(&entry, known.into());
+            let pause = pause.filter(|_| !failing).unwrap_or(AGAIN).clamp(SOONEST, LATEST);
             tokio::time::sleep(pause).await;
             idle = if entry.asked.swap(false, Ordering::Relaxed) { 0 } else { idle + 1 };
             if idle >= IDLE_ROUNDS {
                 self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                self.epoch.fetch_add(1, Ordering::Release);
                 return;
             }
         }
@@ -185,9 +207,10 @@ mod tests {
             }
         });
         let resolver = Resolver::new(vec![at.await]);
-        assert!(resolver.addresses("a.test").is_empty());
-        resolver.settled("a.test").await;
-        assert_eq!(*resolver.addresses("a.test"), [IpAddr::from([10, 0, 0, 1])]);
+        let name = resolver.name("a.test");
+        assert!(name.addresses().is_empty());
+        name.settled().await;
+        assert_eq!(*name.addresses(), [IpAddr::from([10, 0, 0, 1])]);
         assert_eq!(resolver.epoch(), 1);
     }
 
@@ -208,8 +231,8 @@ mod tests {
             _ => {}
         });
         let resolver = Resolver::new(vec![at.await]);
-        resolver.settled("a.test").await;
-        let known = || resolver.addresses("a.test").len();
+        resolver.name("a.test").settled().await;
+        let known = || resolver.name("a.test").addresses().len();
         assert_eq!(known(), 1);
         state.store(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs(30)).await;
@@ -217,6 +240,55 @@ mod tests {
         state.store(2, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(known(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_known_of_a_family_stays_while_that_family_is_not_answered() {
+        let state = Arc::new(AtomicU64::new(0));
+        let said = state.clone();
+        let at = server(move |m| match (said.load(Ordering::Relaxed), is_for_a(m)) {
+            (0, true) => {
+                m.add_answer(record("a.test.", RData::A(A(Ipv4Addr::LOCALHOST))));
+            }
+            (_, true) => {
+                m.set_response_code(ResponseCode::ServFail);
+            }
+            (_, false) => {
+                let data = RData::AAAA(std::net::Ipv6Addr::LOCALHOST.into());
+                m.add_answer(record("a.test.", data));
+            }
+        });
+        let resolver = Resolver::new(vec![at.await]);
+        let name = resolver.name("a.test");
+        name.settled().await;
+        assert_eq!(name.addresses().len(), 2);
+        state.store(1, Ordering::Relaxed);
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            name.used();
+        }
+        assert_eq!(name.addresses().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_followed_as_long_as_somebody_uses_it() {
+        let at = server(|m| {
+            if is_for_a(m) {
+                m.add_answer(record("a.test.", RData::A(A(Ipv4Addr::LOCALHOST))));
+            }
+        });
+        let resolver = Resolver::new(vec![at.await]);
+        let name = resolver.name("a.test");
+        for _ in 0..100 {
+            name.used();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        assert_eq!(resolver.epoch(), 1);
+        assert!(Arc::ptr_eq(&name, &resolver.name("a.test")), "it is the one that is followed");
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        // Whoever has it is told that it is not.
+        assert_eq!(resolver.epoch(), 2);
+        assert!(!Arc::ptr_eq(&name, &resolver.name("a.test")));
     }
 
     #[tokio::test]
@@ -230,8 +302,9 @@ mod tests {
             m.set_response_code(ResponseCode::Refused);
         });
         let resolver = Resolver::new(vec![bad.await, good.await]);
-        resolver.settled("a.test").await;
-        assert_eq!(resolver.addresses("a.test").len(), 1);
+        let name = resolver.name("a.test");
+        name.settled().await;
+        assert_eq!(name.addresses().len(), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! `%RESPONSE_CODE%` and `%REQ(X-REQUEST-ID)%` in it.
 
 use crate::request::{GRPC_UNKNOWN, RequestRecord};
-use std::{fmt::Write as _, net::SocketAddr};
+use std::{fmt::Write as _, net::SocketAddr, ops::Range};
 
 /// Istio's text, where nothing is said.
 pub const ISTIO: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
@@ -30,6 +30,14 @@ pub enum Part {
     /// The first of these that the request has, and how much of it.
     Request(Vec<String>, Option<usize>),
     Response(Vec<String>, Option<usize>),
+    StartTime(Vec<Moment>),
+}
+
+/// A part of a time: text of its own, or so many digits of RFC 3339's form, with zeros after them.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Moment {
+    Plain(String),
+    Digits(Range<usize>, usize),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +132,7 @@ impl Format {
             match part {
                 Part::Request(names, _) => request.extend(names.iter().map(String::as_str)),
                 Part::Response(names, _) => response.extend(names.iter().map(String::as_str)),
-                Part::Plain(_) | Part::Field(_) => {}
+                Part::Plain(_) | Part::Field(_) | Part::StartTime(_) => {}
             }
         }
         (request, response)
@@ -179,7 +187,12 @@ fn parts(text: &str) -> Result<Vec<Part>, String> {
             rest = after;
             continue;
         }
-        let end = inside.find('%').ok_or_else(|| format!("{from:?} has no second %"))?;
+        // What is in parentheses may have a % of its own.
+        let word = inside.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let argument = word.filter(|at| inside.get(*at..).is_some_and(|r| r.starts_with('(')));
+        let before = argument.and_then(|at| Some(at + inside.get(at..)?.find(')')?)).unwrap_or(0);
+        let end = inside.get(before..).and_then(|r| r.find('%')).map(|at| before + at);
+        let end = end.ok_or_else(|| format!("{from:?} has no second %"))?;
         out.push(operator(inside.get(..end).unwrap_or_default())?);
         rest = inside.get(end + 1..).unwrap_or_default();
     }
@@ -214,11 +227,60 @@ fn operator(text: &str) -> Result<Part, String> {
         // Of these nothing is known here.
         "TRAILER" | "DYNAMIC_METADATA" | "CLUSTER_METADATA" | "UPSTREAM_METADATA"
         | "FILTER_STATE" | "ENVIRONMENT" | "METADATA" => Ok(Part::Field(Field::Absent)),
+        "START_TIME" if !what.is_empty() => moments(what).map(Part::StartTime),
+        name if !what.is_empty() => Err(format!("%{name}% takes nothing in parentheses here")),
         name => {
             let found = FIELDS.iter().find(|(n, _)| *n == name);
             found.map(|(_, f)| Part::Field(*f)).ok_or_else(unknown)
         }
     }
+}
+
+/// A time as strftime(3) has it, as far as its parts are RFC 3339's; `%f` is Envoy's: fractions of a
+/// second, in nanoseconds or in as many digits as are before it.
+fn moments(text: &str) -> Result<Vec<Moment>, String> {
+    let (date, time) =
+        ([(0..4, "-"), (5..7, "-"), (8..10, "")], [(11..13, ":"), (14..16, ":"), (17..19, "")]);
+    let several = |of: [(Range<usize>, &str); 3]| {
+        let one = |(digits, after): (Range<usize>, &str)| {
+            [Moment::Digits(digits, 0), Moment::Plain(after.to_owned())]
+        };
+        of.into_iter().flat_map(one).collect::<Vec<_>>()
+    };
+    let mut out = Vec::new();
+    let mut rest = text;
+    while let Some((plain, from)) = rest.split_once('%') {
+        out.push(Moment::Plain(plain.to_owned()));
+        let fraction = ["3f", "6f", "9f", "f"].into_iter().find(|f| from.starts_with(f));
+        let length =
+            fraction.map_or_else(|| from.chars().next().map_or(0, char::len_utf8), str::len);
+        let (what, after) = from.split_at(length);
+        rest = after;
+        match what {
+            "Y" => out.push(Moment::Digits(0..4, 0)),
+            "m" => out.push(Moment::Digits(5..7, 0)),
+            "d" => out.push(Moment::Digits(8..10, 0)),
+            "H" => out.push(Moment::Digits(11..13, 0)),
+            "M" => out.push(Moment::Digits(14..16, 0)),
+            "S" => out.push(Moment::Digits(17..19, 0)),
+            "F" => out.extend(several(date.clone())),
+            "T" => out.extend(several(time.clone())),
+            "3f" => out.push(Moment::Digits(20..23, 0)),
+            "6f" => out.push(Moment::Digits(20..23, 3)),
+            "9f" | "f" => out.push(Moment::Digits(20..23, 6)),
+            "Z" => out.push(Moment::Plain("UTC".to_owned())),
+            "z" => out.push(Moment::Plain("+0000".to_owned())),
+            "%" => out.push(Moment::Plain("%".to_owned())),
+            other => {
+                return Err(format!(
+                    "%{other} of START_TIME({text}) is not known here: there are \
+                     Y m d H M S F T f 3f 6f 9f Z z"
+                ));
+            }
+        }
+    }
+    out.push(Moment::Plain(rest.to_owned()));
+    Ok(out)
 }
 
 impl Part {
@@ -236,6 +298,17 @@ impl Part {
                     name => find(&logged.request, name),
                 };
                 push(out, names.iter().filter_map(own).find(|v| !v.is_empty()), *most);
+            }
+            Self::StartTime(moments) => {
+                for m in moments {
+                    match m {
+                        Moment::Plain(text) => out.push_str(text),
+                        Moment::Digits(at, zeros) => {
+                            out.push_str(r.start_time.get(at.clone()).unwrap_or_default());
+                            out.extend(std::iter::repeat_n('0', *zeros));
+                        }
+                    }
+                }
             }
             Self::Response(names, most) => {
                 push(out, names.iter().find_map(|n| find(&logged.response, n)), *most);
@@ -349,6 +422,16 @@ mod tests {
     }
 
     #[test]
+    fn times_are_written_as_they_are_asked_for() {
+        assert_eq!(line("%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%|"), "2026-01-01T00:00:00.000Z|");
+        assert_eq!(
+            line("%START_TIME(%F %T.%f %z 100%%)%"),
+            "2026-01-01 00:00:00.000000000 +0000 100%"
+        );
+        assert!(Format::text("%START_TIME(%s)%").unwrap_err().contains("%s of START_TIME"));
+    }
+
+    #[test]
     fn objects_have_numbers_where_there_are_numbers() {
         let format = Format::object(r#"{"code": "%RESPONSE_CODE%", "is": "%REQ(:METHOD)%"}"#);
         let line = format.unwrap().line(&record(), &Logged::default());
@@ -357,7 +440,7 @@ mod tests {
 
     #[test]
     fn what_is_no_operator_is_named() {
-        for bad in ["%NONE%", "%REQ(%", "50%", "%REQ(A):x%"] {
+        for bad in ["%NONE%", "%REQ(%", "50%", "%REQ(A):x%", "%START_TIME(%q)%", "%DURATION(x)%"] {
             assert!(Format::text(bad).is_err(), "{bad}");
         }
         assert!(Format::text("%NONE%").unwrap_err().contains("%NONE%"));

@@ -36,8 +36,6 @@ pub struct Span {
     pub trace_id: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
     pub span_id: Vec<u8>,
-    #[prost(string, tag = "3")]
-    pub trace_state: String,
     #[prost(bytes = "vec", tag = "4")]
     pub parent_span_id: Vec<u8>,
     #[prost(string, tag = "5")]
@@ -78,7 +76,7 @@ pub struct KeyValue {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AnyValue {
-    #[prost(oneof = "Value", tags = "1, 3")]
+    #[prost(oneof = "Value", tags = "1")]
     pub value: Option<Value>,
 }
 
@@ -86,8 +84,6 @@ pub struct AnyValue {
 pub enum Value {
     #[prost(string, tag = "1")]
     Text(String),
-    #[prost(int64, tag = "3")]
-    Number(i64),
 }
 
 impl KeyValue {

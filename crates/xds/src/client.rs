@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use prost_types::{Any, Value, value::Kind};
 use rand::Rng as _;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::{self, Write as _},
     sync::Arc,
     time::Duration,
@@ -68,6 +68,15 @@ pub trait Connect: Send + Sync + 'static {
 /// Pauses between attempts: first and longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(15));
 
+/// A resource that is wanted by its name, or by another that the server knows it by, beside what the
+/// wildcard brings; or is not wanted any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ask {
+    pub type_url: &'static str,
+    pub name: String,
+    pub wanted: bool,
+}
+
 /// Follows the control plane until dropped.
 pub async fn follow(
     connect: &dyn Connect,
@@ -75,11 +84,24 @@ pub async fn follow(
     types: &[&'static str],
     apply: &dyn Apply,
 ) -> std::convert::Infallible {
+    let (_nobody, asks) = mpsc::channel(1);
+    follow_and_ask(connect, node, types, apply, asks).await
+}
+
+/// The same, and asks for more by name meanwhile. What was asked for before a stream has ended is
+/// asked for on the next.
+pub async fn follow_and_ask(
+    connect: &dyn Connect,
+    node: Node,
+    types: &[&'static str],
+    apply: &dyn Apply,
+    mut asks: mpsc::Receiver<Ask>,
+) -> std::convert::Infallible {
     let mut state = Subscriptions::new(types);
     let mut pause = BACKOFF.0;
     loop {
         let begun = Instant::now();
-        match stream_once(connect, &node, &mut state, apply).await {
+        match stream_once(connect, &node, &mut state, apply, &mut asks).await {
             Ok(()) => {
                 tracing::info!("the control plane closed the discovery stream; connecting again");
             }
@@ -130,8 +152,12 @@ async fn stream_once(
     node: &Node,
     state: &mut Subscriptions,
     apply: &dyn Apply,
+    asks: &mut mpsc::Receiver<Ask>,
 ) -> Result<(), String> {
     let channel = connect.connect().await?;
+    while let Ok(ask) = asks.try_recv() {
+        state.ask(ask);
+    }
     let mut client = AggregatedDiscoveryServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -148,14 +174,20 @@ async fn stream_once(
     let status = |s: tonic::Status| format!("{:?}: {}", s.code(), s.message());
     let mut stream = client.delta_aggregated_resources(request).await.map_err(status)?.into_inner();
     apply.connected(true);
-    while let Some(response) = stream.message().await.map_err(status)? {
-        if let Some(reply) = state.handle(response, apply)
-            && tx.send(reply).await.is_err()
+    loop {
+        let request = tokio::select! {
+            response = stream.message() => match response.map_err(status)? {
+                Some(response) => state.handle(response, apply),
+                None => return Ok(()),
+            },
+            Some(ask) = asks.recv() => state.ask(ask),
+        };
+        if let Some(request) = request
+            && tx.send(request).await.is_err()
         {
             return Ok(());
         }
     }
-    Ok(())
 }
 
 /// Says that first answers may come in parts.
@@ -178,6 +210,8 @@ const WINDOW: u32 = 4 * 1024 * 1024;
 /// What the client has, by type and name: the part that is not I/O.
 pub struct Subscriptions {
     types: BTreeMap<&'static str, Versions>,
+    /// What is wanted by name.
+    names: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
 type Versions = HashMap<Arc<str>, Version, foldhash::fast::RandomState>;
@@ -213,7 +247,28 @@ impl fmt::Display for Version {
 
 impl Subscriptions {
     pub fn new(types: &[&'static str]) -> Self {
-        Self { types: types.iter().map(|t| (*t, Versions::default())).collect() }
+        Self {
+            types: types.iter().map(|t| (*t, Versions::default())).collect(),
+            names: BTreeMap::new(),
+        }
+    }
+
+    /// Takes down what is wanted by name from now on, and makes the request for it. What has been
+    /// asked for already is asked for again: it may exist by now.
+    pub fn ask(&mut self, ask: Ask) -> Option<DeltaDiscoveryRequest> {
+        let names = self.names.entry(ask.type_url).or_default();
+        let mut request =
+            DeltaDiscoveryRequest { type_url: ask.type_url.to_owned(), ..Default::default() };
+        if ask.wanted {
+            names.insert(ask.name.clone());
+            request.resource_names_subscribe.push(ask.name);
+        } else {
+            if !names.remove(&ask.name) {
+                return None;
+            }
+            request.resource_names_unsubscribe.push(ask.name);
+        }
+        Some(request)
     }
 
     /// The requests that open a stream: a wildcard per type, with the versions already held; what
@@ -225,7 +280,9 @@ impl Subscriptions {
             .map(|(i, (type_url, versions))| DeltaDiscoveryRequest {
                 node: (i == 0).then(|| takes_parts(node)),
                 type_url: (*type_url).to_owned(),
-                resource_names_subscribe: vec!["*".to_owned()],
+                resource_names_subscribe: std::iter::once("*".to_owned())
+                    .chain(self.names.get(type_url).into_iter().flatten().cloned())
+                    .collect(),
                 initial_resource_versions: versions
                     .iter()
                     .map(|(name, version)| (name.to_string(), version.to_string()))

@@ -1,6 +1,8 @@
 //! Delta ADS, the server's end: a store of encoded resources, and a stream per client that sends
 //! what the client does not have.
 
+mod narrow;
+
 use crate::{
     GATEWAY_NAME, MORE_FOLLOWS, TAKES_PARTS,
     proto::discovery::{
@@ -23,12 +25,16 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// One resource as it goes over the wire. The version is a hash of the content, so that every
 /// control plane that compiles the same thing gives it the same version.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Encoded {
     pub version: String,
     pub body: Vec<u8>,
     /// Other names that a client may ask for it by.
     pub aliases: Vec<String>,
+    /// For a proxy, which gets what it serves and no more: the groups that it is of, and those that
+    /// whoever has it needs as well.
+    pub groups: Vec<String>,
+    pub leads: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -42,8 +48,12 @@ struct Change {
 pub struct Store {
     /// Types whose resources are one proxy's business each: the name says whose.
     scoped: Vec<&'static str>,
+    /// Types of which a proxy gets what its scoped resources lead to. A resource may name others of
+    /// types before its own.
+    narrowed: Vec<&'static str>,
     types: RwLock<BTreeMap<&'static str, BTreeMap<String, Arc<Encoded>>>>,
     aliases: RwLock<HashMap<String, String>>,
+    groups: RwLock<narrow::Groups>,
     changes: broadcast::Sender<Arc<Change>>,
     sent: AtomicU64,
 }
@@ -53,13 +63,17 @@ impl Store {
         Self::with_scoped(types, &[])
     }
 
-    /// Resources of `scoped` types go only to clients whose scope their names begin with.
-    pub fn with_scoped(types: &[&'static str], scoped: &[&'static str]) -> Arc<Self> {
-        let all = types.iter().chain(scoped);
+    /// Resources of `scoped` types go only to clients whose scope their names begin with. A client
+    /// with a scope gets of the other types, by their wildcard, what `<scope><group>` leads to, and
+    /// what it names.
+    pub fn with_scoped(narrowed: &[&'static str], scoped: &[&'static str]) -> Arc<Self> {
+        let all = narrowed.iter().chain(scoped);
         Arc::new(Self {
             scoped: scoped.to_vec(),
+            narrowed: narrowed.to_vec(),
             types: RwLock::new(all.map(|t| (*t, BTreeMap::new())).collect()),
             aliases: RwLock::default(),
+            groups: RwLock::default(),
             changes: broadcast::channel(1024).0,
             sent: AtomicU64::new(0),
         })
@@ -77,12 +91,14 @@ impl Store {
         {
             let mut types = write(&self.types);
             let mut aliases = write(&self.aliases);
+            let mut groups = write(&self.groups);
             let all = types.entry(type_url).or_default();
             for (name, encoded) in updated {
                 let old = all.get(&name);
                 if old.is_some_and(|o| o.version == encoded.version) {
                     continue;
                 }
+                groups.replace(type_url, &name, old.map(|o| &**o), Some(&encoded));
                 for a in old.iter().flat_map(|o| &o.aliases) {
                     // Another resource may have it by now.
                     if aliases.get(a) == Some(&name) {
@@ -98,6 +114,7 @@ impl Store {
             }
             for name in removed {
                 if let Some(old) = all.remove(&name) {
+                    groups.replace(type_url, &name, Some(&old), None);
                     for a in &old.aliases {
                         if aliases.get(a) == Some(&name) {
                             aliases.remove(a);
@@ -248,7 +265,7 @@ async fn serve(
                 Err(s) => return s.message().to_owned(),
             },
             change = changes.recv() => match change {
-                Ok(c) => session.change(store, &c).into_iter().collect(),
+                Ok(c) => session.change(store, &c),
                 Err(broadcast::error::RecvError::Lagged(_)) => session.catch_up(store),
                 Err(broadcast::error::RecvError::Closed) => return "shutting down".into(),
             },
@@ -275,6 +292,8 @@ fn gateway_of(request: &DeltaDiscoveryRequest) -> Option<String> {
 #[derive(Default)]
 pub struct Session {
     scope: Option<String>,
+    /// What the scope leads to.
+    reach: narrow::Reach,
     types: BTreeMap<&'static str, Subscription>,
     nonce: u64,
     takes_parts: bool,
@@ -385,18 +404,26 @@ impl Session {
                 }
             }
         }
+        let scope = self.scope.as_deref();
+        let narrowed = store.is_narrowed(type_url, scope);
         for name in &request.resource_names_unsubscribe {
             if name == "*" {
                 sub.wildcard = false;
+            } else if narrowed && sub.wildcard {
+                // It may be among what is sent unasked; if not, the client hears that it is gone.
+                sub.names.remove(&store.canonical(type_url, name));
+                sub.names.remove(name);
             } else {
                 sub.names.remove(name);
                 sub.has.remove(name);
             }
         }
-        if !asked {
+        if !asked && (!narrowed || request.resource_names_unsubscribe.is_empty()) {
             return None;
         }
-        let scope = self.scope.as_deref();
+        if narrowed {
+            self.reach = store.reach(scope.unwrap_or_default());
+        }
         let absent: Vec<String> = subscribed
             .into_iter()
             .filter(|n| {
@@ -407,7 +434,10 @@ impl Session {
         // What replaces something comes at once with its replacement: only of one who has nothing
         // yet can it not be missed.
         let from_nothing = first && sub.has.is_empty();
-        let (updated, mut removed) = Self::difference(sub, store, type_url, scope);
+        let (updated, mut removed) = Self::difference(sub, store, type_url, scope, &self.reach);
+        if !asked && updated.is_empty() && removed.is_empty() {
+            return None;
+        }
         removed.extend(absent);
         let mut answer = self.answer(type_url, updated, removed);
         answer.in_parts = self.takes_parts && from_nothing;
@@ -416,7 +446,21 @@ impl Session {
 
     /// Sends what the store holds now of that which changed: a change that has waited may be older
     /// than what the client has been sent, and must not take it back.
-    fn change(&mut self, store: &Store, change: &Change) -> Option<Answer> {
+    fn change(&mut self, store: &Store, change: &Change) -> Vec<Answer> {
+        let Some(scope) = self.scope.clone() else {
+            return self.plain_change(store, change).into_iter().collect();
+        };
+        let mut out = Vec::new();
+        if self.may_widen(store, change, &scope) {
+            out.extend(self.narrow(store, &scope));
+        }
+        if !store.is_narrowed(change.type_url, Some(&scope)) {
+            out.extend(self.plain_change(store, change));
+        }
+        out
+    }
+
+    fn plain_change(&mut self, store: &Store, change: &Change) -> Option<Answer> {
         let sub = self.types.get_mut(change.type_url)?;
         let mut updated = Vec::new();
         for name in &change.updated {
@@ -440,11 +484,16 @@ impl Session {
 
     /// For a client that was too slow for the stream of changes.
     fn catch_up(&mut self, store: &Store) -> Vec<Answer> {
-        let types: Vec<&'static str> = self.types.keys().copied().collect();
+        let mut types: Vec<&'static str> = self.types.keys().copied().collect();
         let mut out = Vec::new();
+        if let Some(scope) = self.scope.clone() {
+            out.extend(self.narrow(store, &scope));
+            types.retain(|t| !store.is_narrowed(t, Some(&scope)));
+        }
         for type_url in types {
             let Some(sub) = self.types.get_mut(type_url) else { continue };
-            let (updated, removed) = Self::difference(sub, store, type_url, self.scope.as_deref());
+            let scope = self.scope.as_deref();
+            let (updated, removed) = Self::difference(sub, store, type_url, scope, &self.reach);
             if !updated.is_empty() || !removed.is_empty() {
                 out.push(self.answer(type_url, updated, removed));
             }
@@ -457,14 +506,15 @@ impl Session {
         store: &Store,
         type_url: &str,
         scope: Option<&str>,
+        reach: &narrow::Reach,
     ) -> (Vec<(String, Arc<Encoded>)>, Vec<String>) {
-        let mut wanted: Vec<(String, Arc<Encoded>)> = if sub.wildcard {
-            store.all(type_url)
+        let named = |n: &String| store.get(type_url, n).map(|e| (n.clone(), e));
+        let mut wanted: Vec<(String, Arc<Encoded>)> = if !sub.wildcard {
+            sub.names.iter().filter_map(named).collect()
+        } else if store.is_narrowed(type_url, scope) {
+            reach.names(type_url).union(&sub.names).filter_map(named).collect()
         } else {
-            sub.names
-                .iter()
-                .filter_map(|n| store.get(type_url, n).map(|e| (n.clone(), e)))
-                .collect()
+            store.all(type_url)
         };
         wanted.retain(|(name, _)| store.may_see(type_url, name, scope));
         let mut gone = std::mem::take(&mut sub.has);

@@ -2,7 +2,7 @@
 
 use crate::scene::{PORT, Scene};
 use anyhow::ensure;
-use culvert_tests::{Answer, Ask, SOON, attempt};
+use culvert_tests::{Answer, Ask, SOON, Spec, attempt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use testbed::{Pod, eventually};
@@ -205,4 +205,81 @@ fn requests_are_counted_and_told_in_istios_words() {
         Ok(())
     })
     .unwrap();
+}
+
+/// What the waypoint holds of the mesh: workloads, services, policies.
+fn held(s: &Scene) -> [u64; 3] {
+    let metrics = s.waypoint.metrics();
+    ["workload", "service", "policy"].map(|kind| {
+        let line = format!("culvert_waypoint_held{{type=\"{kind}\"}} ");
+        let value = metrics.lines().find_map(|l| l.strip_prefix(&line));
+        value.unwrap_or_else(|| panic!("no {line} in {metrics}")).parse().unwrap()
+    })
+}
+
+#[test]
+fn a_waypoint_holds_what_it_serves_and_who_asked_it() {
+    let s = Scene::new("wp-held");
+    let other = s.mesh.pod(1, Spec::named("other").label("dataplane", "none"));
+    let outside = s.mesh.pod(1, Spec::named("outside").namespace("elsewhere"));
+    let far = s.mesh.service_of("outside", "http", PORT, PORT, &[&outside]);
+    let policy = |namespace: &str, name: &str, selector: &str| {
+        s.mesh.apply(
+            &format!("policy-{namespace}-{name}"),
+            &format!(
+                "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                 metadata: {{ namespace: {namespace}, name: {name} }}\n\
+                 spec: {{ {selector} action: DENY, rules: [{{ from: [{{ source: \
+                 {{ principals: [cluster.local/ns/x/sa/x] }} }}] }}] }}\n"
+            ),
+        );
+    };
+    policy("elsewhere", "theirs", "");
+    policy("default", "ours", "selector: { matchLabels: { app: reviews } },");
+    policy("default", "others", "selector: { matchLabels: { app: other } },");
+    // The two endpoints and this proxy itself; nobody has asked it yet.
+    eventually(SOON, || {
+        let (held, expected) = (held(&s), [3, 1, 1]);
+        ensure!(held == expected, "{held:?}, and not {expected:?}");
+        Ok(())
+    })
+    .unwrap();
+    // The client's labels are known with its first request.
+    s.subsets();
+    s.apply(
+        "VirtualService",
+        "reviews",
+        "{ hosts: [reviews], http: [\
+         { match: [{ sourceLabels: { app: client } }], \
+           route: [{ destination: { host: reviews, subset: v2 } }] }, \
+         { route: [{ destination: { host: reviews, subset: v1 } }] }] }",
+    );
+    s.until(&Ask::get(&s.url("/")), |a| a.by() == "reviews-v2");
+    assert_eq!(held(&s), [4, 1, 1]);
+    let enrolled = s.mesh.enrolled_pod(2, "another");
+    let of_another = Ask::get(&s.url("/")).from(&enrolled).unwrap();
+    assert_eq!(of_another.by(), "reviews-v1");
+    assert_eq!(held(&s), [5, 1, 1]);
+    // What a route names is held as long as it does.
+    s.apply(
+        "VirtualService",
+        "reviews",
+        &format!(
+            "{{ hosts: [reviews], http: [{{ route: [{{ destination: {{ host: {} }} }}] }}] }}",
+            far.hostname()
+        ),
+    );
+    eventually(SOON, || {
+        ensure!(held(&s)[..2] == [6, 2], "{:?}", held(&s));
+        Ok(())
+    })
+    .unwrap();
+    s.route_to("v1", "");
+    eventually(SOON, || {
+        ensure!(held(&s) == [5, 1, 1], "{:?}", held(&s));
+        Ok(())
+    })
+    .unwrap();
+    drop(other);
+    s.is_well();
 }

@@ -12,13 +12,13 @@ use super::{
     view::View,
 };
 use crate::{
-    names::{ProxyName, ServiceName, exported, matches, whole},
+    names::{ProxyName, ServiceName, exported, matches, patterns, whole},
     proto,
 };
 use istio_api::{
     Kind, Labels, Object, ObjectKey, Spec, TargetPort,
     istio::{
-        gateway::{Gateway, Server, ServerTlsMode, TlsProtocol},
+        gateway::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
         virtual_service::VirtualService,
     },
 };
@@ -96,7 +96,31 @@ enum Carries {
     Bytes,
 }
 
+/// What a port takes of all who connect to it: which it is nobody can tell from the first bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Takes {
+    Http,
+    Tls,
+    Bytes,
+}
+
 impl Bound<'_> {
+    fn takes(&self) -> Takes {
+        match self.carries() {
+            Carries::Bytes => Takes::Bytes,
+            Carries::Passed | Carries::Ended => Takes::Tls,
+            Carries::Http if self.certified().is_some() => Takes::Tls,
+            Carries::Http => Takes::Http,
+        }
+    }
+
+    /// The TLS that ends here, but for a port that only sends clients to another.
+    fn certified(&self) -> Option<&ServerTlsSettings> {
+        let protocol = self.server.port.as_ref().map(|p| p.protocol.to_ascii_uppercase());
+        let redirects = protocol.as_deref() != Some("HTTPS");
+        self.server.tls.as_ref().filter(|tls| !(tls.https_redirect && redirects))
+    }
+
     fn carries(&self) -> Carries {
         let protocol = self.server.port.as_ref().map(|p| p.protocol.to_ascii_uppercase());
         let passed = self.server.tls.as_ref().is_none_or(|t| t.mode == ServerTlsMode::Passthrough);
@@ -109,8 +133,10 @@ impl Bound<'_> {
     }
 
     /// Where nobody says which host is meant, all are one.
-    fn table_of(&self, host: String) -> String {
-        if self.carries() == Carries::Bytes { "*".to_owned() } else { host }
+    fn table_of(&self, host: String) -> ServiceName {
+        let all = self.carries() == Carries::Bytes;
+        let hostname = if all { "*".to_owned() } else { host };
+        ServiceName { namespace: unit_namespace(self.listens), hostname }
     }
 }
 
@@ -139,7 +165,32 @@ pub fn compile(
     policies: &dyn Fn(&ProxyName, &Labels) -> Vec<proto::HttpPolicy>,
     only: Option<&Named>,
 ) -> Compiled {
-    let mut out = Compiled { looked_at: only.map(|_| BTreeSet::new()), ..Compiled::default() };
+    let mut out = Compiled::default();
+    let (servers, _) = servers(view, proxy, labels);
+    let policies = policies(proxy, labels);
+    // A table may be of several servers, and each has its part of it.
+    out.looked_at =
+        only.map(|named| servers.iter().flat_map(|b| tables(b, &servers, named)).collect());
+    let only = out.looked_at.clone();
+    for b in &servers {
+        let listener = out.listeners.entry(b.listens).or_insert_with(|| proto::Listener {
+            port: u32::from(b.listens),
+            ..proto::Listener::default()
+        });
+        listen(view, proxy, b, listener);
+        hosts(view, rules, proxy, b, &servers, &policies, only.as_ref(), &mut out);
+    }
+    ingress::open(view, rules, proxy, labels, &policies, only.as_ref(), &mut out);
+    out
+}
+
+/// The servers that bind a proxy, the oldest Gateway's first, and those that cannot be: their port
+/// takes something else already. The proxy's own Gateway of the Gateway API comes before all.
+fn servers<'a>(
+    view: View<'a>,
+    proxy: &ProxyName,
+    labels: &Labels,
+) -> (Vec<Bound<'a>>, Vec<Bound<'a>>) {
     let mut gateways: Vec<(&Arc<Object>, &Gateway)> = view
         .of_kind(Kind::Gateway)
         .filter_map(|o| match &o.spec {
@@ -150,36 +201,24 @@ pub fn compile(
         })
         .collect();
     gateways.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
-    let servers: Vec<Bound<'_>> = gateways
-        .iter()
+    let mut takes = ingress::takes(view, proxy, labels);
+    gateways
+        .into_iter()
         .flat_map(|(o, g)| g.servers.iter().map(move |s| (o, s)))
         .filter_map(|(object, server)| {
             let port = server.port.as_ref()?;
             let port = u16::try_from(port.number).ok().filter(|p| *p != 0)?;
             Some(Bound { object, server, port, listens: listens(view, proxy, labels, port) })
         })
-        .collect();
-    let policies = policies(proxy, labels);
-    // A table may be of several servers, and each has its part of it.
-    let only: Option<BTreeSet<String>> =
-        only.map(|named| servers.iter().flat_map(|b| tables(b, named)).collect());
-    for b in &servers {
-        let listener = out.listeners.entry(b.listens).or_insert_with(|| proto::Listener {
-            port: u32::from(b.listens),
-            ..proto::Listener::default()
-        });
-        listen(view, proxy, b, listener);
-        if let (Some(all), Some(own)) = (&mut out.looked_at, &only) {
-            let namespace = unit_namespace(b.listens);
-            all.extend(own.iter().map(|hostname| ServiceName {
-                namespace: namespace.clone(),
-                hostname: b.table_of(hostname.clone()),
-            }));
-        }
-        hosts(view, rules, proxy, b, &policies, only.as_ref(), &mut out);
-    }
-    ingress::open(view, rules, proxy, labels, &policies, only.as_ref(), &mut out);
-    out
+        .partition(|b| *takes.entry(b.listens).or_insert(b.takes()) == b.takes())
+}
+
+/// Gateways with servers whose port takes something else already, and the port.
+pub fn refused(view: View<'_>, rules: &Rules) -> Vec<(ObjectKey, u16)> {
+    let all = proxies(view, rules);
+    let of_proxy = |(proxy, labels): (&ProxyName, &Labels)| servers(view, proxy, labels).1;
+    let refused = all.iter().flat_map(of_proxy).map(|b| (b.object.key.clone(), b.port));
+    refused.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn listen(view: View<'_>, proxy: &ProxyName, b: &Bound<'_>, listener: &mut proto::Listener) {
@@ -192,12 +231,12 @@ fn listen(view: View<'_>, proxy: &ProxyName, b: &Bound<'_>, listener: &mut proto
     if matches!(b.carries(), Carries::Bytes | Carries::Passed) {
         return;
     }
-    let Some(tls) = &b.server.tls else { return };
-    let protocol = b.server.port.as_ref().map(|p| p.protocol.to_ascii_uppercase());
-    if tls.https_redirect && protocol.as_deref() != Some("HTTPS") {
-        listener.redirected.extend(hosts);
+    let Some(tls) = b.certified() else {
+        if b.server.tls.is_some() {
+            listener.redirected.extend(hosts);
+        }
         return;
-    }
+    };
     let mut certificate = proto::Certificate {
         hosts,
         client_optional: tls.mode == ServerTlsMode::OptionalMutual,
@@ -228,48 +267,70 @@ fn host_of(h: &str) -> &str {
     h.split_once('/').map_or(h, |(_, host)| host)
 }
 
-/// Whether a server takes a host of a VirtualService of that namespace; the more specific of both.
-fn common(server: &Bound<'_>, host: &str, namespace: &str) -> Option<String> {
-    server.server.hosts.iter().find_map(|h| {
+/// The hosts that a server takes of a VirtualService's, of that namespace: of both, the more
+/// specific. Where TLS ends, or goes on, a host is that server's alone which is the most specific for
+/// it: its clients have been asked for what it asks.
+fn common<'a>(
+    b: &'a Bound<'_>,
+    servers: &'a [Bound<'_>],
+    host: &'a str,
+    namespace: &'a str,
+) -> impl Iterator<Item = String> + 'a {
+    let both = move |h: &String| {
         let (from, pattern) = h.split_once('/').unwrap_or(("*", h));
         let seen = match from {
             "*" => true,
-            "." => server.object.key.namespace == namespace,
+            "." => b.object.key.namespace == namespace,
             other => other == namespace,
         };
         let pattern = pattern.to_ascii_lowercase();
-        if !seen {
-            None
-        } else if pattern == host || matches(&pattern, host) {
-            Some(host.to_owned())
+        let common = if pattern == host || matches(&pattern, host) {
+            host.to_owned()
         } else if matches(host, &pattern) {
-            Some(pattern)
+            pattern.clone()
         } else {
-            None
-        }
-    })
+            return None;
+        };
+        let is_own = || b.takes() != Takes::Tls || pattern == owner(servers, b.listens, &common);
+        (seen && is_own()).then_some(common)
+    };
+    b.server.hosts.iter().filter_map(both)
+}
+
+/// The most specific of the hosts of a port's servers that match `host`.
+fn owner(servers: &[Bound<'_>], listens: u16, host: &str) -> String {
+    let own = servers.iter().filter(|b| b.listens == listens).flat_map(|b| &b.server.hosts);
+    let own: BTreeSet<String> = own.map(|h| host_of(h).to_ascii_lowercase()).collect();
+    patterns(host).find(|p| own.contains(p)).unwrap_or_default()
 }
 
 /// The tables of a server that these hosts are part of.
-fn tables(b: &Bound<'_>, named: &Named) -> impl Iterator<Item = String> {
-    named.iter().filter_map(|(host, namespace)| common(b, host, namespace))
+fn tables(b: &Bound<'_>, servers: &[Bound<'_>], named: &Named) -> Vec<ServiceName> {
+    let of = |(host, namespace): &(String, String)| {
+        common(b, servers, host, namespace).map(|h| b.table_of(h)).collect::<Vec<_>>()
+    };
+    named.iter().flat_map(of).collect()
 }
 
+#[allow(clippy::too_many_arguments)]
 fn hosts(
     view: View<'_>,
     rules: &Rules,
     proxy: &ProxyName,
     b: &Bound<'_>,
+    servers: &[Bound<'_>],
     policies: &[proto::HttpPolicy],
-    only: Option<&BTreeSet<String>>,
+    only: Option<&BTreeSet<ServiceName>>,
     out: &mut Compiled,
 ) {
     let name = format!("{}/{}", b.object.key.namespace, b.object.key.name);
-    // Where all hosts are one, each has its part in it.
-    let only = only.filter(|_| b.carries() != Carries::Bytes);
     let candidates: Vec<&Arc<Object>> = match only {
-        Some(only) => rules.virtual_services_about(view, only),
-        None => view.of_kind(Kind::VirtualService).collect(),
+        // Where all hosts are one, each has its part in it.
+        Some(only) if b.carries() != Carries::Bytes => {
+            let hosts = only.iter().map(|s| s.hostname.clone()).collect();
+            rules.virtual_services_about(view, &hosts)
+        }
+        _ => view.of_kind(Kind::VirtualService).collect(),
     };
     let mut bound: Vec<(&Arc<Object>, &VirtualService)> = candidates
         .into_iter()
@@ -286,14 +347,15 @@ fn hosts(
     bound.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
     for (o, v) in bound {
         // The same host twice in one rule is one.
-        let hosts: BTreeSet<String> = v
-            .hosts
-            .iter()
-            .map(|h| whole(h, &o.key.namespace, view.domain))
-            .filter_map(|h| common(b, &h, &o.key.namespace))
-            .filter(|h| only.is_none_or(|only| only.contains(h)))
+        let own = v.hosts.iter().map(|h| whole(h, &o.key.namespace, view.domain));
+        let hosts: BTreeSet<String> = own
+            .flat_map(|h| common(b, servers, &h, &o.key.namespace).collect::<Vec<_>>())
             .collect();
         for host in hosts {
+            let key = b.table_of(host);
+            if only.is_some_and(|only| !only.contains(&key)) {
+                continue;
+            }
             let mut used = BTreeSet::<ObjectKey>::new();
             let mut scope =
                 Scope { view, rules, proxy, gateway: &name, port: b.port, used: &mut used };
@@ -312,8 +374,6 @@ fn hosts(
                     proto::Protocol::Tcp
                 }
             };
-            let hostname = b.table_of(host);
-            let key = ServiceName { namespace: unit_namespace(b.listens), hostname };
             let table = ingress::table(out, key, &b.object.key.name, policies);
             // Rules of one host are one, the older first.
             if let Some(port) = table.ports.first_mut() {

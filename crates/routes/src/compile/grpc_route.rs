@@ -1,6 +1,5 @@
 //! Gateway API's GRPCRoute as an HTTPRoute: gRPC's methods are paths, `/<service>/<method>`.
 
-use super::route_api::escaped;
 use istio_api::gateway_api::{
     grpc_route::{
         GrpcHeaderMatch, GrpcHeaderMatchType, GrpcMethodMatch, GrpcMethodMatchType,
@@ -59,7 +58,7 @@ fn path_of(m: &GrpcMethodMatch) -> Option<HttpPathMatch> {
         ("", "") => None,
         (service, "") => path(PathMatchType::PathPrefix, format!("/{service}")),
         ("", method) => {
-            path(PathMatchType::RegularExpression, format!("/[^/]+/{}", escaped(method)))
+            path(PathMatchType::RegularExpression, format!("/[^/]+/{}", regex::escape(method)))
         }
         (service, method) => path(PathMatchType::Exact, format!("/{service}/{method}")),
     }

@@ -21,7 +21,8 @@ impl Compiler {
         let entries = view.of_kind(Kind::ServiceEntry).filter_map(|o| self.idle_names(view, o));
         let routes = view.of_kind(Kind::HttpRoute).chain(view.of_kind(Kind::GrpcRoute));
         let routes = routes.filter_map(|o| self.idle_route(view, o));
-        policies.chain(rules).chain(entries).chain(routes).collect()
+        let servers = super::gateways::refused(view, &self.rules).into_iter().map(idle_server);
+        policies.chain(rules).chain(entries).chain(routes).chain(servers).collect()
     }
 
     fn idle_route(&self, view: View<'_>, o: &Object) -> Option<Idle> {
@@ -98,5 +99,15 @@ impl Compiler {
             found: format!("{hosts:?}, which no waypoint serves"),
             remedy: "it routes nothing: put istio.io/use-waypoint on the service or its namespace",
         })
+    }
+}
+
+fn idle_server((key, port): (ObjectKey, u16)) -> Idle {
+    Idle {
+        key,
+        path: "spec.servers.port",
+        found: format!("port {port}, where an older Gateway's server takes another protocol"),
+        remedy: "the server takes nothing: plaintext HTTP, TLS and TCP cannot share a port of a \
+                 gateway; give it another port, or pods of its own",
     }
 }

@@ -2,13 +2,13 @@
 
 use super::{
     credential::credential,
-    gateways::{Compiled, listens, unit_namespace},
-    route_api::{self, Parent, Place, Ranked, in_order, parents},
-    select::{Rules, age},
+    gateways::{Compiled, Takes, listens, unit_namespace},
+    route_api::{self, Parent, Place, Ranked, in_order, older, parents},
+    select::Rules,
     view::View,
 };
 use crate::{
-    names::{ProxyName, ServiceName, matches},
+    names::{ProxyName, ServiceName, matches, patterns},
     proto,
 };
 use istio_api::{
@@ -23,46 +23,75 @@ use std::{
     sync::Arc,
 };
 
-/// Opens what the Gateway of the proxy's name asks for. `only`: the hosts that are looked at.
+fn listeners<'a>(
+    view: View<'a>,
+    proxy: &ProxyName,
+    labels: &Labels,
+) -> Vec<(&'a Listener, u16, u16, Takes)> {
+    let object = view.get(Kind::KubernetesGateway, &proxy.namespace, &proxy.name);
+    let Some(Spec::KubernetesGateway(spec)) = object.map(|o| &o.spec) else { return Vec::new() };
+    let mut known = BTreeMap::new();
+    let of = |l: &'a Listener| {
+        let port = l.port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0)?;
+        let takes = match l.protocol.as_str() {
+            "HTTP" => Takes::Http,
+            "HTTPS" => Takes::Tls,
+            _ => return None,
+        };
+        let listens = listens(view, proxy, labels, port);
+        (*known.entry(listens).or_insert(takes) == takes).then_some((l, port, listens, takes))
+    };
+    spec.listeners.iter().filter_map(of).collect()
+}
+
+/// What the ports take that the Gateway of the proxy's name asks for.
+pub fn takes(view: View<'_>, proxy: &ProxyName, labels: &Labels) -> BTreeMap<u16, Takes> {
+    let all = listeners(view, proxy, labels).into_iter();
+    all.map(|(_, _, listens, takes)| (listens, takes)).collect()
+}
+
+/// Opens what the Gateway of the proxy's name asks for. `only`: the tables that are looked at.
 pub fn open(
     view: View<'_>,
     rules: &Rules,
     proxy: &ProxyName,
     labels: &Labels,
     policies: &[proto::HttpPolicy],
-    only: Option<&BTreeSet<String>>,
+    only: Option<&BTreeSet<ServiceName>>,
     out: &mut Compiled,
 ) {
     let object = view.get(Kind::KubernetesGateway, &proxy.namespace, &proxy.name);
     let Some(Spec::KubernetesGateway(spec)) = object.map(|o| &o.spec) else { return };
     let mut routes: Vec<&Arc<Object>> =
         view.of_kind(Kind::HttpRoute).chain(view.of_kind(Kind::GrpcRoute)).collect();
-    routes.sort_by(|a, b| age(a).cmp(&age(b)));
+    routes.sort_by(|a, b| older(a).cmp(&older(b)));
     let mut hosts: BTreeMap<ServiceName, Vec<Ranked>> = BTreeMap::new();
-    for l in &spec.listeners {
-        let Some(port) = l.port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) else {
-            continue;
-        };
-        let listens = listens(view, proxy, labels, port);
+    let all = listeners(view, proxy, labels);
+    for (l, port, listens, takes) in all.iter().copied() {
         let listener = out.listeners.entry(listens).or_insert_with(|| proto::Listener {
             port: u32::from(listens),
             ..proto::Listener::default()
         });
-        if let Some(o) = object.filter(|_| l.protocol == "HTTPS") {
+        if let Some(o) = object.filter(|_| takes == Takes::Tls) {
             listener.certificates.extend(certificates(view, o, proxy, spec, l));
         }
         let unit = |hostname: String| ServiceName { namespace: unit_namespace(listens), hostname };
-        // A host of its own: what is not routed here is not routed by a wider listener.
-        let looked_at = |host: &String| only.is_none_or(|only| only.contains(host));
+        // A host is the most specific listener's alone: what is not routed there is not routed by a
+        // wider one.
+        let of_port = all.iter().filter(|(_, _, other, _)| *other == listens);
+        let names: BTreeSet<String> = of_port.map(|(l, ..)| pattern(&l.hostname)).collect();
         let own = pattern(&l.hostname);
-        if looked_at(&own) {
-            hosts.entry(unit(own)).or_default();
+        let is_own =
+            |host: &String| patterns(host).find(|p| names.contains(p)).as_ref() == Some(&own);
+        let looked_at = |key: &ServiceName| only.is_none_or(|only| only.contains(key));
+        if looked_at(&unit(own.clone())) {
+            hosts.entry(unit(own.clone())).or_default();
         }
         let place = Place { view, rules, proxy, port };
         for o in routes.iter().filter(|o| attaches(view, proxy, l, port, o)) {
             let common = common(&l.hostname, route_api::hostnames(o)).into_iter();
-            for host in common.filter(looked_at) {
-                hosts.entry(unit(host)).or_default().extend(place.routes(o));
+            for key in common.filter(is_own).map(unit).filter(looked_at) {
+                hosts.entry(key).or_default().extend(place.routes(o));
             }
         }
     }

@@ -124,7 +124,7 @@ impl Place<'_> {
             })
             .map(|o| &**o)
             .collect();
-        bound.sort_by(|a, b| age(a).cmp(&age(b)));
+        bound.sort_by(|a, b| older(a).cmp(&older(b)));
         in_order(bound.into_iter().flat_map(|o| self.routes(o)).collect())
     }
 
@@ -247,6 +247,10 @@ impl Place<'_> {
             ("" | "core", "" | "Service") | ("networking.istio.io", "Hostname") => {}
             _ => return broken(format!("requests cannot be sent to a {kind} of {group:?}")),
         }
+        // It would be another namespace's, by its whole name.
+        if kind != "Hostname" && name.contains('.') {
+            return broken(format!("{name} is no name of a Service: it has dots in it"));
+        }
         if namespace != own && !granted(self.view, o, namespace, "Service", name) {
             return broken(format!(
                 "no ReferenceGrant in {namespace} lets routes of {own} send to its Service {name}"
@@ -295,6 +299,13 @@ impl Place<'_> {
         }
         out
     }
+}
+
+/// The older of two objects comes first, and of the same age that whose `namespace/name` does (the
+/// specification's order, which is not Istio's).
+pub fn older(o: &Object) -> (Option<&str>, &str, &str) {
+    let (created, name, namespace) = age(o);
+    (created, namespace, name)
 }
 
 /// Whether a ReferenceGrant of `namespace` lets objects of this kind and namespace name an object of
@@ -369,7 +380,7 @@ fn cors(c: &HttpCorsFilter) -> proto::Cors {
         let kind = match o.as_str() {
             "*" => By::Present(true),
             o if o.contains('*') => {
-                let parts: Vec<String> = o.split('*').map(escaped).collect();
+                let parts: Vec<String> = o.split('*').map(regex::escape).collect();
                 By::Regex(parts.join("[^/]+"))
             }
             o => By::Exact(o.to_owned()),
@@ -386,18 +397,6 @@ fn cors(c: &HttpCorsFilter) -> proto::Cors {
         allow_credentials: c.allow_credentials == Some(true),
         forward_unmatched: false,
     }
-}
-
-/// As a regular expression that matches nothing else.
-pub fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() * 2);
-    for c in text.chars() {
-        if !c.is_alphanumeric() {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
 }
 
 fn one_match(m: &HttpRouteMatch) -> (Rank, proto::HttpMatch) {

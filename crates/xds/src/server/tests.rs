@@ -6,7 +6,7 @@ const TYPE: &str = crate::ADDRESS_TYPE;
 const OTHER: &str = crate::AUTHORIZATION_TYPE;
 
 fn encoded(version: &str) -> Encoded {
-    Encoded { version: version.to_owned(), body: version.into(), aliases: Vec::new() }
+    Encoded { version: version.to_owned(), body: version.into(), ..Encoded::default() }
 }
 
 fn aliased(version: &str, alias: &str) -> Encoded {
@@ -81,7 +81,7 @@ fn follow(
     changes: &mut broadcast::Receiver<Arc<Change>>,
 ) -> Vec<DeltaDiscoveryResponse> {
     std::iter::from_fn(|| changes.try_recv().ok())
-        .filter_map(|c| session.change(store, &c))
+        .flat_map(|c| session.change(store, &c))
         .flatten()
         .collect()
 }
@@ -379,4 +379,142 @@ fn one_who_is_no_proxy_is_sent_nothing_of_any() {
     assert_eq!(sent(first), lists(&[], &["ns/wp/a"]));
     store.update(SCOPED, vec![("ns/wp/a".to_owned(), encoded("2"))], Vec::new());
     assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&[], &[]));
+}
+
+const HOSTS: &str = "type/hosts";
+
+/// What is of these groups, and leads to those.
+fn member(version: &str, groups: &[&str], leads: &[&str]) -> Encoded {
+    let own = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect();
+    Encoded { groups: own(groups), leads: own(leads), ..encoded(version) }
+}
+
+/// Service `s`, its endpoint, which a policy binds, and another's.
+fn narrowing() -> (Arc<Store>, Session) {
+    let store = Store::with_scoped(&[OTHER, TYPE], &[HOSTS]);
+    let put = |t, name: &str, e| store.update(t, vec![(name.to_owned(), e)], Vec::new());
+    put(OTHER, "p1", member("1", &["policy p1"], &[]));
+    put(OTHER, "p2", member("1", &["policy p2"], &[]));
+    put(TYPE, "s", member("1", &["s"], &["s", "w"]));
+    put(TYPE, "e", member("1", &["s"], &["policy p1"]));
+    put(TYPE, "w", member("1", &["w"], &["w"]));
+    put(TYPE, "other", member("1", &["other"], &["other", "policy p2"]));
+    put(HOSTS, "ns/gw/s", encoded("1"));
+    put(HOSTS, "ns/gw2/other", encoded("1"));
+    (store, Session { scope: Some("ns/gw/".to_owned()), ..Session::default() })
+}
+
+fn of(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..subscribe(names) }
+}
+
+#[test]
+fn a_proxy_gets_what_its_own_resources_lead_to() {
+    let (store, mut session) = narrowing();
+    let mut changes = store.changes.subscribe();
+    for (type_url, expected) in
+        [(OTHER, &["p1=1"][..]), (TYPE, &["e=1", "s=1", "w=1"]), (HOSTS, &["ns/gw/s=1"])]
+    {
+        let first = ask(&store, &mut session, of(type_url, &["*"]));
+        assert_eq!(sent(first), lists(expected, &[]), "{type_url}");
+    }
+    // What is not its business.
+    store.update(TYPE, vec![("other".to_owned(), member("2", &["other"], &[]))], Vec::new());
+    store.update(HOSTS, vec![("ns/gw2/other".to_owned(), encoded("2"))], Vec::new());
+    assert!(follow(&store, &mut session, &mut changes).is_empty());
+    // An endpoint more, one that changes its policy, one less.
+    store.update(TYPE, vec![("e2".to_owned(), member("1", &["s"], &["policy p2"]))], Vec::new());
+    let answers = follow(&store, &mut session, &mut changes);
+    let types: Vec<&str> = answers.iter().map(|a| a.type_url.as_str()).collect();
+    assert_eq!(types, [OTHER, TYPE], "what is named comes first");
+    assert_eq!(sent(answers), lists(&["e2=1", "p2=1"], &[]));
+    remove(&store, "e2");
+    let answers = follow(&store, &mut session, &mut changes);
+    let types: Vec<&str> = answers.iter().map(|a| a.type_url.as_str()).collect();
+    assert_eq!(types, [TYPE, OTHER], "and goes last");
+    assert_eq!(sent(answers), lists(&[], &["e2", "p2"]));
+    // One that is its own no more.
+    store.update(TYPE, vec![("e".to_owned(), member("2", &["other"], &["policy p1"]))], Vec::new());
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&[], &["e", "p1"]));
+    // Another host.
+    store.update(HOSTS, vec![("ns/gw/other".to_owned(), encoded("1"))], Vec::new());
+    let answers = follow(&store, &mut session, &mut changes);
+    assert_eq!(answers.last().unwrap().type_url, HOSTS, "it comes after what it leads to");
+    assert_eq!(sent(answers), lists(&["e=2", "ns/gw/other=1", "other=2", "p1=1"], &[]));
+    store.update(HOSTS, Vec::new(), vec!["ns/gw/other".to_owned()]);
+    let answers = follow(&store, &mut session, &mut changes);
+    assert_eq!(sent(answers), lists(&[], &["e", "ns/gw/other", "other", "p1"]));
+}
+
+#[test]
+fn a_proxy_may_ask_for_more_by_name_and_give_it_back() {
+    let (store, mut session) = narrowing();
+    let mut changes = store.changes.subscribe();
+    ask(&store, &mut session, of(TYPE, &["*"]));
+    ask(&store, &mut session, of(HOSTS, &["*"]));
+    let client = |version: &str| Encoded {
+        aliases: vec!["net/10.0.0.9".to_owned()],
+        ..member(version, &["far"], &[])
+    };
+    store.update(TYPE, vec![("c".to_owned(), client("1"))], Vec::new());
+    assert!(follow(&store, &mut session, &mut changes).is_empty());
+    let by_alias = ask(&store, &mut session, of(TYPE, &["net/10.0.0.9"]));
+    assert_eq!(sent(by_alias), lists(&["c=1"], &[]));
+    store.update(TYPE, vec![("c".to_owned(), client("2"))], Vec::new());
+    assert_eq!(sent(follow(&store, &mut session, &mut changes)), lists(&["c=2"], &[]));
+    assert_eq!(sent(ask(&store, &mut session, unsubscribe(&["net/10.0.0.9"]))), lists(&[], &["c"]));
+    // What comes unasked stays.
+    ask(&store, &mut session, of(TYPE, &["e"]));
+    assert!(ask(&store, &mut session, unsubscribe(&["e"])).is_empty());
+    let unknown = ask(&store, &mut session, of(TYPE, &["net/10.0.0.10"]));
+    assert_eq!(sent(unknown), lists(&[], &["net/10.0.0.10"]));
+    assert!(ask(&store, &mut session, unsubscribe(&["net/10.0.0.10"])).is_empty());
+}
+
+#[test]
+fn what_a_scope_leads_to_change_by_change_is_what_it_leads_to_at_once() {
+    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+    for seed in 0..200 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (store, mut session) = narrowing();
+        let mut changes = store.changes.subscribe();
+        let mut held: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        let mut take = |answers: Vec<DeltaDiscoveryResponse>| {
+            for a in answers {
+                let of_type = held.entry(a.type_url).or_default();
+                for n in a.removed_resources {
+                    of_type.remove(&n);
+                }
+                of_type.extend(a.resources.into_iter().map(|r| (r.name, r.version)));
+            }
+            held.clone()
+        };
+        for t in [OTHER, TYPE, HOSTS] {
+            take(ask(&store, &mut session, of(t, &["*"])));
+        }
+        for step in 0..40 {
+            let pick = |rng: &mut StdRng| format!("{}", rng.random_range(0..6));
+            let (t, name) = match rng.random_range(0..4) {
+                0 => (HOSTS, format!("ns/gw/{}", pick(&mut rng))),
+                1 => (OTHER, pick(&mut rng)),
+                _ => (TYPE, pick(&mut rng)),
+            };
+            if rng.random_bool(0.3) {
+                store.update(t, Vec::new(), vec![name]);
+            } else {
+                let mut groups = |n| (0..n).map(|_| pick(&mut rng)).collect::<Vec<String>>();
+                let e =
+                    Encoded { groups: groups(2), leads: groups(2), ..encoded(&step.to_string()) };
+                store.update(t, vec![(name, e)], Vec::new());
+            }
+            let mut all = take(follow(&store, &mut session, &mut changes));
+            let mut fresh = Session { scope: session.scope.clone(), ..Session::default() };
+            for t in [OTHER, TYPE, HOSTS] {
+                let (whole, _) = sent(ask(&store, &mut fresh, of(t, &["*"])));
+                let has = all.remove(t).unwrap_or_default();
+                let has: Vec<String> = has.iter().map(|(n, v)| format!("{n}={v}")).collect();
+                assert_eq!(has, whole, "seed {seed}, step {step}, {t}");
+            }
+        }
+    }
 }

@@ -69,7 +69,6 @@ fn attributes(all: &[KeyValue]) -> Value {
     let one = |kv: &KeyValue| {
         let value = match kv.value.as_ref().and_then(|v| v.value.as_ref()) {
             Some(otlp::Value::Text(text)) => json!(text),
-            Some(otlp::Value::Number(n)) => json!(n),
             None => Value::Null,
         };
         (kv.key.clone(), value)

@@ -2,6 +2,7 @@
 
 mod delegates;
 mod destination_rules;
+mod gateways;
 mod idle;
 mod policies;
 mod virtual_services;

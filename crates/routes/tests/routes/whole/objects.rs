@@ -364,12 +364,22 @@ fn istio_gateways() -> BoxedStrategy<Value> {
     ];
     let port = prop::sample::select(&[80_u16, 8443][..]);
     let hosts = some_of(&["*", "reviews.shop.svc.cluster.local", "shop/*.example.com", "./*"], 2);
-    (namespace(), one_of(&["ingress", "g2"]), selector, port, hosts, tls)
-        .prop_map(|(ns, name, selector, port, hosts, tls)| {
-            let server = json!({"port": {"number": port, "name": "p", "protocol": "HTTP"},
-                                "hosts": hosts, "tls": tls});
-            json!({"kind": "IstioGateway", "metadata": meta(ns, name, json!({})),
-                   "spec": {"selector": selector, "servers": [server]}})
+    let protocol = prop_oneof![
+        4 => Just(("HTTP", None)), 1 => Just(("TCP", None)),
+        1 => Just(("TLS", Some("PASSTHROUGH"))), 1 => Just(("TLS", Some("SIMPLE"))),
+    ];
+    let server = (protocol, port, hosts, tls).prop_map(|((protocol, mode), port, hosts, tls)| {
+        let tls = mode.map_or(tls, |mode| json!({"mode": mode, "credentialName": "s1"}));
+        json!({"port": {"number": port, "name": "p", "protocol": protocol},
+               "hosts": hosts, "tls": tls})
+    });
+    let servers = prop::collection::vec(server, 1..3);
+    (namespace(), one_of(&["ingress", "g2"]), selector, servers, created())
+        .prop_map(|(ns, name, selector, servers, created)| {
+            let mut meta = meta(ns, name, json!({}));
+            meta["creationTimestamp"] = json!(created);
+            json!({"kind": "IstioGateway", "metadata": meta,
+                   "spec": {"selector": selector, "servers": servers}})
         })
         .boxed()
 }
@@ -384,10 +394,23 @@ fn secrets() -> BoxedStrategy<Value> {
 }
 
 fn mesh_config() -> BoxedStrategy<Value> {
-    (one_of(&NAMESPACES), one_of(&["cluster.local", "other.local"]))
-        .prop_map(|(root, trust)| {
+    let collector = prop::option::of(one_of(&[
+        "reviews.shop.svc.cluster.local",
+        "shop/ratings.shop.svc.cluster.local",
+        "nobody",
+    ]));
+    (one_of(&NAMESPACES), one_of(&["cluster.local", "other.local"]), collector)
+        .prop_map(|(root, trust, collector)| {
+            let mut spec = json!({"rootNamespace": root, "trustDomain": trust});
+            if let Some(service) = collector {
+                spec["enableTracing"] = json!(true);
+                spec["defaultProviders"] = json!({"tracing": ["otel"]});
+                spec["extensionProviders"] = json!([
+                    {"name": "otel", "opentelemetry": {"service": service, "port": 80}}
+                ]);
+            }
             json!({"kind": "MeshConfig", "metadata": meta("istio-system", "istio", json!({})),
-                   "spec": {"rootNamespace": root, "trustDomain": trust}})
+                   "spec": spec})
         })
         .boxed()
 }
