@@ -222,7 +222,15 @@ fn a_waypoint_holds_what_it_serves_and_who_asked_it() {
     let s = Scene::new("wp-held");
     let other = s.mesh.pod(1, Spec::named("other").label("dataplane", "none"));
     let outside = s.mesh.pod(1, Spec::named("outside").namespace("elsewhere"));
-    let far = s.mesh.service_of("outside", "http", PORT, PORT, &[&outside]);
+    s.mesh.apply(
+        "service-elsewhere-outside",
+        &format!(
+            "apiVersion: v1\nkind: Service\n\
+             metadata: {{ namespace: elsewhere, name: outside }}\n\
+             spec: {{ clusterIP: 10.96.77.1, selector: {{ app: outside }}, \
+             ports: [{{ name: http, port: {PORT} }}] }}\n"
+        ),
+    );
     let policy = |namespace: &str, name: &str, selector: &str| {
         s.mesh.apply(
             &format!("policy-{namespace}-{name}"),
@@ -237,9 +245,10 @@ fn a_waypoint_holds_what_it_serves_and_who_asked_it() {
     policy("elsewhere", "theirs", "");
     policy("default", "ours", "selector: { matchLabels: { app: reviews } },");
     policy("default", "others", "selector: { matchLabels: { app: other } },");
-    // The two endpoints and this proxy itself; nobody has asked it yet.
+    // The two endpoints and this proxy itself, with its own Service, which is of the namespace as well;
+    // nobody has asked it yet.
     eventually(SOON, || {
-        let (held, expected) = (held(&s), [3, 1, 1]);
+        let (held, expected) = (held(&s), [3, 2, 1]);
         ensure!(held == expected, "{held:?}, and not {expected:?}");
         Ok(())
     })
@@ -255,31 +264,29 @@ fn a_waypoint_holds_what_it_serves_and_who_asked_it() {
          { route: [{ destination: { host: reviews, subset: v1 } }] }] }",
     );
     s.until(&Ask::get(&s.url("/")), |a| a.by() == "reviews-v2");
-    assert_eq!(held(&s), [4, 1, 1]);
+    assert_eq!(held(&s), [4, 2, 1]);
     let enrolled = s.mesh.enrolled_pod(2, "another");
     let of_another = Ask::get(&s.url("/")).from(&enrolled).unwrap();
     assert_eq!(of_another.by(), "reviews-v1");
-    assert_eq!(held(&s), [5, 1, 1]);
+    assert_eq!(held(&s), [5, 2, 1]);
     // What a route names is held as long as it does.
     s.apply(
         "VirtualService",
         "reviews",
-        &format!(
-            "{{ hosts: [reviews], http: [{{ route: [{{ destination: {{ host: {} }} }}] }}] }}",
-            far.hostname()
-        ),
+        "{ hosts: [reviews], http: [{ route: [\
+         { destination: { host: outside.elsewhere.svc.cluster.local } }] }] }",
     );
     eventually(SOON, || {
-        ensure!(held(&s)[..2] == [6, 2], "{:?}", held(&s));
+        ensure!(held(&s)[..2] == [6, 3], "{:?}", held(&s));
         Ok(())
     })
     .unwrap();
     s.route_to("v1", "");
     eventually(SOON, || {
-        ensure!(held(&s) == [5, 1, 1], "{:?}", held(&s));
+        ensure!(held(&s) == [5, 2, 1], "{:?}", held(&s));
         Ok(())
     })
     .unwrap();
-    drop(other);
+    drop((other, outside));
     s.is_well();
 }
