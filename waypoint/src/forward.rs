@@ -4,6 +4,7 @@ use crate::{
     body::{InBody, OutBody, Replay},
     cluster::{Cluster, Counted, Overflow, Slot, To},
     exchange::Exchange,
+    head::Head,
     http::Downstream,
     proxy::Proxy,
     reply::Refusal,
@@ -11,7 +12,7 @@ use crate::{
     upstream::{self, Answered, Attempt, GoesBack, TryError},
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+    HeaderMap, HeaderValue, Response, StatusCode, header,
 };
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -21,7 +22,7 @@ use policy::{Decision, Request as Connection};
 use rand::Rng as _;
 use routes::{
     balance::{Active, Endpoint, Outcome, hash},
-    execute::{HashOf, Retry, Route, without_port},
+    execute::{HashOf, Retry, Route},
     proto::Protocol,
 };
 use std::{
@@ -35,14 +36,8 @@ use telemetry::RequestRecord;
 pub struct Given {
     pub proxy: Arc<Proxy>,
     pub downstream: Arc<Downstream>,
-    pub method: Method,
-    pub headers: HeaderMap,
-    pub path: String,
-    pub query: String,
-    pub authority: String,
+    pub head: Head,
     pub client_http2: bool,
-    /// What the client wants to switch to.
-    pub upgrade: Option<HeaderValue>,
 }
 
 /// An answer's head, and what is to be done when its body has gone through.
@@ -54,55 +49,8 @@ pub struct Forwarded {
     pub request: Counted,
 }
 
-/// Connection-level headers (RFC 9110, section 7.6.1, and what is older).
-pub const HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
 /// Longest pause before a retry, in base intervals (Envoy's default).
 const LONGEST_BACKOFF: u32 = 10;
-
-/// What the client asks to switch to, if it does so whole.
-pub fn upgrade_asked(headers: &HeaderMap) -> Option<HeaderValue> {
-    let connection = headers.get_all(header::CONNECTION).iter();
-    let asked = connection.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
-    let mut asked = asked.map(str::trim);
-    let to = asked
-        .any(|t| t.eq_ignore_ascii_case("upgrade"))
-        .then(|| headers.get(header::UPGRADE).cloned())??;
-    // Requests in HTTP/2, or within TLS, would go by unjudged. Whoever offers them is content with an
-    // answer in HTTP/1.1 (RFC 9110, section 7.8).
-    let mut to_all = to.to_str().ok()?.split(',').map(|t| t.trim().to_ascii_lowercase());
-    let hidden = to_all.any(|t| t == "h2c" || t.starts_with("tls/") || t.starts_with("http/"));
-    (!hidden).then_some(to)
-}
-
-pub fn clean_response(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|n| n.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP) {
-        headers.remove(name);
-    }
-}
-
-/// A shadow's host, as Istio writes it.
-pub fn shadow(authority: &str) -> String {
-    let host = without_port(authority);
-    let port = authority.strip_prefix(host).unwrap_or_default();
-    format!("{host}-shadow{port}")
-}
 
 pub fn telemetry_end(
     address: Option<SocketAddr>,
@@ -281,7 +229,7 @@ async fn try_one(
         slot,
     };
     let scheme = if attempt.tls.is_some() { "https" } else { "http" };
-    let request = outgoing(given, http2, scheme, body)?;
+    let request = given.head.request(http2, scheme, body)?;
     let sending = upstream::send(&given.proxy, attempt, request);
     Ok(match retry.and_then(|r| r.per_try_timeout) {
         None => sending.await,
@@ -293,7 +241,7 @@ async fn try_one(
 
 /// As the destination's port says, and where it says nothing as the client does.
 fn speaks_http2(given: &Given, cluster: &Cluster) -> bool {
-    if given.upgrade.is_some() {
+    if given.head.upgrade.is_some() {
         return false;
     }
     let settings = &cluster.settings;
@@ -358,15 +306,16 @@ pub fn judge(
 fn hash_of(given: &Given, cluster: &Cluster) -> (Option<u64>, Option<HeaderValue>) {
     let Some(key) = cluster.settings.policy.hash.as_ref() else { return (None, None) };
     let value = match &key.of {
-        HashOf::Header(name) => given.headers.get(name).map(|v| v.as_bytes().to_vec()),
+        HashOf::Header(name) => given.head.headers.get(name).map(|v| v.as_bytes().to_vec()),
         HashOf::SourceIp => Some(given.downstream.client.ip().to_string().into_bytes()),
         HashOf::Query(name) => given
+            .head
             .query
             .split('&')
             .filter_map(|pair| pair.split_once('='))
             .find(|(k, _)| k == name)
             .map(|(_, v)| v.as_bytes().to_vec()),
-        HashOf::Cookie { name, path, ttl } => match cookie(&given.headers, name) {
+        HashOf::Cookie { name, path, ttl } => match cookie(&given.head.headers, name) {
             Some(value) => Some(value.into_bytes()),
             None => {
                 let Some(ttl) = ttl else { return (None, None) };
@@ -389,44 +338,6 @@ fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
     let mut pairs = all.flat_map(|v| v.split(';')).filter_map(|p| p.trim().split_once('='));
     pairs.find(|(k, _)| *k == name).map(|(_, v)| v.trim_matches('"').to_owned())
-}
-
-fn outgoing(
-    given: &Given,
-    http2: bool,
-    scheme: &str,
-    body: OutBody,
-) -> Result<Request<OutBody>, Refusal> {
-    let bad = |why: &str| Refusal::bad_request(why.to_owned());
-    let target = match given.query.as_str() {
-        "" => given.path.clone(),
-        query => format!("{}?{query}", given.path),
-    };
-    let uri: Uri = if http2 {
-        let built = Uri::builder()
-            .scheme(scheme)
-            .authority(given.authority.as_str())
-            .path_and_query(target);
-        built.build().map_err(|_| bad("the path or host that it was changed to is none"))?
-    } else {
-        target.parse().map_err(|_| bad("the path that it was changed to is none"))?
-    };
-    let mut request = Request::new(body);
-    *request.method_mut() = given.method.clone();
-    *request.uri_mut() = uri;
-    *request.headers_mut() = given.headers.clone();
-    let headers = request.headers_mut();
-    if http2 {
-        headers.remove(header::HOST);
-    } else {
-        let host = HeaderValue::from_str(&given.authority).map_err(|_| bad("no host"))?;
-        headers.insert(header::HOST, host);
-        if let Some(upgrade) = &given.upgrade {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            headers.insert(header::UPGRADE, upgrade.clone());
-        }
-    }
-    Ok(request)
 }
 
 /// A copy: whatever becomes of it, nobody hears of it.

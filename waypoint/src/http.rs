@@ -6,9 +6,9 @@ use crate::{
     exchange::Exchange,
     forward::{self, Given},
     gateway::Shown,
+    head::{self, Head},
     proxy::Proxy,
     reply::{self, Refusal},
-    trace,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -222,37 +222,6 @@ fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchan
     exchange.record.request_id = id;
 }
 
-/// What is not the client's to take off by naming it in `Connection`.
-fn of_a_proxy(name: &HeaderName) -> bool {
-    name.as_str().starts_with("x-forwarded-") || name == "x-request-id" || trace::is_of_it(name)
-}
-
-/// What ends at each hop, but for an upgrade that is asked for.
-fn end_of_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
-    let upgrade = forward::upgrade_asked(headers);
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|n| n.trim().parse().ok())
-        .filter(|n: &HeaderName| !of_a_proxy(n))
-        .collect();
-    let trailers = headers.get(header::TE).is_some_and(|v| {
-        v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")))
-    });
-    for name in named.iter().chain(&forward::HOP) {
-        headers.remove(name);
-    }
-    if trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    headers.remove("http2-settings");
-    // The client has been told to go on by this end of the hop.
-    headers.remove(header::EXPECT);
-    upgrade
-}
-
 fn judge(
     proxy: &Proxy,
     table: &HostTable,
@@ -346,7 +315,7 @@ async fn along(
         },
     };
     let origin = request.headers().get(header::ORIGIN).cloned();
-    let upgrade = end_of_hop(request.headers_mut());
+    let upgrade = head::end_of_hop(request.headers_mut());
     let on_client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let form = changed(&route, weighted, matched, form, &mut parts.headers);
@@ -356,13 +325,15 @@ async fn along(
     let given = Given {
         proxy: exchange.proxy.clone(),
         downstream: exchange.downstream.clone(),
-        method: parts.method.clone(),
-        headers: parts.headers,
-        path: form.path,
-        query,
-        authority: form.authority,
+        head: Head {
+            method: parts.method.clone(),
+            headers: parts.headers,
+            path: form.path,
+            query,
+            authority: form.authority,
+            upgrade,
+        },
         client_http2: exchange.downstream.http2,
-        upgrade,
     };
     let cluster = match resolve(&exchange.proxy, &weighted.target) {
         Ok(cluster) => cluster,
@@ -394,7 +365,7 @@ async fn along(
     let headers = answered.response.headers_mut();
     let switching =
         headers.contains_key(header::UPGRADE).then(|| headers.get(header::UPGRADE).cloned());
-    forward::clean_response(headers);
+    head::clean_response(headers);
     weighted.response_headers.apply(headers);
     route.response_headers.apply(headers);
     if let (Some(cors), Some(origin)) = (&route.cors, origin) {
@@ -472,14 +443,16 @@ fn mirror(
         let given = Given {
             proxy: exchange.proxy.clone(),
             downstream: exchange.downstream.clone(),
-            method: parts.method.clone(),
-            headers: parts.headers.clone(),
-            path: form.path.clone(),
-            query: query.to_owned(),
-            // Istio marks what is a shadow.
-            authority: forward::shadow(&form.authority),
+            head: Head {
+                method: parts.method.clone(),
+                headers: parts.headers.clone(),
+                path: form.path.clone(),
+                query: query.to_owned(),
+                // Istio marks what is a shadow.
+                authority: head::shadow(&form.authority),
+                upgrade: None,
+            },
             client_http2: exchange.downstream.http2,
-            upgrade: None,
         };
         let body: OutBody = body.mirror();
         tokio::spawn(forward::mirror(given, cluster, body));

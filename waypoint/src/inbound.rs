@@ -8,7 +8,7 @@ use crate::{
 };
 use hbone::{Authority, InboundStream, StreamIo};
 use http::StatusCode;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use identity::SpiffeId;
 use routes::proto::Protocol;
@@ -234,19 +234,24 @@ pub async fn serve_http(
             .serve_connection(TokioIo::new(io), service);
         drained(&proxy, connection, |c| c.graceful_shutdown()).await
     } else {
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .max_buf_size(HEAD_BYTES)
-            .max_headers(HEADERS)
-            .half_close(true)
-            .serve_connection(TokioIo::new(io), service)
-            .with_upgrades();
+        let connection = http1().serve_connection(TokioIo::new(io), service).with_upgrades();
         drained(&proxy, connection, |c| c.graceful_shutdown()).await
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection of HTTP ended");
     }
+}
+
+/// How HTTP/1 is taken.
+pub fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS)
+        .half_close(true);
+    builder
 }
 
 /// Until it ends; from a drain on, with what is under way and nothing new.
