@@ -1,8 +1,8 @@
 //! An ingress gateway, as whoever is outside sees it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Waypoint, at};
-use testbed::eventually;
+use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Waypoint, at, dialogue};
+use testbed::{ConnectOpts, eventually};
 
 const PORT: u16 = 9080;
 
@@ -15,13 +15,18 @@ struct Scene {
 }
 
 fn scene(name: &str) -> Scene {
+    scene_with(name, &[])
+}
+
+/// The gateway has these arguments.
+fn scene_with(name: &str, args: &[&str]) -> Scene {
     let mesh = Mesh::new(name);
     let apps =
         vec![mesh.http_app(1, "reviews", "v1", PORT), mesh.http_app(2, "reviews", "v2", PORT)];
     let pods: Vec<&MeshPod> = apps.iter().map(|a| &a.pod).collect();
     mesh.service_of("reviews", "http", PORT, PORT, &pods);
     let outsider = mesh.pod(2, "outsider");
-    let gateway = mesh.gateway(1, "ingress");
+    let gateway = mesh.gateway_with(1, "ingress", "ingressgateway", args);
     Scene { outsider, gateway, _apps: apps, mesh }
 }
 
@@ -319,4 +324,49 @@ fn bytes_go_through_by_port_and_tls_by_the_name_that_is_asked_for() {
     let ended = eventually(SOON, || fetch("ended.example", &edge).map_err(anyhow::Error::msg));
     assert!(ended.unwrap().starts_with("HTTP/1.1 200"));
     assert!(fetch("other.example", &edge).is_err());
+}
+
+#[test]
+fn one_client_takes_its_share_of_connections_and_leaves_others_theirs() {
+    let s = scene_with("gateway-doors", &["--max-connections", "20"]);
+    s.apply(
+        "Gateway",
+        "shop",
+        "{ selector: { istio: ingressgateway }, servers: [\
+         { port: { number: 80, name: http, protocol: HTTP }, hosts: [\"*\"] }] }",
+    );
+    s.apply(
+        "VirtualService",
+        "shop",
+        "{ hosts: [\"*\"], gateways: [shop], http: [{ route: [{ destination: { host: reviews } }] }] }",
+    );
+    let ask = s.ask(8080, "shop.example", "/");
+    s.until(&ask, |a| a.status == 200);
+    let count = |name: &str| -> u64 {
+        let metrics = s.gateway.metrics();
+        let value = metrics.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
+    };
+    let wait = |open: u64| {
+        eventually(SOON, || {
+            let now = count("culvert_waypoint_connections");
+            anyhow::ensure!(now == open, "{now} connections, and not {open}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    wait(0);
+    let at = at(s.gateway.pod.ipv4(), 8080);
+    let mut idle: Vec<_> = (0..5).map(|_| dialogue::connect(&s.outsider, &at)).collect();
+    wait(5);
+    let sixth = s.outsider.puppet().unwrap().connect(&at, ConnectOpts::default());
+    let read = sixth.and_then(|sock| sock.read_some(1));
+    assert!(read.map_or(true, |bytes| bytes.is_empty()), "it is refused");
+    assert!(count("culvert_waypoint_connections_refused_total") >= 1);
+    let other = s.mesh.pod(1, culvert_tests::Spec::named("other"));
+    assert_eq!(ask.from(&other).unwrap().status, 200);
+    // With what it gives back it comes again.
+    idle.clear();
+    wait(0);
+    assert_eq!(ask.from(&s.outsider).unwrap().status, 200);
 }

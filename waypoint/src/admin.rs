@@ -72,6 +72,15 @@ fn metrics(proxy: &Proxy) -> String {
     for (kind, n) in held {
         let _ = writeln!(out, "culvert_waypoint_held{{type=\"{kind}\"}} {n}");
     }
+    let (open, refused) = proxy.doors.counts();
+    let _ = writeln!(
+        out,
+        "# HELP culvert_waypoint_connections Connections from without.\n\
+         # TYPE culvert_waypoint_connections gauge\nculvert_waypoint_connections {open}\n\
+         # HELP culvert_waypoint_connections_refused_total Connections that there was no room for.\n\
+         # TYPE culvert_waypoint_connections_refused_total counter\n\
+         culvert_waypoint_connections_refused_total {refused}"
+    );
     let (live, waiting) = proxy.tables.counts();
     let _ = writeln!(
         out,

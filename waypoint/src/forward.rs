@@ -11,9 +11,7 @@ use crate::{
     retry::{Tried, wanted},
     upstream::{self, Answered, Attempt, GoesBack, TryError},
 };
-use http::{
-    HeaderMap, HeaderValue, Response, StatusCode, header,
-};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use identity::SpiffeId;

@@ -4,7 +4,7 @@
 
 use crate::{
     http::{Came, Downstream},
-    inbound::{DETECTION, Prefixed, serve_http, shown},
+    inbound::{DETECTION, Prefixed, admit, serve_http, shown},
     proxy::Proxy,
     tcp, upstream,
 };
@@ -250,8 +250,12 @@ async fn listen(
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(admitted) = admit(&proxy, &stream, peer) else { continue };
                 let (proxy, config) = (proxy.clone(), config.load_full());
-                tokio::spawn(connection(proxy, stream, peer, port, config));
+                tokio::spawn(async move {
+                    connection(proxy, stream, peer, port, config).await;
+                    drop(admitted);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");

@@ -2,6 +2,7 @@
 //! or bytes.
 
 use crate::{
+    doors::Admitted,
     http::{self as request, Came, Downstream},
     proxy::{PATIENCE, Proxy},
     tcp, upstream,
@@ -50,7 +51,12 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                tokio::spawn(connection(proxy.clone(), stream, peer));
+                let Some(admitted) = admit(&proxy, &stream, peer) else { continue };
+                let connection = connection(proxy.clone(), stream, peer);
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(admitted);
+                });
             }
             Err(error) => {
                 // Out of descriptors, most likely: connections wait in the backlog meanwhile.
@@ -59,6 +65,16 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
             }
         }
     }
+}
+
+/// A place for a connection; without one it is reset.
+pub fn admit(proxy: &Proxy, stream: &TcpStream, peer: SocketAddr) -> Option<Admitted> {
+    let admitted = proxy.doors.admit(peer.ip());
+    if admitted.is_none() {
+        tracing::debug!(%peer, "refused: too many connections (--max-connections)");
+        let _ = stream.set_zero_linger();
+    }
+    admitted
 }
 
 async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr) {

@@ -5,6 +5,7 @@ mod body;
 mod clients;
 mod cluster;
 mod discovery;
+mod doors;
 mod exchange;
 mod forward;
 #[cfg(feature = "fuzzing")]
@@ -28,6 +29,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use clap::Parser;
 use clients::Clients;
+use doors::Doors;
 use hbone::{Pool, PoolConfig};
 use identity::{CertStore, Roots, SpiffeId};
 use mesh::{Local, Mesh};
@@ -91,6 +93,10 @@ struct Cli {
     /// any: those of /etc/resolv.conf
     #[arg(long = "name-server")]
     name_servers: Vec<SocketAddr>,
+    /// Connections from without, of which one client may have a quarter; 0: a third of the descriptors
+    /// that the process may have (RLIMIT_NOFILE)
+    #[arg(long, default_value_t = 0)]
+    max_connections: usize,
     /// How long what is under way may take to end once SIGTERM has come
     #[arg(long, default_value_t = 45)]
     drain_seconds: u64,
@@ -195,6 +201,7 @@ fn build(
         listeners: Default::default(),
         certs,
         pool: Pool::new(dialler, PoolConfig::default()),
+        doors: Doors::new(cli.max_connections),
         connections: Default::default(),
         requests: RequestMetrics::new(SeriesLimits::default()),
         flows: Metrics::new(SeriesLimits::default()),

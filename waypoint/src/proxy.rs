@@ -1,8 +1,8 @@
 //! What every part of a waypoint shares.
 
 use crate::{
-    clients::Clients, gateway::Listeners, spans::Spans, tables::Tables, telling::Telling,
-    upstream::Connections,
+    clients::Clients, doors::Doors, gateway::Listeners, spans::Spans, tables::Tables,
+    telling::Telling, upstream::Connections,
 };
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -25,6 +25,7 @@ pub struct Proxy {
     pub listeners: Listeners,
     pub certs: Arc<CertStore>,
     pub pool: Arc<Pool<PeerKey, Dialler>>,
+    pub doors: Arc<Doors>,
     pub connections: Connections,
     pub requests: RequestMetrics,
     pub flows: Metrics,
