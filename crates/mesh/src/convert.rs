@@ -36,8 +36,7 @@ fn or_default(value: &str, default: &str) -> Arc<str> {
 
 /// As it would come over the wire under its own uid.
 pub fn workload_from_proto(w: &pb::Workload) -> Result<Workload, Invalid> {
-    let (uid, message) = (w.uid.as_str().into(), w.encode_to_vec());
-    Shared::default().workload(&uid, &message).map_err(|(e, _)| e)
+    Shared::default().workload(&w.uid, &w.encode_to_vec()).map_err(|(e, _)| e)
 }
 
 /// Of a message without the fields that are a workload's own.

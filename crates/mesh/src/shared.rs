@@ -68,7 +68,7 @@ impl Shared {
     /// comes with the addresses that can be read of it.
     pub(crate) fn workload(
         &mut self,
-        name: &Arc<str>,
+        name: &str,
         message: &[u8],
     ) -> Result<Workload, (Invalid, Vec<IpAddr>)> {
         let own = Own::decode(message).map_err(|e| (undecodable(&e), Vec::new()))?;
@@ -85,7 +85,7 @@ impl Shared {
                 }));
                 Ok(Workload {
                     other_name: (own.name != last_part(name)).then(|| own.name.into()),
-                    uid: name.clone(),
+                    uid: name.into(),
                     addresses: addresses.into(),
                     incarnation: (!own.pod_uid.is_empty()).then(|| incarnation(&own.pod_uid)),
                     // Not by a getter, for which an unknown value is the default: healthy.

@@ -26,7 +26,7 @@ use std::{
 use tokio::sync::watch;
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    client::{Apply, Rejected},
+    client::{Apply, Delivered, Rejected},
     proto::{security::Authorization, workload as pb},
 };
 
@@ -162,19 +162,15 @@ impl Mesh {
         self.tables().is_meshed(ip)
     }
 
-    fn apply_addresses(
-        &self,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
-    ) -> Vec<Rejected> {
+    fn apply_addresses(&self, resources: &[Delivered<'_>], removed: &[String]) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         let mut policies_moved = false;
         // Parsed without the tables' lock.
         let mut parsed = Vec::with_capacity(resources.len());
         let mut refused = Vec::new();
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, any) in resources {
-            match parse_address(&mut shared, &name, any.value) {
+        for Delivered { name, body, .. } in resources {
+            match parse_address(&mut shared, name, body) {
                 Ok(address) => parsed.push(address),
                 Err((e, addresses)) => {
                     if !addresses.is_empty() {
@@ -217,20 +213,16 @@ impl Mesh {
         rejected
     }
 
-    fn apply_policies(
-        &self,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
-    ) -> Vec<Rejected> {
+    fn apply_policies(&self, resources: &[Delivered<'_>], removed: &[String]) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         self.change(|t| {
-            for name in &removed {
+            for name in removed {
                 if let Some(name) = split_policy_name(name) {
                     t.remove_policy(&name);
                 }
             }
-            for (name, any) in resources {
-                match parse_policy(&name, &any.value) {
+            for Delivered { name, body, .. } in resources {
+                match parse_policy(name, body) {
                     Ok(p) => t.insert_policy(p),
                     Err((e, stand_in)) => {
                         rejected.push(Rejected { name: name.to_string(), reason: e.to_string() });
@@ -254,8 +246,8 @@ impl Apply for Mesh {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         let rejected = self.apply_part(type_url, resources, removed);
         self.synced.send_modify(|s| match type_url {
@@ -269,8 +261,8 @@ impl Apply for Mesh {
     fn apply_part(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         match type_url {
             ADDRESS_TYPE => self.apply_addresses(resources, removed),
@@ -301,19 +293,19 @@ struct Unopened {
 /// The error comes with the addresses of what cannot be taken.
 fn parse_address(
     shared: &mut Shared,
-    name: &Arc<str>,
-    bytes: Vec<u8>,
+    name: &str,
+    bytes: &[u8],
 ) -> Result<Address, (Invalid, Vec<IpAddr>)> {
     let bad = |why: String| (convert::invalid("resource", why), Vec::new());
     let undecodable = |e: prost::DecodeError| bad(format!("cannot be decoded: {e}"));
-    let address = Unopened::decode(Bytes::from(bytes)).map_err(undecodable)?;
+    let address = Unopened::decode(bytes).map_err(undecodable)?;
     match (address.workload, address.service) {
         (Some(message), None) => shared.workload(name, &message).map(Address::Workload),
         (None, Some(message)) => {
             let s = pb::Service::decode(message).map_err(undecodable)?;
             let addresses = convert::readable_vips(&s);
             match convert::service_from_proto(s) {
-                Ok(mut s) if s.key.to_string() == **name => {
+                Ok(mut s) if s.key.to_string() == name => {
                     shared.key(&mut s.key);
                     Ok(Address::Service(s))
                 }
