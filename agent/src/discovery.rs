@@ -40,6 +40,10 @@ impl Apply for Following {
         self.0.keeps_versions(type_url)
     }
 
+    fn holds(&self, type_url: &str, name: &str) -> bool {
+        self.0.holds(type_url, name)
+    }
+
     fn versions(&self, type_url: &str) -> HashMap<String, String> {
         self.0.versions(type_url)
     }

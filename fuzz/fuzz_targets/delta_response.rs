@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use mesh::{Local, Mesh};
 use prost::Message as _;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
 };
 use xds::{
@@ -47,6 +47,18 @@ impl Apply for Watched {
         removed: &[String],
     ) -> Vec<Rejected> {
         self.apply(type_url, resources, removed)
+    }
+
+    fn keeps_versions(&self, type_url: &str) -> bool {
+        self.mesh.keeps_versions(type_url)
+    }
+
+    fn holds(&self, type_url: &str, name: &str) -> bool {
+        self.mesh.holds(type_url, name)
+    }
+
+    fn versions(&self, type_url: &str) -> HashMap<String, String> {
+        self.mesh.versions(type_url)
     }
 
     fn connected(&self, connected: bool) {

@@ -105,6 +105,10 @@ impl Apply for Following {
         self.proxy.mesh.keeps_versions(type_url)
     }
 
+    fn holds(&self, type_url: &str, name: &str) -> bool {
+        self.proxy.mesh.holds(type_url, name)
+    }
+
     fn versions(&self, type_url: &str) -> HashMap<String, String> {
         self.proxy.mesh.versions(type_url)
     }

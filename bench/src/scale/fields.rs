@@ -1,23 +1,14 @@
 //! What a workload's memory is made of: the heap that each field takes, found by leaving it out.
 //! What an empty field takes shows apart.
 
-use super::corpus::{self, NODE, Shape, encoded, named_service, named_workload};
+use super::corpus::{self, NODE, Shape, named_service, named_workload};
 use crate::{
-    memory::{heap_of, live, start_counting},
+    memory::{heap_of, start_counting},
     role::say,
 };
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use mesh::{Local, Mesh, Workload};
-use prost_types::Any;
-use xds::{
-    ADDRESS_TYPE,
-    client::{Apply, Delivered, Rejected, Subscriptions},
-    proto::{
-        discovery::{DeltaDiscoveryResponse, Resource},
-        workload as pb,
-    },
-    server::Encoded,
-};
+use xds::proto::workload as pb;
 
 const COUNT: u32 = 20_000;
 const SHAPE: Shape = Shape { workloads: COUNT, labels: true };
@@ -51,50 +42,7 @@ pub fn play() -> anyhow::Result<()> {
     for (name, leave_out) in FIELDS {
         say(&format!("workload: heap of {name}"), whole - heap_without(leave_out)?);
     }
-    versions()
-}
-
-/// What the client remembers of each resource, to say what it has when it comes back.
-fn versions() -> anyhow::Result<()> {
-    let resources: Vec<Resource> = (0..COUNT)
-        .map(|i| {
-            let (name, address) = named_workload(SHAPE.workload(i, 0));
-            let Encoded { version, body, .. } = encoded(&address);
-            let any = Any { type_url: ADDRESS_TYPE.to_owned(), value: body };
-            Resource { name, version, resource: Some(any), ..Default::default() }
-        })
-        .collect();
-    let mut client = Subscriptions::new(&[ADDRESS_TYPE]);
-    let response = DeltaDiscoveryResponse {
-        type_url: ADDRESS_TYPE.to_owned(),
-        // Copied, as strings are that come off the wire.
-        resources: resources.clone(),
-        ..Default::default()
-    };
-    let before = live();
-    drop(resources);
-    let freed = before - live();
-    let before = live();
-    client.handle(&response.into(), &Nobody)?.context("no answer")?;
-    // The response went, which was as much as its copy.
-    let held = live() - before + freed;
-    say("workload: heap of the version that the client remembers", held / f64::from(COUNT));
     Ok(())
-}
-
-/// Takes everything and keeps nothing.
-struct Nobody;
-
-impl Apply for Nobody {
-    fn apply(&self, _: &str, _: &[Delivered<'_>], _: &[String]) -> Vec<Rejected> {
-        Vec::new()
-    }
-
-    fn apply_part(&self, _: &str, _: &[Delivered<'_>], _: &[String]) -> Vec<Rejected> {
-        Vec::new()
-    }
-
-    fn connected(&self, _: bool) {}
 }
 
 fn at_their_emptiest(w: &mut pb::Workload) {

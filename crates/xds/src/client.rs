@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use prost_types::{Value, value::Kind};
 use rand::Rng as _;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fmt::Write as _,
     time::Duration,
 };
@@ -60,7 +60,12 @@ pub trait Apply: Send + Sync + 'static {
         false
     }
 
-    /// Those of a type of which they are kept, by name.
+    /// Whether there is a version of one of those.
+    fn holds(&self, _type_url: &str, _name: &str) -> bool {
+        false
+    }
+
+    /// All of them, by name.
     fn versions(&self, _type_url: &str) -> HashMap<String, String> {
         HashMap::new()
     }
@@ -215,9 +220,8 @@ impl Subscriptions {
             .iter()
             .enumerate()
             .map(|(i, (type_url, versions))| {
-                let own = versions.iter().map(|(n, v)| (n.to_string(), v.to_string()));
-                let mut held: HashMap<String, String> = own.collect();
-                held.extend(apply.versions(type_url));
+                let mut held = apply.versions(type_url);
+                held.extend(versions.iter().map(|(n, v)| (n.to_string(), v.to_string())));
                 DeltaDiscoveryRequest {
                     node: (i == 0).then(|| takes_parts(node)),
                     type_url: (*type_url).to_owned(),
@@ -267,24 +271,33 @@ impl Subscriptions {
         for name in removed {
             versions.remove(name.as_str());
         }
+        let unread = rejected.len();
         rejected.extend(if response.system_version_info == MORE_FOLLOWS {
             apply.apply_part(type_url, &resources, removed)
         } else {
             apply.apply(type_url, &resources, removed)
         });
-        let bad: HashSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
+        // How often each was taken that was rejected, too.
+        let mut bad: HashMap<&str, isize> = HashMap::new();
+        for (i, r) in rejected.iter().enumerate() {
+            *bad.entry(&r.name).or_default() -= isize::from(i >= unread);
+        }
         let kept_there = apply.keeps_versions(type_url);
-        for r in resources.iter().filter(|r| !bad.contains(r.name)) {
-            if !kept_there {
+        for r in &resources {
+            if let Some(taken) = bad.get_mut(r.name) {
+                *taken += 1;
+            } else if !kept_there {
                 versions.insert(r.name.into(), r.version.into());
             } else if !versions.is_empty() {
                 versions.remove(r.name);
             }
         }
-        for name in bad {
+        for (name, taken) in bad {
             // Something stands for it until it is removed, and only of names that are held does a
             // server say so after a reconnect. No resource has the empty version.
-            versions.entry(name.into()).or_default();
+            if taken > 0 || !apply.holds(type_url, name) {
+                versions.entry(name.into()).or_default();
+            }
         }
         let error_detail = (!rejected.is_empty()).then(|| Status {
             code: tonic::Code::InvalidArgument as i32,

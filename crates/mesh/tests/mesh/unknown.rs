@@ -2,7 +2,11 @@
 
 use crate::feed::{Feed as _, SERVICE, bytes, deliver, mesh, port, service, workload};
 use prost::Message as _;
-use xds::{ADDRESS_TYPE, proto::workload as pb};
+use xds::{
+    ADDRESS_TYPE,
+    client::{Apply as _, Delivered},
+    proto::workload as pb,
+};
 
 #[test]
 fn workloads_that_cannot_be_taken_are_named_and_the_version_before_stays() {
@@ -130,6 +134,26 @@ fn of_what_comes_twice_the_last_counts() {
     assert_eq!(deliver(&m, ADDRESS_TYPE, &twice, &["a"]), []);
     assert_eq!(m.reach("10.0.0.1:1"), ["outside 10.0.0.1:1"]);
     assert_eq!(m.reach("10.0.0.2:1"), ["a 10.0.0.2:1"]);
+}
+
+#[test]
+fn a_version_is_that_of_what_is_held() {
+    let m = mesh();
+    let w = pb::Address { r#type: Some(pb::address::Type::Workload(workload("a", "10.0.0.1"))) };
+    let w = w.encode_to_vec();
+    let take =
+        |version, body| m.apply(ADDRESS_TYPE, &[Delivered { name: "a", version, body }], &[]).len();
+    let held = || m.versions(ADDRESS_TYPE).into_values().collect::<Vec<_>>();
+    assert_eq!(take("1", b"bad"), 1);
+    assert!(held().is_empty());
+    assert_eq!(take("2", &w), 0);
+    assert_eq!(take("3", b"bad"), 1);
+    assert_eq!(held(), ["2"], "the version before stays");
+    let hash = "00000000000000ab";
+    assert_eq!(take(hash, &w), 0);
+    assert_eq!(held(), [hash]);
+    m.remove("a");
+    assert!(held().is_empty());
 }
 
 #[test]
