@@ -2,11 +2,11 @@
 
 use crate::fault;
 use mesh::Mesh;
-use prost_types::{Any, Struct, Value, value::Kind};
-use std::sync::Arc;
+use prost_types::{Struct, Value, value::Kind};
+use std::{collections::HashMap, sync::Arc};
 use xds::{
     AUTHORIZATION_TYPE,
-    client::{Apply, Rejected},
+    client::{Apply, Delivered, Rejected},
     proto::discovery::Node,
 };
 
@@ -17,8 +17,8 @@ impl Apply for Following {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         // What comes first changes nothing yet.
         if type_url == AUTHORIZATION_TYPE && self.0.synced().borrow().policies {
@@ -30,10 +30,22 @@ impl Apply for Following {
     fn apply_part(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         self.0.apply_part(type_url, resources, removed)
+    }
+
+    fn keeps_versions(&self, type_url: &str) -> bool {
+        self.0.keeps_versions(type_url)
+    }
+
+    fn holds(&self, type_url: &str, name: &str) -> bool {
+        self.0.holds(type_url, name)
+    }
+
+    fn versions(&self, type_url: &str) -> HashMap<String, String> {
+        self.0.versions(type_url)
     }
 
     fn connected(&self, connected: bool) {

@@ -188,7 +188,7 @@ async fn enroll_as(
         searches: searches
             .unwrap_or_else(|| dns::cluster_searches(&workload.namespace, &agent.cluster_domain)),
         dns: !own_dns,
-        uid: workload.uid.clone(),
+        uid: (&*workload.uid).into(),
         owner,
         flags,
         listeners: Mutex::default(),

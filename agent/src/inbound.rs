@@ -262,7 +262,7 @@ async fn judge(
         flags: ResponseFlags::None,
         close: None,
     };
-    let judged = Judged { destination_uid: own.uid.clone(), request };
+    let judged = Judged { destination_uid: pod.uid.clone(), request };
     let source_is_meshed = client.is_some_and(|c| c.hbone);
     Some(Incoming { record, judged, verdict, source_is_meshed })
 }

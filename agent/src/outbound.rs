@@ -265,7 +265,8 @@ async fn to_itself(
         Ok(upstream) => {
             let mut record = begun.record(&route);
             record.verdict = Some(verdict.decision.to_string());
-            let judged = crate::connections::Judged { destination_uid: own.uid.clone(), request };
+            let judged =
+                crate::connections::Judged { destination_uid: begun.pod.uid.clone(), request };
             let entry = begun.agent.connections.open(&begun.agent.metrics, record, Some(judged));
             entry.judge_again(|judged| begun.agent.no_longer_allowed(judged));
             entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;

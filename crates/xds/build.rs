@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, [Path::new("proto")])?;
     tonic_prost_build::configure()
         .bytes(".istio.workload")
+        .bytes(".envoy.service.discovery.v3.UnopenedResponse")
         .btree_map(".istio.workload")
         .compile_fds(descriptors)?;
     Ok(())

@@ -13,7 +13,7 @@ use std::{
 };
 use xds::{
     ADDRESS_TYPE,
-    client::Apply as _,
+    client::{Apply as _, Delivered},
     proto::workload::{Address, address::Type},
 };
 
@@ -24,22 +24,19 @@ fuzz_target!(|data: &[u8]| {
         let name = name_of(message.body, message.choice);
         names.insert(name.clone());
         if message.choice & 1 == 1 {
-            mesh.apply(ADDRESS_TYPE, Vec::new(), vec![name.clone()]);
+            mesh.apply(ADDRESS_TYPE, &[], std::slice::from_ref(&name));
             assert!(mesh.workload(&name).is_none(), "{name:?} was removed");
         } else {
             let before = mesh.workload(&name);
-            let any = prost_types::Any {
-                type_url: ADDRESS_TYPE.to_owned(),
-                value: message.body.to_vec(),
-            };
-            let rejected = mesh.apply(ADDRESS_TYPE, vec![(name.as_str().into(), any)], Vec::new());
+            let delivered = Delivered { name: &name, version: "1", body: message.body };
+            let rejected = mesh.apply(ADDRESS_TYPE, &[delivered], &[]);
             if !rejected.is_empty() {
                 assert_eq!(mesh.workload(&name), before, "the version before stays");
             }
         }
         check(&mesh);
     }
-    mesh.apply(ADDRESS_TYPE, Vec::new(), names.into_iter().collect());
+    mesh.apply(ADDRESS_TYPE, &[], &Vec::from_iter(names));
     assert!(mesh.workloads().is_empty() && mesh.services().is_empty(), "all were removed");
 });
 

@@ -11,7 +11,7 @@ use prost::Message as _;
 use std::collections::BTreeSet;
 use xds::{
     AUTHORIZATION_TYPE,
-    client::Apply as _,
+    client::{Apply as _, Delivered},
     proto::{
         security::{Authorization, Scope},
         workload as pb,
@@ -29,17 +29,13 @@ fuzz_target!(|data: &[u8]| {
         };
         names.insert(name.clone());
         if message.choice & 1 == 1 {
-            mesh.apply(AUTHORIZATION_TYPE, Vec::new(), vec![name]);
+            mesh.apply(AUTHORIZATION_TYPE, &[], &[name]);
             continue;
         }
         let known = |mesh: &Mesh| mesh.policies().into_iter().find(|p| p.name.to_string() == name);
         let before = known(&mesh);
-        let any = prost_types::Any {
-            type_url: AUTHORIZATION_TYPE.to_owned(),
-            value: message.body.to_vec(),
-        };
-        let rejected =
-            mesh.apply(AUTHORIZATION_TYPE, vec![(name.as_str().into(), any)], Vec::new());
+        let delivered = Delivered { name: &name, version: "1", body: message.body };
+        let rejected = mesh.apply(AUTHORIZATION_TYPE, &[delivered], &[]);
         if rejected.is_empty() {
             continue;
         }
@@ -55,7 +51,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-    mesh.apply(AUTHORIZATION_TYPE, Vec::new(), names.iter().cloned().collect());
+    mesh.apply(AUTHORIZATION_TYPE, &[], &Vec::from_iter(names.iter().cloned()));
     assert!(mesh.policies().is_empty(), "all were removed");
     for name in &names {
         if let Some(bound) = workload(name, true) {

@@ -8,12 +8,12 @@ use libfuzzer_sys::fuzz_target;
 use mesh::{Local, Mesh};
 use prost::Message as _;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
 };
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    client::{Apply, Rejected, Subscriptions},
+    client::{Apply, Delivered, Rejected, Subscriptions},
     proto::discovery::{DeltaDiscoveryResponse, Node},
 };
 
@@ -30,23 +30,35 @@ impl Apply for Watched {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
-        let names: Vec<String> = resources.iter().map(|(n, _)| n.to_string()).collect();
-        let rejected = self.mesh.apply(type_url, resources, removed.clone());
+        let names: Vec<String> = resources.iter().map(|r| r.name.to_owned()).collect();
+        let rejected = self.mesh.apply(type_url, resources, removed);
         let taken = names.into_iter().filter(|n| rejected.iter().all(|r| r.name != *n)).collect();
-        self.calls.lock().unwrap().push((type_url.to_owned(), taken, removed));
+        self.calls.lock().unwrap().push((type_url.to_owned(), taken, removed.to_vec()));
         rejected
     }
 
     fn apply_part(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         self.apply(type_url, resources, removed)
+    }
+
+    fn keeps_versions(&self, type_url: &str) -> bool {
+        self.mesh.keeps_versions(type_url)
+    }
+
+    fn holds(&self, type_url: &str, name: &str) -> bool {
+        self.mesh.holds(type_url, name)
+    }
+
+    fn versions(&self, type_url: &str) -> HashMap<String, String> {
+        self.mesh.versions(type_url)
     }
 
     fn connected(&self, connected: bool) {
@@ -74,7 +86,7 @@ fuzz_target!(|data: &[u8]| {
         }
         let (type_url, nonce) = (response.type_url.clone(), response.nonce.clone());
         let asked = types.contains(&type_url.as_str());
-        let reply = subscriptions.handle(response, &watched);
+        let reply = subscriptions.handle(&response.into(), &watched).expect("it was encoded here");
         assert_eq!(reply.is_some(), asked);
         if let Some(reply) = reply {
             assert_eq!((reply.type_url, reply.response_nonce), (type_url, nonce));
@@ -89,7 +101,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-    for request in subscriptions.first_requests(&Node::default()) {
+    for request in subscriptions.first_requests(&Node::default(), &watched) {
         for (name, version) in request.initial_resource_versions {
             // Named without a version: rejected, and its removal is to be heard of.
             if version.is_empty() {

@@ -5,13 +5,15 @@
 use mesh::{Local, Mesh};
 use policy::{Decision, Request, Verdict};
 use prost::Message;
-use xds::client::Apply;
+use xds::client::{Apply, Delivered};
 use xds::proto::{security, workload};
 
 const UID: &str = "Kubernetes//Pod/default/server";
 
-fn any(type_url: &str, message: &impl Message) -> prost_types::Any {
-    prost_types::Any { type_url: type_url.to_owned(), value: message.encode_to_vec() }
+fn deliver(mesh: &Mesh, type_url: &str, name: &str, message: &impl Message) {
+    let body = message.encode_to_vec();
+    let one = Delivered { name, version: "1", body: &body };
+    assert!(mesh.apply(type_url, &[one], &[]).is_empty());
 }
 
 fn deliver_workload(mesh: &Mesh) {
@@ -24,8 +26,7 @@ fn deliver_workload(mesh: &Mesh) {
         ..Default::default()
     };
     let address = workload::Address { r#type: Some(workload::address::Type::Workload(record)) };
-    let body = any(xds::ADDRESS_TYPE, &address);
-    assert!(mesh.apply(xds::ADDRESS_TYPE, vec![(UID.into(), body)], vec![]).is_empty());
+    deliver(mesh, xds::ADDRESS_TYPE, UID, &address);
 }
 
 fn deliver_policy(mesh: &Mesh) {
@@ -37,9 +38,7 @@ fn deliver_policy(mesh: &Mesh) {
         rules: vec![security::Rule::default()],
         ..Default::default()
     };
-    let body = any(xds::AUTHORIZATION_TYPE, &policy);
-    let all = vec![("default/late".into(), body)];
-    assert!(mesh.apply(xds::AUTHORIZATION_TYPE, all, vec![]).is_empty());
+    deliver(mesh, xds::AUTHORIZATION_TYPE, "default/late", &policy);
 }
 
 fn judge(mesh: &Mesh) -> Verdict {
@@ -65,6 +64,6 @@ fn a_policy_that_is_named_and_not_known_denies_until_it_arrives() {
     deliver_policy(&mesh);
     assert!(judge(&mesh).allowed);
     // Taken back while it is still named: denied again.
-    mesh.apply(xds::AUTHORIZATION_TYPE, vec![], vec!["default/late".to_owned()]);
+    mesh.apply(xds::AUTHORIZATION_TYPE, &[], &["default/late".to_owned()]);
     assert!(!judge(&mesh).allowed);
 }

@@ -2,15 +2,18 @@
 
 use crate::proxy::Proxy;
 use crate::telling::Telling;
-use prost_types::{Any, Struct, Value, value::Kind};
+use prost_types::{Struct, Value, value::Kind};
 use routes::{DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE};
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    client::{Apply, Rejected},
+    client::{Apply, Delivered, Rejected},
     proto::discovery::Node,
 };
 
@@ -40,11 +43,11 @@ impl Following {
     fn apply_routes(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         let tables = &self.proxy.tables;
-        for name in &removed {
+        for name in removed {
             match type_url {
                 HOST_TABLE_TYPE => tables.remove_host(name),
                 DESTINATION_TYPE => tables.remove_destination(name),
@@ -52,18 +55,18 @@ impl Following {
                 _ => self.proxy.listeners.remove(name),
             }
         }
-        let put = |(name, any): (Arc<str>, Any)| {
+        let put = |Delivered { name, body, .. }: &Delivered<'_>| {
             let put = match type_url {
-                HOST_TABLE_TYPE => tables.put_host(&name, &any.value),
-                DESTINATION_TYPE => tables.put_destination(&name, &any.value),
+                HOST_TABLE_TYPE => tables.put_host(name, body),
+                DESTINATION_TYPE => tables.put_destination(name, body),
                 TELEMETRY_TYPE => {
-                    Telling::load(&any.value).map(|t| self.proxy.telling.store(Arc::new(t)))
+                    Telling::load(body).map(|t| self.proxy.telling.store(Arc::new(t)))
                 }
-                _ => self.proxy.listeners.put(&self.proxy, &name, &any.value),
+                _ => self.proxy.listeners.put(&self.proxy, name, body),
             };
-            Some(Rejected { name: name.to_string(), reason: put.err()? })
+            Some(Rejected { name: (*name).to_owned(), reason: put.err()? })
         };
-        resources.into_iter().filter_map(put).collect()
+        resources.iter().filter_map(put).collect()
     }
 }
 
@@ -71,8 +74,8 @@ impl Apply for Following {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         let rejected = self.apply_part(type_url, resources, removed);
         if let Some(at) = TYPES.iter().position(|t| *t == type_url) {
@@ -87,20 +90,33 @@ impl Apply for Following {
     fn apply_part(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         match type_url {
             HOST_TABLE_TYPE | DESTINATION_TYPE | LISTENER_TYPE | TELEMETRY_TYPE => {
                 self.apply_routes(type_url, resources, removed)
             }
             _ => {
-                let absent = if type_url == ADDRESS_TYPE { removed.clone() } else { Vec::new() };
                 let rejected = self.proxy.mesh.apply_part(type_url, resources, removed);
-                self.proxy.clients.heard(&absent);
+                if type_url == ADDRESS_TYPE {
+                    self.proxy.clients.heard(removed);
+                }
                 rejected
             }
         }
+    }
+
+    fn keeps_versions(&self, type_url: &str) -> bool {
+        self.proxy.mesh.keeps_versions(type_url)
+    }
+
+    fn holds(&self, type_url: &str, name: &str) -> bool {
+        self.proxy.mesh.holds(type_url, name)
+    }
+
+    fn versions(&self, type_url: &str) -> HashMap<String, String> {
+        self.proxy.mesh.versions(type_url)
     }
 
     fn connected(&self, connected: bool) {

@@ -199,7 +199,7 @@ pub async fn send(
     };
     let key = Key {
         address: to,
-        workload: workload.uid.clone(),
+        workload: (&*workload.uid).into(),
         identity,
         http2: attempt.http2,
         tls: attempt.tls.map(|t| t.id),

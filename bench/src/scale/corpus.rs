@@ -1,10 +1,16 @@
 //! A mesh of any size, as a control plane describes it: workloads with the fields and the lengths
 //! that pods of a Deployment have.
 
+use mesh::Mesh;
 use prost::Message as _;
 use prost_types::{Any, Struct, Value, value::Kind};
-use std::{collections::hash_map::DefaultHasher, hash::Hasher as _, net::Ipv4Addr, sync::Arc};
-use xds::{ADDRESS_TYPE, proto::workload as pb, server::Encoded};
+use std::{collections::hash_map::DefaultHasher, hash::Hasher as _, net::Ipv4Addr};
+use xds::{
+    ADDRESS_TYPE,
+    client::{Apply as _, Delivered},
+    proto::workload as pb,
+    server::Encoded,
+};
 
 /// Services over workloads, and namespaces over services.
 const PER_SERVICE: u32 = 10;
@@ -150,9 +156,14 @@ pub fn encoded(address: &pb::Address) -> Encoded {
     }
 }
 
-/// As it comes out of a response.
-pub fn delivered((name, address): (String, pb::Address)) -> (Arc<str>, Any) {
-    (name.into(), Any { type_url: ADDRESS_TYPE.to_owned(), value: address.encode_to_vec() })
+/// As out of one response; how many are rejected.
+pub fn apply(mesh: &Mesh, resources: impl IntoIterator<Item = (String, pb::Address)>) -> usize {
+    let all: Vec<_> = resources.into_iter().map(|(n, address)| (n, encoded(&address))).collect();
+    let delivered: Vec<_> = all
+        .iter()
+        .map(|(name, e)| Delivered { name, version: &e.version, body: &e.body })
+        .collect();
+    mesh.apply(ADDRESS_TYPE, &delivered, &[]).len()
 }
 
 fn extension(labels: &[(&str, &str)]) -> pb::Extension {

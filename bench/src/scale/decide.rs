@@ -1,13 +1,12 @@
 //! The two decisions that walk lists: an endpoint of a service, and what policy says.
 
-use super::corpus::{delivered, named_service, named_workload};
+use super::corpus::{self, named_service, named_workload};
 use crate::role::say;
 use anyhow::ensure;
 use identity::SpiffeId;
 use mesh::{Local, Mesh, Resolved, Workload};
 use policy::{Decision, Request, Verdict};
 use prost::Message as _;
-use prost_types::Any;
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 use std::{
     hint::black_box,
@@ -16,8 +15,8 @@ use std::{
     time::Instant,
 };
 use xds::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    client::Apply as _,
+    AUTHORIZATION_TYPE,
+    client::{Apply as _, Delivered},
     proto::{security as sec, workload as pb},
 };
 
@@ -51,9 +50,8 @@ enum Serving {
 
 fn mesh_with(resources: Vec<(String, pb::Address)>) -> anyhow::Result<Arc<Mesh>> {
     let mesh = Mesh::new(Local { node: "node-1".into(), ..Local::default() });
-    let rejected =
-        mesh.apply(ADDRESS_TYPE, resources.into_iter().map(delivered).collect(), Vec::new());
-    ensure!(rejected.is_empty(), "{rejected:?}");
+    let rejected = corpus::apply(&mesh, resources);
+    ensure!(rejected == 0, "{rejected} resources were rejected");
     Ok(mesh)
 }
 
@@ -138,14 +136,13 @@ fn check(name: &str, count: u32, last: Last) -> anyhow::Result<()> {
         ..workload("Kubernetes//Pod/shop/reviews", SERVER.to_bits())
     };
     let mesh = mesh_with(vec![named_workload(server)])?;
-    let delivered = policies
+    let encoded: Vec<_> = policies
         .iter()
-        .map(|p| {
-            let body = Any { type_url: AUTHORIZATION_TYPE.to_owned(), value: p.encode_to_vec() };
-            (format!("{}/{}", p.namespace, p.name).into(), body)
-        })
+        .map(|p| (format!("{}/{}", p.namespace, p.name), p.encode_to_vec()))
         .collect();
-    let rejected = mesh.apply(AUTHORIZATION_TYPE, delivered, Vec::new());
+    let delivered: Vec<_> =
+        encoded.iter().map(|(name, body)| Delivered { name, version: "1", body }).collect();
+    let rejected = mesh.apply(AUTHORIZATION_TYPE, &delivered, &[]);
     ensure!(rejected.is_empty(), "{rejected:?}");
     let server = mesh.workload("Kubernetes//Pod/shop/reviews").expect("just put there");
     let request = Request {

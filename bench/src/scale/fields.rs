@@ -1,24 +1,14 @@
 //! What a workload's memory is made of: the heap that each field takes, found by leaving it out.
 //! What an empty field takes shows apart.
 
-use super::corpus::{NODE, Shape, delivered, encoded, named_service, named_workload};
+use super::corpus::{self, NODE, Shape, named_service, named_workload};
 use crate::{
-    memory::{heap_of, live, start_counting},
+    memory::{heap_of, start_counting},
     role::say,
 };
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use mesh::{Local, Mesh, Workload};
-use prost_types::Any;
-use std::sync::Arc;
-use xds::{
-    ADDRESS_TYPE,
-    client::{Apply, Rejected, Subscriptions},
-    proto::{
-        discovery::{DeltaDiscoveryResponse, Resource},
-        workload as pb,
-    },
-    server::Encoded,
-};
+use xds::proto::workload as pb;
 
 const COUNT: u32 = 20_000;
 const SHAPE: Shape = Shape { workloads: COUNT, labels: true };
@@ -52,50 +42,7 @@ pub fn play() -> anyhow::Result<()> {
     for (name, leave_out) in FIELDS {
         say(&format!("workload: heap of {name}"), whole - heap_without(leave_out)?);
     }
-    versions()
-}
-
-/// What the client remembers of each resource, to say what it has when it comes back.
-fn versions() -> anyhow::Result<()> {
-    let resources: Vec<Resource> = (0..COUNT)
-        .map(|i| {
-            let (name, address) = named_workload(SHAPE.workload(i, 0));
-            let Encoded { version, .. } = encoded(&address);
-            let (_, any) = delivered((name.clone(), address));
-            Resource { name, version, resource: Some(any), ..Default::default() }
-        })
-        .collect();
-    let mut client = Subscriptions::new(&[ADDRESS_TYPE]);
-    let response = DeltaDiscoveryResponse {
-        type_url: ADDRESS_TYPE.to_owned(),
-        // Copied, as strings are that come off the wire.
-        resources: resources.clone(),
-        ..Default::default()
-    };
-    let before = live();
-    drop(resources);
-    let freed = before - live();
-    let before = live();
-    client.handle(response, &Nobody).context("no answer")?;
-    // The response went, which was as much as its copy.
-    let held = live() - before + freed;
-    say("workload: heap of the version that the client remembers", held / f64::from(COUNT));
     Ok(())
-}
-
-/// Takes everything and keeps nothing.
-struct Nobody;
-
-impl Apply for Nobody {
-    fn apply(&self, _: &str, _: Vec<(Arc<str>, Any)>, _: Vec<String>) -> Vec<Rejected> {
-        Vec::new()
-    }
-
-    fn apply_part(&self, _: &str, _: Vec<(Arc<str>, Any)>, _: Vec<String>) -> Vec<Rejected> {
-        Vec::new()
-    }
-
-    fn connected(&self, _: bool) {}
 }
 
 fn at_their_emptiest(w: &mut pb::Workload) {
@@ -107,10 +54,8 @@ fn at_their_emptiest(w: &mut pb::Workload) {
 /// Bytes per workload in a mesh of them.
 fn heap_without(leave_out: fn(&mut pb::Workload)) -> anyhow::Result<f64> {
     let local = Local { node: NODE.into(), cluster: "Kubernetes".into(), ..Local::default() };
-    let services: Vec<_> =
-        (0..SHAPE.services()).map(|j| delivered(named_service(SHAPE.service(j)))).collect();
     let mesh = Mesh::new(local);
-    mesh.apply(ADDRESS_TYPE, services, Vec::new());
+    corpus::apply(&mesh, (0..SHAPE.services()).map(|j| named_service(SHAPE.service(j))));
     // In pieces, so that no table is measured just after it doubled only.
     let (rejected, heap) = heap_of(|| {
         let mut rejected = 0;
@@ -118,9 +63,9 @@ fn heap_without(leave_out: fn(&mut pb::Workload)) -> anyhow::Result<f64> {
             let some = (first..first + 1000).map(|i| {
                 let mut w = SHAPE.workload(i, 0);
                 leave_out(&mut w);
-                delivered(named_workload(w))
+                named_workload(w)
             });
-            rejected += mesh.apply(ADDRESS_TYPE, some.collect(), Vec::new()).len();
+            rejected += corpus::apply(&mesh, some);
         }
         rejected
     });

@@ -16,6 +16,7 @@ use policy::{
 use prost::Message as _;
 use prost_types::{Struct, Value, value::Kind};
 use std::{net::IpAddr, sync::Arc};
+use xds::Version;
 use xds::proto::{security, workload as pb};
 
 /// Why a resource is not taken.
@@ -36,8 +37,8 @@ fn or_default(value: &str, default: &str) -> Arc<str> {
 
 /// As it would come over the wire under its own uid.
 pub fn workload_from_proto(w: &pb::Workload) -> Result<Workload, Invalid> {
-    let (uid, message) = (w.uid.as_str().into(), w.encode_to_vec());
-    Shared::default().workload(&uid, &message).map_err(|(e, _)| e)
+    let message = w.encode_to_vec();
+    Shared::default().workload(&w.uid, Version::default(), &message).map_err(|(e, _)| e)
 }
 
 /// Of a message without the fields that are a workload's own.
@@ -80,10 +81,13 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
         })
         .unwrap_or_default();
     let dns = extension(&w.extensions, xds::DNS_EXTENSION).map(|s| Box::new(dns(s)));
+    // Not by a getter, for which an unknown value is the default: healthy.
+    let healthy = w.status == pb::WorkloadStatus::Healthy as i32;
     let kin = Kin {
         namespace: w.namespace.into(),
         network: w.network.into(),
         hbone,
+        healthy,
         trust_domain: or_default(&w.trust_domain, "cluster.local"),
         service_account: or_default(&w.service_account, "default"),
         canonical_name: w.canonical_name.into(),
@@ -104,7 +108,7 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
     Ok(kin)
 }
 
-pub(crate) fn addresses(all: &[Vec<u8>]) -> Result<Vec<IpAddr>, Invalid> {
+pub(crate) fn addresses(all: &[&[u8]]) -> Result<Vec<IpAddr>, Invalid> {
     all.iter().map(|a| ip("addresses", a)).collect()
 }
 
@@ -139,7 +143,7 @@ fn dns(mut s: Struct) -> Dns {
 }
 
 /// The addresses that can be read of a workload, whatever else is wrong with it.
-pub(crate) fn readable_addresses(all: &[Vec<u8>]) -> Vec<IpAddr> {
+pub(crate) fn readable_addresses(all: &[&[u8]]) -> Vec<IpAddr> {
     all.iter().filter_map(|a| ip("addresses", a).ok()).collect()
 }
 
@@ -180,12 +184,13 @@ pub fn service_from_proto(s: pb::Service) -> Result<Service, Invalid> {
     Ok(Service {
         key: NamespacedHostname { namespace: s.namespace.into(), hostname: s.hostname.into() },
         name: s.name.into(),
-        addresses,
-        ports,
+        addresses: addresses.into(),
+        ports: ports.into(),
         subject_alt_names: s.subject_alt_names,
         load_balancing,
         waypoint,
         private,
+        version: Version::default(),
     })
 }
 

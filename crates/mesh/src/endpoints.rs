@@ -12,7 +12,7 @@ pub(crate) struct EndpointSet {
     /// Those that may be chosen, the best rank first; none is empty.
     groups: Vec<Alike>,
     /// Not to be chosen: not healthy, where the service asks for health, or without an address.
-    ineligible: Vec<(Arc<Workload>, Box<[PortMapping]>)>,
+    ineligible: Vec<(Arc<Workload>, Arc<[PortMapping]>)>,
 }
 
 /// Endpoints as near as each other that serve the same ports.
@@ -20,8 +20,19 @@ pub(crate) struct EndpointSet {
 struct Alike {
     /// How many of the service's scopes match, in order.
     rank: usize,
-    ports: Box<[PortMapping]>,
+    ports: Arc<[PortMapping]>,
     members: Vec<Arc<Workload>>,
+}
+
+impl Alike {
+    fn push(&mut self, w: Arc<Workload>) {
+        let len = self.members.len();
+        if len == self.members.capacity() {
+            // There are many sets, and most are small.
+            self.members.reserve_exact((len / 4).max(3));
+        }
+        self.members.push(w);
+    }
 }
 
 impl EndpointSet {
@@ -30,7 +41,7 @@ impl EndpointSet {
         &mut self,
         w: Arc<Workload>,
         old: Option<&Arc<Workload>>,
-        ports: &[PortMapping],
+        ports: &Arc<[PortMapping]>,
         lb: &LoadBalancing,
         local: &Local,
     ) {
@@ -43,7 +54,7 @@ impl EndpointSet {
             && let Some(place) = group.members.get_mut(at)
             && eligible
             && group.rank == rank
-            && *group.ports == *ports
+            && group.ports == *ports
         {
             *place = w;
             return;
@@ -52,15 +63,19 @@ impl EndpointSet {
             self.remove(old);
         }
         if !eligible {
-            self.ineligible.push((w, ports.into()));
+            self.ineligible.push((w, ports.clone()));
             return;
         }
-        let alike = |g: &Alike| g.rank == rank && *g.ports == *ports;
+        let alike = |g: &Alike| g.rank == rank && g.ports == *ports;
         match self.groups.iter_mut().find(|g| alike(g)) {
-            Some(group) => group.members.push(w),
+            Some(group) => group.push(w),
             None => {
                 let at = self.groups.partition_point(|g| g.rank >= rank);
-                self.groups.insert(at, Alike { rank, ports: ports.into(), members: vec![w] });
+                // Nearly always the only one.
+                if self.groups.is_empty() {
+                    self.groups.reserve_exact(1);
+                }
+                self.groups.insert(at, Alike { rank, ports: ports.clone(), members: vec![w] });
             }
         }
     }

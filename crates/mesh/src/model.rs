@@ -13,6 +13,7 @@ use std::{
     ops::Deref,
     sync::Arc,
 };
+use xds::Version;
 
 /// `namespace/hostname`: what a service is known by. A Kubernetes Service is one kind of it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -73,15 +74,17 @@ pub struct Local {
 
 /// The services that workloads serve, each with its ports there, in order of their names.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Services(Box<[(NamespacedHostname, Box<[PortMapping]>)]>);
+pub struct Services(Box<[(NamespacedHostname, Arc<[PortMapping]>)]>);
 
 impl Services {
-    pub fn iter(&self) -> impl Iterator<Item = (&NamespacedHostname, &[PortMapping])> {
-        self.0.iter().map(|(key, ports)| (key, &**ports))
+    pub fn iter(&self) -> impl Iterator<Item = (&NamespacedHostname, &Arc<[PortMapping]>)> {
+        self.0.iter().map(|(key, ports)| (key, ports))
     }
 
-    pub(crate) fn keys_mut(&mut self) -> impl Iterator<Item = &mut NamespacedHostname> {
-        self.0.iter_mut().map(|(key, _)| key)
+    pub(crate) fn iter_mut(
+        &mut self,
+    ) -> impl Iterator<Item = &mut (NamespacedHostname, Arc<[PortMapping]>)> {
+        self.0.iter_mut()
     }
 
     pub fn get(&self, key: &NamespacedHostname) -> Option<&[PortMapping]> {
@@ -90,8 +93,8 @@ impl Services {
     }
 }
 
-impl FromIterator<(NamespacedHostname, Box<[PortMapping]>)> for Services {
-    fn from_iter<I: IntoIterator<Item = (NamespacedHostname, Box<[PortMapping]>)>>(all: I) -> Self {
+impl FromIterator<(NamespacedHostname, Arc<[PortMapping]>)> for Services {
+    fn from_iter<I: IntoIterator<Item = (NamespacedHostname, Arc<[PortMapping]>)>>(all: I) -> Self {
         let sorted: BTreeMap<_, _> = all.into_iter().collect();
         Self(sorted.into_iter().collect())
     }
@@ -131,13 +134,13 @@ impl From<Vec<IpAddr>> for Addresses {
 /// is behind [`Kin`] and [`Site`], and reads as its own.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Workload {
-    pub uid: Arc<str>,
-    /// Where it is not the last part of the uid.
-    pub(crate) other_name: Option<Box<str>>,
+    pub uid: Box<str>,
+    pub(crate) version: Version,
+    /// Where it is not the last part of the uid: so seldom that a second pointer is less.
+    pub(crate) other_name: Option<Box<Box<str>>>,
     pub addresses: Addresses,
     /// Which of the pods that have had its name one after another it is.
     pub incarnation: Option<NonZeroU64>,
-    pub healthy: bool,
     pub site: Arc<Site>,
     pub kin: Arc<Kin>,
 }
@@ -156,6 +159,7 @@ pub struct Kin {
     pub network: Arc<str>,
     /// Reached by HBONE; otherwise in plaintext.
     pub hbone: bool,
+    pub healthy: bool,
     pub trust_domain: Arc<str>,
     pub service_account: Arc<str>,
     pub canonical_name: Arc<str>,
@@ -207,7 +211,10 @@ impl Kin {
 
 impl Workload {
     pub fn name(&self) -> &str {
-        self.other_name.as_deref().unwrap_or_else(|| last_part(&self.uid))
+        match &self.other_name {
+            Some(name) => name,
+            None => last_part(&self.uid),
+        }
     }
 
     /// Whether it can be found: at an address, or by a name.
@@ -254,6 +261,30 @@ impl Hash for ByUid {
 impl Borrow<str> for ByUid {
     fn borrow(&self) -> &str {
         &self.0.uid
+    }
+}
+
+/// A service as a key: two versions of one are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct ByKey(pub(crate) Arc<Service>);
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for ByKey {}
+
+impl Hash for ByKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
+}
+
+impl Borrow<NamespacedHostname> for ByKey {
+    fn borrow(&self) -> &NamespacedHostname {
+        &self.0.key
     }
 }
 
@@ -304,11 +335,12 @@ pub struct Service {
     pub key: NamespacedHostname,
     pub name: Arc<str>,
     /// Single virtual addresses, by network.
-    pub addresses: Vec<(Arc<str>, IpAddr)>,
-    pub ports: Vec<PortMapping>,
+    pub addresses: Box<[(Arc<str>, IpAddr)]>,
+    pub ports: Arc<[PortMapping]>,
     pub subject_alt_names: Vec<String>,
     pub load_balancing: LoadBalancing,
     /// Whom its traffic goes through.
     pub waypoint: Option<Waypoint>,
     pub private: bool,
+    pub(crate) version: Version,
 }

@@ -84,7 +84,7 @@ impl Tables {
         let keys = self.hostnames.get(hostname)?;
         let own = keys.iter().filter(|k| k.namespace == source.namespace);
         own.chain(keys)
-            .filter_map(|k| self.services.get(k))
+            .filter_map(|k| self.service(k))
             .find(|s| !s.private || s.key.namespace == source.namespace)
     }
 

@@ -5,62 +5,72 @@
 use crate::{
     convert::{self, Invalid},
     hash::{HashMap, HashSet},
-    model::{Kin, Locality, NamespacedHostname, Site, Workload, incarnation, last_part},
+    model::{
+        Kin, Locality, NamespacedHostname, PortMapping, Service, Site, Workload, incarnation,
+        last_part,
+    },
 };
 use policy::PolicyName;
-use prost::{
-    Message,
-    bytes::Buf as _,
-    encoding::{DecodeContext, WireType, decode_key, skip_field},
+use prost::Message;
+use std::{
+    borrow::Borrow,
+    fmt,
+    hash::{BuildHasher as _, Hash, RandomState},
+    net::IpAddr,
+    sync::Arc,
 };
-use std::{borrow::Borrow, hash::Hash, net::IpAddr, sync::Arc};
-use xds::proto::workload as pb;
+use xds::{
+    Version,
+    proto::workload as pb,
+    wire::{Fields, Malformed},
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     words: Pool<Arc<str>>,
     policies: Pool<Arc<[PolicyName]>>,
-    sites: Pool<Arc<Site>>,
-    kin: HashMap<Box<[u8]>, Arc<Kin>>,
-    kin_swept: usize,
-    /// Kept between messages for its room.
+    ports: Pool<Arc<[PortMapping]>>,
+    sites: Known<Box<[u8]>, Site>,
+    kin: Known<u128, Kin>,
+    digest: Digest,
+    /// Whose turn it was last: what belongs together nearly always comes together.
+    last: Option<(Vec<u8>, Arc<Kin>)>,
+    /// Kept between messages for their room.
     common: Vec<u8>,
+    place: Vec<u8>,
 }
 
-/// The fields of `istio.workload.Workload` that are a workload's own.
+/// The fields of `istio.workload.Workload` that are a workload's own, beside its [`Site`]'s.
+#[derive(Default)]
+struct Own<'a> {
+    name: &'a str,
+    addresses: Vec<&'a [u8]>,
+    uid: &'a str,
+    pod_uid: &'a str,
+}
+
+type Parts = (Vec<IpAddr>, Arc<Site>, Arc<Kin>);
+
+/// Those of its [`Site`].
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Own {
-    #[prost(string, tag = "1")]
-    pub name: String,
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    pub addresses: Vec<Vec<u8>>,
+struct Place {
     #[prost(string, tag = "9")]
-    pub node: String,
-    #[prost(int32, tag = "17")]
-    pub status: i32,
-    #[prost(string, tag = "20")]
-    pub uid: String,
+    node: String,
     #[prost(message, optional, tag = "24")]
-    pub locality: Option<pb::Locality>,
-    #[prost(string, tag = "1000")]
-    pub pod_uid: String,
+    locality: Option<pb::Locality>,
 }
 
-const OWN: [u32; 7] = [1, 3, 9, 17, 20, 24, 1000];
+/// What bytes are known by, instead of by themselves: keyed, so that nobody who chooses what is in a
+/// message can make two alike.
+#[derive(Debug, Default)]
+struct Digest(RandomState);
 
-/// The fields of the message that are not [`Own`], as they came.
-fn without_own(message: &[u8], rest: &mut Vec<u8>) -> Result<(), prost::DecodeError> {
-    rest.clear();
-    let mut left = message;
-    while left.has_remaining() {
-        let field = left;
-        let (tag, kind): (u32, WireType) = decode_key(&mut left)?;
-        skip_field(kind, tag, &mut left, DecodeContext::default())?;
-        if !OWN.contains(&tag) {
-            rest.extend_from_slice(field.get(..field.len() - left.len()).unwrap_or_default());
-        }
+impl Digest {
+    /// Of one key, two hashes of two different things.
+    fn of(&self, bytes: &[u8]) -> u128 {
+        let half = |which: u64| u128::from(self.0.hash_one((which, bytes)));
+        half(0) << 64 | half(1)
     }
-    Ok(())
 }
 
 impl Shared {
@@ -68,62 +78,98 @@ impl Shared {
     /// comes with the addresses that can be read of it.
     pub(crate) fn workload(
         &mut self,
-        name: &Arc<str>,
+        name: &str,
+        version: Version,
         message: &[u8],
     ) -> Result<Workload, (Invalid, Vec<IpAddr>)> {
-        let own = Own::decode(message).map_err(|e| (undecodable(&e), Vec::new()))?;
-        match self.with_own(name, message, &own) {
-            Ok((addresses, kin)) => {
-                let locality = own.locality.unwrap_or_default();
-                let site = self.sites.share(Arc::new(Site {
-                    node: own.node,
-                    locality: Locality {
-                        region: locality.region,
-                        zone: locality.zone,
-                        subzone: locality.subzone,
-                    },
-                }));
-                Ok(Workload {
-                    other_name: (own.name != last_part(name)).then(|| own.name.into()),
-                    uid: name.clone(),
-                    addresses: addresses.into(),
-                    incarnation: (!own.pod_uid.is_empty()).then(|| incarnation(&own.pod_uid)),
-                    // Not by a getter, for which an unknown value is the default: healthy.
-                    healthy: own.status == pb::WorkloadStatus::Healthy as i32,
-                    site,
-                    kin,
-                })
-            }
-            Err(e) => Err((e, convert::readable_addresses(&own.addresses))),
-        }
+        let own = self.apart(message).map_err(|e| (undecodable(&e), Vec::new()))?;
+        let (addresses, site, kin) = self
+            .with_own(name, &own)
+            .map_err(|e| (e, convert::readable_addresses(&own.addresses)))?;
+        Ok(Workload {
+            other_name: (own.name != last_part(name)).then(|| Box::new(own.name.into())),
+            uid: name.into(),
+            version,
+            addresses: addresses.into(),
+            incarnation: (!own.pod_uid.is_empty()).then(|| incarnation(own.pod_uid)),
+            site,
+            kin,
+        })
     }
 
-    fn with_own(
-        &mut self,
-        name: &str,
-        message: &[u8],
-        own: &Own,
-    ) -> Result<(Vec<IpAddr>, Arc<Kin>), Invalid> {
+    /// Takes a message apart: its own fields, and as they came those of its place and the rest.
+    fn apart<'a>(&mut self, message: &'a [u8]) -> Result<Own<'a>, Malformed> {
+        self.common.clear();
+        self.place.clear();
+        let mut own = Own::default();
+        // What has been passed over since the last field that is not common.
+        let mut common = message;
+        let mut fields = Fields::of(message);
+        loop {
+            let before = fields.left();
+            let Some(field) = fields.next().transpose()? else { break };
+            match field.tag {
+                1 => own.name = field.text()?,
+                3 => own.addresses.push(field.bytes()?),
+                9 | 24 => self.place.extend_from_slice(field.whole),
+                20 => own.uid = field.text()?,
+                1000 => own.pod_uid = field.text()?,
+                _ => continue,
+            }
+            let passed = common.len() - before.len();
+            self.common.extend_from_slice(common.get(..passed).unwrap_or_default());
+            common = fields.left();
+        }
+        self.common.extend_from_slice(common);
+        Ok(own)
+    }
+
+    fn with_own(&mut self, name: &str, own: &Own<'_>) -> Result<Parts, Invalid> {
         if own.uid.is_empty() {
             return Err(convert::invalid("uid", "is empty"));
         }
         if own.uid != name {
             return Err(convert::invalid("resource", format!("its uid is {}", own.uid)));
         }
-        let addresses = convert::addresses(&own.addresses)?;
-        let mut common = std::mem::take(&mut self.common);
-        let kin = without_own(message, &mut common)
-            .map_err(|e| undecodable(&e))
-            .and_then(|()| self.kin_of(&common));
-        self.common = common;
-        Ok((addresses, kin?))
+        Ok((convert::addresses(&own.addresses)?, self.site()?, self.kin()?))
     }
 
-    fn kin_of(&mut self, common: &[u8]) -> Result<Arc<Kin>, Invalid> {
-        if let Some(kin) = self.kin.get(common) {
+    fn site(&mut self) -> Result<Arc<Site>, Invalid> {
+        if let Some(site) = self.sites.all.get(&*self.place) {
+            return Ok(site.clone());
+        }
+        let place = Place::decode(self.place.as_slice()).map_err(|e| undecodable(&e))?;
+        let locality = place.locality.unwrap_or_default();
+        let locality =
+            Locality { region: locality.region, zone: locality.zone, subzone: locality.subzone };
+        let site = Arc::new(Site { node: place.node, locality });
+        self.sites.insert(self.place.as_slice().into(), site.clone());
+        Ok(site)
+    }
+
+    fn kin(&mut self) -> Result<Arc<Kin>, Invalid> {
+        if let Some((bytes, kin)) = &self.last
+            && *bytes == self.common
+        {
             return Ok(kin.clone());
         }
-        let message = pb::Workload::decode(common).map_err(|e| undecodable(&e))?;
+        let digest = self.digest.of(&self.common);
+        let kin = match self.kin.all.get(&digest) {
+            Some(kin) => kin.clone(),
+            None => {
+                let kin = Arc::new(self.new_kin()?);
+                self.kin.insert(digest, kin.clone());
+                kin
+            }
+        };
+        let (bytes, last) = self.last.get_or_insert_with(|| (Vec::new(), kin.clone()));
+        bytes.clone_from(&self.common);
+        last.clone_from(&kin);
+        Ok(kin)
+    }
+
+    fn new_kin(&mut self) -> Result<Kin, Invalid> {
+        let message = pb::Workload::decode(self.common.as_slice()).map_err(|e| undecodable(&e))?;
         let mut kin = convert::kin_from_proto(message)?;
         for word in [
             &mut kin.namespace,
@@ -141,33 +187,60 @@ impl Shared {
             *key = self.words.share(key.clone());
             *value = self.words.share(value.clone());
         }
-        for key in kin.services.keys_mut() {
+        for (key, ports) in kin.services.iter_mut() {
             self.key(key);
+            *ports = self.ports.share(ports.clone());
         }
         kin.policies = self.policies.share(kin.policies);
-        let kin = Arc::new(kin);
-        if self.kin.len() > self.kin_swept {
-            self.kin.retain(|_, k| Arc::strong_count(k) > 1);
-            self.kin_swept = swept(self.kin.len());
-        }
-        self.kin.insert(common.into(), kin.clone());
         Ok(kin)
     }
 
     /// Services and those that serve them have the same names.
-    pub(crate) fn key(&mut self, key: &mut NamespacedHostname) {
+    fn key(&mut self, key: &mut NamespacedHostname) {
         key.namespace = self.words.share(key.namespace.clone());
         key.hostname = self.words.share(key.hostname.clone());
     }
+
+    pub(crate) fn service(&mut self, s: &mut Service) {
+        self.key(&mut s.key);
+        s.name = self.words.share(s.name.clone());
+        s.ports = self.ports.share(s.ports.clone());
+        for (network, _) in &mut s.addresses {
+            *network = self.words.share(network.clone());
+        }
+    }
 }
 
-fn undecodable(e: &prost::DecodeError) -> Invalid {
+pub(crate) fn undecodable(e: &impl fmt::Display) -> Invalid {
     convert::invalid("resource", format!("cannot be decoded: {e}"))
 }
 
 /// How many there may be until what nobody has any more is looked for again.
 fn swept(left: usize) -> usize {
     left * 2 + 64
+}
+
+/// What has been made of bytes, by what they are known by.
+#[derive(Debug)]
+struct Known<K, T> {
+    all: HashMap<K, Arc<T>>,
+    sweep_above: usize,
+}
+
+impl<K, T> Default for Known<K, T> {
+    fn default() -> Self {
+        Self { all: HashMap::default(), sweep_above: 0 }
+    }
+}
+
+impl<K: Eq + Hash, T> Known<K, T> {
+    fn insert(&mut self, key: K, value: Arc<T>) {
+        if self.all.len() > self.sweep_above {
+            self.all.retain(|_, v| Arc::strong_count(v) > 1);
+            self.sweep_above = swept(self.all.len());
+        }
+        self.all.insert(key, value);
+    }
 }
 
 #[derive(Debug)]

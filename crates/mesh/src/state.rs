@@ -6,17 +6,19 @@ use crate::{
     endpoints::EndpointSet,
     hash::{HashMap, HashSet},
     judged::PolicySets,
-    model::{ByUid, LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload},
+    model::{
+        ByKey, ByUid, LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload,
+    },
     names::Hostnames,
     resolve::Unreachable,
-    shared::Shared,
+    shared::{Shared, undecodable},
     vips::Vips,
 };
 use policy::{Policy, PolicyName, Scope};
-use prost::{Message as _, bytes::Bytes};
+use prost::Message as _;
 use rand::Rng;
 use std::{
-    collections::BTreeMap,
+    collections::{self, BTreeMap},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard,
@@ -25,9 +27,10 @@ use std::{
 };
 use tokio::sync::watch;
 use xds::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    client::{Apply, Rejected},
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, Version,
+    client::{Apply, Delivered, Rejected},
     proto::{security::Authorization, workload as pb},
+    wire::{Fields, Malformed},
 };
 
 /// Resources applied under one hold of the lock: a first answer with a hundred thousand of them
@@ -71,8 +74,8 @@ pub(crate) struct Tables {
     /// Addresses whose holder has changed since somebody was told.
     moved: Vec<IpAddr>,
     workloads: HashSet<ByUid>,
-    by_address: Claims<Arc<str>>,
-    pub(crate) services: HashMap<NamespacedHostname, Arc<Service>>,
+    by_address: Claims<ByUid>,
+    pub(crate) services: HashSet<ByKey>,
     pub(crate) hostnames: Hostnames,
     vips: Vips,
     /// Addresses of workloads and services that were refused and of which there is no earlier
@@ -123,8 +126,8 @@ impl Mesh {
     pub fn services(&self) -> Vec<(Arc<Service>, (usize, usize))> {
         let t = self.tables();
         t.services
-            .values()
-            .map(|s| (s.clone(), t.endpoints.get(&s.key).map_or((0, 0), EndpointSet::len)))
+            .iter()
+            .map(|ByKey(s)| (s.clone(), t.endpoints.get(&s.key).map_or((0, 0), EndpointSet::len)))
             .collect()
     }
 
@@ -162,25 +165,22 @@ impl Mesh {
         self.tables().is_meshed(ip)
     }
 
-    fn apply_addresses(
-        &self,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
-    ) -> Vec<Rejected> {
+    fn apply_addresses(&self, resources: &[Delivered<'_>], removed: &[String]) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         let mut policies_moved = false;
         // Parsed without the tables' lock.
         let mut parsed = Vec::with_capacity(resources.len());
         let mut refused = Vec::new();
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, any) in resources {
-            match parse_address(&mut shared, &name, any.value) {
+        for resource in resources {
+            match parse_address(&mut shared, resource) {
                 Ok(address) => parsed.push(address),
                 Err((e, addresses)) => {
+                    let name = resource.name.to_owned();
                     if !addresses.is_empty() {
-                        refused.push((name.to_string(), addresses));
+                        refused.push((name.clone(), addresses));
                     }
-                    rejected.push(Rejected { name: name.to_string(), reason: e.to_string() });
+                    rejected.push(Rejected { name, reason: e.to_string() });
                 }
             }
         }
@@ -217,20 +217,16 @@ impl Mesh {
         rejected
     }
 
-    fn apply_policies(
-        &self,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
-    ) -> Vec<Rejected> {
+    fn apply_policies(&self, resources: &[Delivered<'_>], removed: &[String]) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         self.change(|t| {
-            for name in &removed {
+            for name in removed {
                 if let Some(name) = split_policy_name(name) {
                     t.remove_policy(&name);
                 }
             }
-            for (name, any) in resources {
-                match parse_policy(&name, &any.value) {
+            for Delivered { name, body, .. } in resources {
+                match parse_policy(name, body) {
                     Ok(p) => t.insert_policy(p),
                     Err((e, stand_in)) => {
                         rejected.push(Rejected { name: name.to_string(), reason: e.to_string() });
@@ -254,8 +250,8 @@ impl Apply for Mesh {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         let rejected = self.apply_part(type_url, resources, removed);
         self.synced.send_modify(|s| match type_url {
@@ -269,8 +265,8 @@ impl Apply for Mesh {
     fn apply_part(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, prost_types::Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         match type_url {
             ADDRESS_TYPE => self.apply_addresses(resources, removed),
@@ -279,50 +275,84 @@ impl Apply for Mesh {
         }
     }
 
+    fn keeps_versions(&self, type_url: &str) -> bool {
+        type_url == ADDRESS_TYPE
+    }
+
+    fn holds(&self, type_url: &str, name: &str) -> bool {
+        self.keeps_versions(type_url) && self.tables().holds(name)
+    }
+
+    fn versions(&self, type_url: &str) -> collections::HashMap<String, String> {
+        if !self.keeps_versions(type_url) {
+            return collections::HashMap::new();
+        }
+        let t = self.tables();
+        let workloads = t.workloads.iter().map(|ByUid(w)| (w.uid.to_string(), &w.version));
+        let services = t.services.iter().map(|ByKey(s)| (s.key.to_string(), &s.version));
+        workloads.chain(services).map(|(name, version)| (name, version.to_string())).collect()
+    }
+
     fn connected(&self, connected: bool) {
         self.synced.send_modify(|s| s.connected = connected);
     }
 }
 
 enum Address {
-    Workload(Workload),
-    Service(Service),
+    Workload(Arc<Workload>),
+    Service(Arc<Service>),
 }
 
 /// `istio.workload.Address`, with what is inside left as it came.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Unopened {
-    #[prost(bytes = "bytes", optional, tag = "1")]
-    workload: Option<Bytes>,
-    #[prost(bytes = "bytes", optional, tag = "2")]
-    service: Option<Bytes>,
+#[derive(Default)]
+struct Unopened<'a> {
+    workload: Option<&'a [u8]>,
+    service: Option<&'a [u8]>,
+}
+
+impl<'a> Unopened<'a> {
+    fn of(message: &'a [u8]) -> Result<Self, Malformed> {
+        let mut address = Self::default();
+        for field in Fields::of(message) {
+            let field = field?;
+            match field.tag {
+                1 => address.workload = Some(field.bytes()?),
+                2 => address.service = Some(field.bytes()?),
+                _ => {}
+            }
+        }
+        Ok(address)
+    }
 }
 
 /// The error comes with the addresses of what cannot be taken.
 fn parse_address(
     shared: &mut Shared,
-    name: &Arc<str>,
-    bytes: Vec<u8>,
+    resource: &Delivered<'_>,
 ) -> Result<Address, (Invalid, Vec<IpAddr>)> {
-    let bad = |why: String| (convert::invalid("resource", why), Vec::new());
-    let undecodable = |e: prost::DecodeError| bad(format!("cannot be decoded: {e}"));
-    let address = Unopened::decode(Bytes::from(bytes)).map_err(undecodable)?;
+    let bad = |why: &str| (convert::invalid("resource", why), Vec::new());
+    let version = Version::from(resource.version);
+    let address = Unopened::of(resource.body).map_err(|e| (undecodable(&e), Vec::new()))?;
     match (address.workload, address.service) {
-        (Some(message), None) => shared.workload(name, &message).map(Address::Workload),
+        (Some(message), None) => {
+            let w = shared.workload(resource.name, version, message)?;
+            Ok(Address::Workload(Arc::new(w)))
+        }
         (None, Some(message)) => {
-            let s = pb::Service::decode(message).map_err(undecodable)?;
+            let s = pb::Service::decode(message).map_err(|e| (undecodable(&e), Vec::new()))?;
             let addresses = convert::readable_vips(&s);
             match convert::service_from_proto(s) {
-                Ok(mut s) if s.key.to_string() == **name => {
-                    shared.key(&mut s.key);
-                    Ok(Address::Service(s))
+                Ok(mut s) if s.key.to_string() == resource.name => {
+                    shared.service(&mut s);
+                    s.version = version;
+                    Ok(Address::Service(Arc::new(s)))
                 }
                 Ok(s) => Err((convert::invalid("resource", format!("it is {}", s.key)), addresses)),
                 Err(e) => Err((e, addresses)),
             }
         }
-        (None, None) => Err(bad("is neither a workload nor a service".into())),
-        (Some(_), Some(_)) => Err(bad("is a workload and a service at once".into())),
+        (None, None) => Err(bad("is neither a workload nor a service")),
+        (Some(_), Some(_)) => Err(bad("is a workload and a service at once")),
     }
 }
 
@@ -368,13 +398,17 @@ fn service_key(name: &str) -> Option<NamespacedHostname> {
 }
 
 impl Tables {
+    pub(crate) fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
+        self.services.get(key).map(|s| &s.0)
+    }
+
     /// The service that the address means to `source`.
     pub(crate) fn service_by_address(
         &self,
         source: &Workload,
         ip: IpAddr,
     ) -> Option<&Arc<Service>> {
-        self.services.get(self.vips.holder(source, ip)?)
+        self.vips.holder(source, ip)
     }
 
     /// A service that has the address, and that `source` may not see.
@@ -383,11 +417,11 @@ impl Tables {
         source: &Workload,
         ip: IpAddr,
     ) -> Option<&NamespacedHostname> {
-        self.vips.hidden(source, ip)
+        self.vips.hidden(source, ip).map(|s| &s.key)
     }
 
     pub(crate) fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        Some(&self.workloads.get(&**self.by_address.holder(network, ip)?)?.0)
+        Some(&self.by_address.holder(network, ip)?.0)
     }
 
     fn is_meshed(&self, ip: IpAddr) -> bool {
@@ -401,7 +435,7 @@ impl Tables {
     /// Whether there is a version of the workload or service of this name.
     fn holds(&self, name: &str) -> bool {
         self.workloads.contains(name)
-            || service_key(name).is_some_and(|key| self.services.contains_key(&key))
+            || service_key(name).is_some_and(|key| self.services.contains(&key))
     }
 
     /// An endpoint of `service` for a connection to `asked`, and its address there.
@@ -430,9 +464,10 @@ impl Tables {
     }
 
     /// Whether the change can change a verdict.
-    fn insert_workload(&mut self, w: Workload) -> bool {
-        self.refused.remove(&*w.uid);
-        let w = Arc::new(w);
+    fn insert_workload(&mut self, w: Arc<Workload>) -> bool {
+        if !self.refused.is_empty() {
+            self.refused.remove(&*w.uid);
+        }
         let old = self.workloads.replace(ByUid(w.clone())).map(|old| old.0);
         let judged = old.as_ref().is_none_or(|o| {
             o.policies != w.policies
@@ -457,12 +492,16 @@ impl Tables {
             self.rerank_all();
         }
         for place in places(&w) {
-            self.by_address.claim(place, w.uid.clone());
+            self.by_address.claim(place, ByUid(w.clone()));
         }
+        let plain = LoadBalancing::default();
         for (key, ports) in w.services.iter() {
-            let lb = self.services.get(key).map(|s| s.load_balancing.clone()).unwrap_or_default();
-            let set = self.endpoints.entry(key.clone()).or_default();
-            set.insert(w.clone(), old.as_ref(), ports, &lb, &self.local);
+            let lb = self.services.get(key).map_or(&plain, |s| &s.0.load_balancing);
+            let set = match self.endpoints.get_mut(key) {
+                Some(set) => set,
+                None => self.endpoints.entry(key.clone()).or_default(),
+            };
+            set.insert(w.clone(), old.as_ref(), ports, lb, &self.local);
         }
         // Only what runs here is judged here.
         judged && self.is_local(&w)
@@ -476,7 +515,7 @@ impl Tables {
     fn unindex(&mut self, old: &Arc<Workload>, new: Option<&Workload>) {
         let kept: Vec<Place> = new.into_iter().flat_map(places).collect();
         for place in places(old).filter(|p| !kept.contains(p)) {
-            self.by_address.release(&place, &old.uid);
+            self.by_address.release(&place, &ByUid(old.clone()));
             self.moved.push(place.1);
         }
         for (key, _) in old.services.iter() {
@@ -493,14 +532,13 @@ impl Tables {
     }
 
     /// Whether the change can change a verdict.
-    fn insert_service(&mut self, s: Service) -> bool {
+    fn insert_service(&mut self, s: Arc<Service>) -> bool {
         if !self.refused.is_empty() {
             self.refused.remove(&s.key.to_string());
         }
         self.add_hostname(&s.key);
-        let s = Arc::new(s);
-        let old = self.services.insert(s.key.clone(), s.clone());
-        self.vips.replace(old.as_deref(), Some(&s));
+        let old = self.services.replace(ByKey(s.clone())).map(|old| old.0);
+        self.vips.replace(old.as_ref(), Some(&s));
         let guarded = old.as_ref().and_then(|o| o.waypoint.as_ref()) != s.waypoint.as_ref();
         let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
         if before != s.load_balancing
@@ -520,8 +558,8 @@ impl Tables {
         }
         if let Some(key) = service_key(name) {
             self.remove_hostname(&key);
-            let old = self.services.remove(&key);
-            self.vips.replace(old.as_deref(), None);
+            let old = self.services.take(&key).map(|old| old.0);
+            self.vips.replace(old.as_ref(), None);
             if old.is_some()
                 && let Some(set) = self.endpoints.get_mut(&key)
             {
@@ -533,7 +571,7 @@ impl Tables {
 
     fn rerank_all(&mut self) {
         for (key, set) in &mut self.endpoints {
-            if let Some(s) = self.services.get(key) {
+            if let Some(ByKey(s)) = self.services.get(key) {
                 set.rerank(&s.load_balancing, &self.local);
             }
         }

@@ -34,7 +34,7 @@ impl Mesh {
     }
 
     pub fn service(&self, key: &NamespacedHostname) -> Option<Arc<Service>> {
-        self.tables().services.get(key).cloned()
+        self.tables().service(key).cloned()
     }
 
     /// Where `own`, a proxy, sends what is for a service that has a waypoint which it is not of: to
@@ -47,7 +47,7 @@ impl Mesh {
         port: u16,
     ) -> Option<Vec<(Arc<Workload>, SocketAddr)>> {
         let t = self.tables();
-        let service = t.services.get(key)?;
+        let service = t.service(key)?;
         let waypoint = service.waypoint.as_ref()?;
         if t.waypoint_key(waypoint).is_some_and(|w| own.services.get(w).is_some()) {
             return None;
@@ -89,8 +89,7 @@ impl Mesh {
     ) -> Vec<(Arc<Workload>, T, u16)> {
         let t = self.tables();
         let of_service = t
-            .services
-            .get(key)
+            .service(key)
             .and_then(|s| s.ports.iter().find(|p| p.service_port == port))
             .map_or(port, |p| if p.target_port == 0 { port } else { p.target_port });
         let Some(set) = t.endpoints.get(key) else { return Vec::new() };
@@ -108,7 +107,7 @@ impl Mesh {
     pub fn guard(&self, own: &Workload, port: u16) -> Option<Guard> {
         let t = self.tables();
         let of_services = own.services.iter().filter_map(|(key, ports)| {
-            let service = t.services.get(key)?;
+            let service = t.service(key)?;
             let waypoint = service.waypoint.as_ref()?;
             let serves = ports.iter().any(|p| {
                 let of_service = || {
@@ -150,7 +149,8 @@ impl Tables {
             Waypoint::Named(key) => Some(key),
             Waypoint::At(network, ip) => self
                 .services
-                .values()
+                .iter()
+                .map(|s| &s.0)
                 .find(|s| s.addresses.iter().any(|(n, a)| *n == *network && a == ip))
                 .map(|s| &s.key),
             Waypoint::Unreadable => None,
@@ -176,7 +176,7 @@ impl Tables {
         if source.services.get(key).is_some() {
             return None;
         }
-        let Some(proxies) = self.services.get(key) else { return Some(unreachable()) };
+        let Some(proxies) = self.service(key) else { return Some(unreachable()) };
         let at = SocketAddr::new(asked.ip(), WAYPOINT_PORT);
         let chosen = self.choose(proxies, at, &mut rand::rng()).ok();
         let Some((proxy, address)) = chosen.filter(|(w, _)| w.hbone) else {

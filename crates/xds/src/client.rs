@@ -2,19 +2,19 @@
 //! answers for each response, and comes back with what it already has.
 
 use crate::{
-    MAX_MESSAGE, MORE_FOLLOWS, TAKES_PARTS,
+    MAX_MESSAGE, MORE_FOLLOWS, TAKES_PARTS, Version,
     proto::discovery::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status,
+        DeltaDiscoveryRequest, Node, Status, UnopenedResponse,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
+    wire::{Malformed, Opened},
 };
 use futures_util::future::BoxFuture;
-use prost_types::{Any, Value, value::Kind};
+use prost_types::{Value, value::Kind};
 use rand::Rng as _;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt::{self, Write as _},
-    sync::Arc,
+    fmt::Write as _,
     time::Duration,
 };
 use tokio::{
@@ -28,6 +28,14 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+/// A resource of the type that was asked for, where it lies in the response.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Delivered<'a> {
+    pub name: &'a str,
+    pub version: &'a str,
+    pub body: &'a [u8],
+}
+
 /// Where applied resources go.
 pub trait Apply: Send + Sync + 'static {
     /// Takes one response. What it cannot take it names, and keeps the last good version of; the
@@ -35,17 +43,32 @@ pub trait Apply: Send + Sync + 'static {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected>;
 
     /// The same for a part of an answer, to which more belongs.
     fn apply_part(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected>;
+
+    /// Whether the versions of a type's resources are kept beside them, and need not be here.
+    fn keeps_versions(&self, _type_url: &str) -> bool {
+        false
+    }
+
+    /// Whether there is a version of one of those.
+    fn holds(&self, _type_url: &str, _name: &str) -> bool {
+        false
+    }
+
+    /// All of them, by name.
+    fn versions(&self, _type_url: &str) -> HashMap<String, String> {
+        HashMap::new()
+    }
 
     /// Whether the stream to the control plane stands.
     fn connected(&self, connected: bool);
@@ -162,7 +185,7 @@ async fn stream_once(
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let (tx, rx) = mpsc::channel(64);
-    for request in state.first_requests(node) {
+    for request in state.first_requests(node, apply) {
         tx.send(request).await.map_err(|_| "the request queue closed")?;
     }
     let mut request = Request::new(ReceiverStream::new(rx));
@@ -177,7 +200,9 @@ async fn stream_once(
     loop {
         let request = tokio::select! {
             response = stream.message() => match response.map_err(status)? {
-                Some(response) => state.handle(response, apply),
+                Some(response) => state
+                    .handle(&response, apply)
+                    .map_err(|e| format!("a response cannot be read: {e}"))?,
                 None => return Ok(()),
             },
             Some(ask) = asks.recv() => state.ask(ask),
@@ -214,36 +239,7 @@ pub struct Subscriptions {
     names: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
-type Versions = HashMap<Arc<str>, Version, foldhash::fast::RandomState>;
-
-/// A server's version of a resource. Those that are sixteen hexadecimal digits, as hashes are, need
-/// no string; there may be a hundred thousand of them.
-enum Version {
-    Hash(u64),
-    Text(Box<str>),
-}
-
-impl From<String> for Version {
-    fn from(text: String) -> Self {
-        match u64::from_str_radix(&text, 16) {
-            Ok(hash) if hash_text(hash) == text => Self::Hash(hash),
-            _ => Self::Text(text.into()),
-        }
-    }
-}
-
-fn hash_text(hash: u64) -> String {
-    format!("{hash:016x}")
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Hash(hash) => f.write_str(&hash_text(*hash)),
-            Self::Text(text) => f.write_str(text),
-        }
-    }
-}
+type Versions = HashMap<Box<str>, Version, foldhash::fast::RandomState>;
 
 impl Subscriptions {
     pub fn new(types: &[&'static str]) -> Self {
@@ -273,82 +269,101 @@ impl Subscriptions {
 
     /// The requests that open a stream: a wildcard per type, with the versions already held; what
     /// was rejected, and of which there is no earlier version, has an empty one.
-    pub fn first_requests(&self, node: &Node) -> Vec<DeltaDiscoveryRequest> {
+    pub fn first_requests(&self, node: &Node, apply: &dyn Apply) -> Vec<DeltaDiscoveryRequest> {
         self.types
             .iter()
             .enumerate()
-            .map(|(i, (type_url, versions))| DeltaDiscoveryRequest {
-                node: (i == 0).then(|| takes_parts(node)),
-                type_url: (*type_url).to_owned(),
-                resource_names_subscribe: std::iter::once("*".to_owned())
-                    .chain(self.names.get(type_url).into_iter().flatten().cloned())
-                    .collect(),
-                initial_resource_versions: versions
-                    .iter()
-                    .map(|(name, version)| (name.to_string(), version.to_string()))
-                    .collect(),
-                ..Default::default()
+            .map(|(i, (type_url, versions))| {
+                let mut held = apply.versions(type_url);
+                held.extend(versions.iter().map(|(n, v)| (n.to_string(), v.to_string())));
+                DeltaDiscoveryRequest {
+                    node: (i == 0).then(|| takes_parts(node)),
+                    type_url: (*type_url).to_owned(),
+                    resource_names_subscribe: std::iter::once("*".to_owned())
+                        .chain(self.names.get(type_url).into_iter().flatten().cloned())
+                        .collect(),
+                    initial_resource_versions: held,
+                    ..Default::default()
+                }
             })
             .collect()
     }
 
     /// Applies a response and makes the answer to it. A type that was never asked for gets none.
+    /// Of one that cannot be read nothing is applied.
     pub fn handle(
         &mut self,
-        response: DeltaDiscoveryResponse,
+        response: &UnopenedResponse,
         apply: &dyn Apply,
-    ) -> Option<DeltaDiscoveryRequest> {
+    ) -> Result<Option<DeltaDiscoveryRequest>, Malformed> {
+        let mut resources = Vec::with_capacity(response.resources.len());
+        let mut rejected = Vec::new();
+        for message in &response.resources {
+            let Opened { name, version, body } = Opened::resource(message)?;
+            match body {
+                Some(any) if any.type_url == response.type_url => {
+                    resources.push(Delivered { name, version, body: any.value });
+                }
+                Some(any) => rejected.push(Rejected {
+                    name: name.to_owned(),
+                    reason: format!(
+                        "is a {}, in a response of {}",
+                        any.type_url, response.type_url
+                    ),
+                }),
+                None => {
+                    let reason = "has no body".to_owned();
+                    rejected.push(Rejected { name: name.to_owned(), reason });
+                }
+            }
+        }
         let Some((type_url, versions)) =
             self.types.iter_mut().find(|(t, _)| **t == response.type_url)
         else {
             tracing::warn!(type_url = response.type_url, "a response of a type nobody asked for");
-            return None;
+            return Ok(None);
         };
-        let mut arrived = Versions::default();
-        let mut rejected = Vec::new();
-        let mut resources = Vec::new();
-        for r in response.resources {
-            match r.resource {
-                Some(any) if any.type_url == **type_url => {
-                    let name: Arc<str> = r.name.into();
-                    arrived.insert(name.clone(), Version::from(r.version));
-                    resources.push((name, any));
-                }
-                Some(any) => rejected.push(Rejected {
-                    name: r.name,
-                    reason: format!("is a {}, in a response of {type_url}", any.type_url),
-                }),
-                None => {
-                    rejected.push(Rejected { name: r.name, reason: "has no body".to_owned() });
-                }
-            }
-        }
-        for name in &response.removed_resources {
+        let removed = &response.removed_resources;
+        for name in removed {
             versions.remove(name.as_str());
         }
-        let removed = response.removed_resources;
-        let more = response.system_version_info == MORE_FOLLOWS;
-        rejected.extend(if more {
-            apply.apply_part(type_url, resources, removed)
+        let unread = rejected.len();
+        rejected.extend(if response.system_version_info == MORE_FOLLOWS {
+            apply.apply_part(type_url, &resources, removed)
         } else {
-            apply.apply(type_url, resources, removed)
+            apply.apply(type_url, &resources, removed)
         });
-        for r in &rejected {
-            arrived.remove(r.name.as_str());
+        // How often each was taken that was rejected, too.
+        let mut bad: HashMap<&str, isize> = HashMap::new();
+        for (i, r) in rejected.iter().enumerate() {
+            *bad.entry(&r.name).or_default() -= isize::from(i >= unread);
+        }
+        let kept_there = apply.keeps_versions(type_url);
+        for r in &resources {
+            if let Some(taken) = bad.get_mut(r.name) {
+                *taken += 1;
+            } else if !kept_there {
+                versions.insert(r.name.into(), r.version.into());
+            } else if !versions.is_empty() {
+                versions.remove(r.name);
+            }
+        }
+        for (name, taken) in bad {
             // Something stands for it until it is removed, and only of names that are held does a
             // server say so after a reconnect. No resource has the empty version.
-            versions.entry(r.name.as_str().into()).or_insert_with(|| Version::Text(Box::default()));
+            if taken > 0 || !apply.holds(type_url, name) {
+                versions.entry(name.into()).or_default();
+            }
         }
-        versions.extend(arrived);
         let error_detail = (!rejected.is_empty()).then(|| Status {
             code: tonic::Code::InvalidArgument as i32,
             message: complain(type_url, &rejected),
         });
-        Some(DeltaDiscoveryRequest {
+        Ok(Some(DeltaDiscoveryRequest {
             type_url: (*type_url).to_owned(),
-            response_nonce: response.nonce,
+            response_nonce: response.nonce.clone(),
             error_detail,
             ..Default::default()
-        })
+        }))
     }
 }

@@ -7,8 +7,11 @@
 pub mod client;
 mod control_plane;
 pub mod server;
+mod version;
+pub mod wire;
 
 pub use control_plane::ControlPlane;
+pub use version::Version;
 
 /// The generated wire types.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]

@@ -4,12 +4,14 @@
 mod narrow;
 
 use crate::{
-    GATEWAY_NAME, MORE_FOLLOWS, TAKES_PARTS,
+    GATEWAY_NAME, MORE_FOLLOWS, TAKES_PARTS, Version,
     proto::discovery::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+        DeltaDiscoveryRequest, Resource, UnopenedResponse,
         aggregated_discovery_service_server::AggregatedDiscoveryService,
     },
 };
+use foldhash::fast::RandomState;
+use prost::{Message as _, bytes::Bytes};
 use prost_types::{Any, value::Kind};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -37,12 +39,45 @@ pub struct Encoded {
     pub leads: Vec<String>,
 }
 
+/// One resource as every client gets it.
+#[derive(Debug)]
+struct Ready {
+    name: Arc<str>,
+    version: Version,
+    aliases: Vec<String>,
+    groups: Vec<String>,
+    leads: Vec<String>,
+    /// The whole `Resource`.
+    message: Bytes,
+}
+
+impl Ready {
+    fn new(type_url: &str, name: String, encoded: Encoded) -> Self {
+        let resource = Resource {
+            version: encoded.version,
+            resource: Some(Any { type_url: type_url.to_owned(), value: encoded.body }),
+            name,
+            aliases: encoded.aliases,
+        };
+        Self {
+            message: resource.encode_to_vec().into(),
+            version: resource.version.as_str().into(),
+            name: resource.name.into(),
+            aliases: resource.aliases,
+            groups: encoded.groups,
+            leads: encoded.leads,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Change {
     type_url: &'static str,
-    updated: Vec<String>,
+    updated: Vec<Arc<str>>,
     removed: Vec<String>,
 }
+
+type ByName = BTreeMap<Arc<str>, Arc<Ready>>;
 
 /// What is served, by type and name.
 pub struct Store {
@@ -51,7 +86,7 @@ pub struct Store {
     /// Types of which a proxy gets what its scoped resources lead to. A resource may name others of
     /// types before its own.
     narrowed: Vec<&'static str>,
-    types: RwLock<BTreeMap<&'static str, BTreeMap<String, Arc<Encoded>>>>,
+    types: RwLock<BTreeMap<&'static str, ByName>>,
     aliases: RwLock<HashMap<String, String>>,
     groups: RwLock<narrow::Groups>,
     changes: broadcast::Sender<Arc<Change>>,
@@ -94,27 +129,29 @@ impl Store {
             let mut groups = write(&self.groups);
             let all = types.entry(type_url).or_default();
             for (name, encoded) in updated {
-                let old = all.get(&name);
-                if old.is_some_and(|o| o.version == encoded.version) {
+                let old = all.get(name.as_str());
+                if old.is_some_and(|o| o.version == encoded.version.as_str().into()) {
                     continue;
                 }
-                groups.replace(type_url, &name, old.map(|o| &**o), Some(&encoded));
                 for a in old.iter().flat_map(|o| &o.aliases) {
                     // Another resource may have it by now.
                     if aliases.get(a) == Some(&name) {
                         aliases.remove(a);
                     }
                 }
-                let encoded = Arc::new(encoded);
                 for a in &encoded.aliases {
                     aliases.insert(a.clone(), name.clone());
                 }
-                all.insert(name.clone(), encoded);
-                change.updated.push(name);
+                let before = old.cloned();
+                let ready = Arc::new(Ready::new(type_url, name, encoded));
+                let of = before.as_ref().map_or(&[][..], |b| &b.groups);
+                groups.replace(type_url, &ready.name, of, &ready.groups);
+                change.updated.push(ready.name.clone());
+                all.insert(ready.name.clone(), ready);
             }
             for name in removed {
-                if let Some(old) = all.remove(&name) {
-                    groups.replace(type_url, &name, Some(&old), None);
+                if let Some(old) = all.remove(name.as_str()) {
+                    groups.replace(type_url, &old.name, &old.groups, &[]);
                     for a in &old.aliases {
                         if aliases.get(a) == Some(&name) {
                             aliases.remove(a);
@@ -160,14 +197,14 @@ impl Store {
         read(&self.types).keys().find(|t| **t == type_url).copied()
     }
 
-    fn all(&self, type_url: &str) -> Vec<(String, Arc<Encoded>)> {
+    fn all(&self, type_url: &str) -> Vec<Arc<Ready>> {
         read(&self.types)
             .get(type_url)
-            .map(|all| all.iter().map(|(n, e)| (n.clone(), e.clone())).collect())
+            .map(|all| all.values().cloned().collect())
             .unwrap_or_default()
     }
 
-    fn get(&self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
+    fn get(&self, type_url: &str, name: &str) -> Option<Arc<Ready>> {
         read(&self.types).get(type_url).and_then(|all| all.get(name).cloned())
     }
 }
@@ -211,7 +248,7 @@ impl Ads {
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Ads {
     type DeltaAggregatedResourcesStream =
-        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+        Pin<Box<dyn Stream<Item = Result<UnopenedResponse, Status>> + Send>>;
 
     async fn delta_aggregated_resources(
         &self,
@@ -230,7 +267,7 @@ impl AggregatedDiscoveryService for Ads {
     }
 }
 
-type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+type Responses = mpsc::Sender<Result<UnopenedResponse, Status>>;
 
 async fn serve(
     store: &Store,
@@ -270,10 +307,12 @@ async fn serve(
                 Err(broadcast::error::RecvError::Closed) => return "shutting down".into(),
             },
         };
-        for response in out.into_iter().flatten() {
-            store.sent.fetch_add(response.resources.len() as u64, Ordering::Relaxed);
-            if responses.send(Ok(response)).await.is_err() {
-                return "closed".into();
+        for mut answer in out {
+            while let Some(response) = session.part(&mut answer) {
+                store.sent.fetch_add(response.resources.len() as u64, Ordering::Relaxed);
+                if responses.send(Ok(response)).await.is_err() {
+                    return "closed".into();
+                }
             }
         }
     }
@@ -299,56 +338,26 @@ pub struct Session {
     takes_parts: bool,
 }
 
-/// Responses that are made when they are asked for: one, or the parts of a first answer.
+/// What becomes of a request or a change: one response, or a first answer in its parts.
 pub struct Answer {
     type_url: String,
     first_nonce: u64,
-    updated: std::vec::IntoIter<(String, Arc<Encoded>)>,
+    updated: std::vec::IntoIter<Arc<Ready>>,
     removed: Vec<String>,
     in_parts: bool,
     done: bool,
 }
 
 /// Resources in a part of an answer: some hundred kilobytes.
-const PART: usize = 1000;
+const PART: usize = 250;
 
-impl Iterator for Answer {
-    type Item = DeltaDiscoveryResponse;
-
-    fn next(&mut self) -> Option<DeltaDiscoveryResponse> {
-        if self.done {
-            return None;
-        }
-        let most = if self.in_parts { PART } else { usize::MAX };
-        let resources: Vec<Resource> = self
-            .updated
-            .by_ref()
-            .take(most)
-            .map(|(name, e)| Resource {
-                version: e.version.clone(),
-                resource: Some(Any { type_url: self.type_url.clone(), value: e.body.clone() }),
-                aliases: e.aliases.clone(),
-                name,
-            })
-            .collect();
-        self.done = self.updated.len() == 0;
-        let nonce = self.first_nonce;
-        self.first_nonce += 1;
-        Some(DeltaDiscoveryResponse {
-            system_version_info: if self.done { String::new() } else { MORE_FOLLOWS.to_owned() },
-            type_url: self.type_url.clone(),
-            nonce: nonce.to_string(),
-            resources,
-            removed_resources: std::mem::take(&mut self.removed),
-        })
-    }
-}
+type Has = HashMap<Arc<str>, Version, RandomState>;
 
 #[derive(Default)]
 struct Subscription {
     wildcard: bool,
     names: BTreeSet<String>,
-    has: HashMap<String, String>,
+    has: Has,
 }
 
 impl Subscription {
@@ -381,7 +390,8 @@ impl Session {
         let first = !self.types.contains_key(type_url);
         let sub = self.types.entry(type_url).or_default();
         if first {
-            sub.has = request.initial_resource_versions;
+            let has = request.initial_resource_versions.iter();
+            sub.has = has.map(|(n, v)| (n.as_str().into(), v.as_str().into())).collect();
         }
         let subscribed: Vec<String> = request
             .resource_names_subscribe
@@ -400,7 +410,7 @@ impl Session {
                 sub.names.insert(name.clone());
                 // Asking again by name means: tell me again.
                 if !first {
-                    sub.has.remove(name);
+                    sub.has.remove(name.as_str());
                 }
             }
         }
@@ -415,7 +425,7 @@ impl Session {
                 sub.names.remove(name);
             } else {
                 sub.names.remove(name);
-                sub.has.remove(name);
+                sub.has.remove(name.as_str());
             }
         }
         if !asked && (!narrowed || request.resource_names_unsubscribe.is_empty()) {
@@ -464,18 +474,18 @@ impl Session {
         let sub = self.types.get_mut(change.type_url)?;
         let mut updated = Vec::new();
         for name in &change.updated {
-            let Some(e) = store.get(change.type_url, name) else { continue };
+            let Some(r) = store.get(change.type_url, name) else { continue };
             if !store.may_see(change.type_url, name, self.scope.as_deref()) {
                 continue;
             }
-            if sub.wants(name) && sub.has.get(name) != Some(&e.version) {
-                sub.has.insert(name.clone(), e.version.clone());
-                updated.push((name.clone(), e));
+            if sub.wants(name) && sub.has.get(name) != Some(&r.version) {
+                sub.has.insert(name.clone(), r.version.clone());
+                updated.push(r);
             }
         }
         let gone = |n: &&String| store.get(change.type_url, n).is_none();
         let mut removed: Vec<String> = change.removed.iter().filter(gone).cloned().collect();
-        removed.retain(|n| sub.has.remove(n).is_some());
+        removed.retain(|n| sub.has.remove(n.as_str()).is_some());
         if updated.is_empty() && removed.is_empty() {
             return None;
         }
@@ -501,40 +511,70 @@ impl Session {
         out
     }
 
+    /// The next response of an answer. What is in it the client has from then on.
+    fn part(&mut self, answer: &mut Answer) -> Option<UnopenedResponse> {
+        if answer.done {
+            return None;
+        }
+        let most = if answer.in_parts { PART } else { usize::MAX };
+        let mut has = self.types.get_mut(answer.type_url.as_str()).map(|sub| &mut sub.has);
+        let resources = answer
+            .updated
+            .by_ref()
+            .take(most)
+            .map(|r| {
+                if let Some(has) = &mut has {
+                    has.insert(r.name.clone(), r.version.clone());
+                }
+                r.message.clone()
+            })
+            .collect();
+        answer.done = answer.updated.len() == 0;
+        let nonce = answer.first_nonce;
+        answer.first_nonce += 1;
+        let more = if answer.done { "" } else { MORE_FOLLOWS };
+        Some(UnopenedResponse {
+            system_version_info: more.to_owned(),
+            type_url: answer.type_url.clone(),
+            nonce: nonce.to_string(),
+            resources,
+            removed_resources: std::mem::take(&mut answer.removed),
+        })
+    }
+
     fn difference(
         sub: &mut Subscription,
         store: &Store,
         type_url: &str,
         scope: Option<&str>,
         reach: &narrow::Reach,
-    ) -> (Vec<(String, Arc<Encoded>)>, Vec<String>) {
-        let named = |n: &String| store.get(type_url, n).map(|e| (n.clone(), e));
-        let mut wanted: Vec<(String, Arc<Encoded>)> = if !sub.wildcard {
-            sub.names.iter().filter_map(named).collect()
+    ) -> (Vec<Arc<Ready>>, Vec<String>) {
+        let named = |n: &str| store.get(type_url, n);
+        let mut updated: Vec<Arc<Ready>> = if !sub.wildcard {
+            sub.names.iter().filter_map(|n| named(n)).collect()
         } else if store.is_narrowed(type_url, scope) {
-            reach.names(type_url).union(&sub.names).filter_map(named).collect()
+            let reached = reach.names(type_url);
+            let more = sub.names.iter().filter(|n| !reached.contains(n.as_str()));
+            reached.iter().filter_map(|n| named(n)).chain(more.filter_map(|n| named(n))).collect()
         } else {
             store.all(type_url)
         };
-        wanted.retain(|(name, _)| store.may_see(type_url, name, scope));
+        updated.retain(|r| store.may_see(type_url, &r.name, scope));
         let mut gone = std::mem::take(&mut sub.has);
-        let mut updated = Vec::new();
-        for (name, e) in wanted {
-            let known = gone.remove(&name);
-            sub.has.insert(name.clone(), e.version.clone());
-            if known.as_ref() != Some(&e.version) {
-                updated.push((name, e));
-            }
+        sub.has.reserve(updated.len());
+        if !gone.is_empty() {
+            updated.retain(|r| match gone.remove(&r.name) {
+                Some(version) if version == r.version => {
+                    sub.has.insert(r.name.clone(), version);
+                    false
+                }
+                _ => true,
+            });
         }
-        (updated, gone.into_keys().collect())
+        (updated, gone.into_keys().map(|name| name.to_string()).collect())
     }
 
-    fn answer(
-        &mut self,
-        type_url: &str,
-        updated: Vec<(String, Arc<Encoded>)>,
-        removed: Vec<String>,
-    ) -> Answer {
+    fn answer(&mut self, type_url: &str, updated: Vec<Arc<Ready>>, removed: Vec<String>) -> Answer {
         let first_nonce = self.nonce + 1;
         // As many as there can be parts.
         self.nonce += 1 + updated.len() as u64;

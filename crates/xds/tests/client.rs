@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use prost_types::Any;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, TAKES_PARTS,
-    client::{Apply, Rejected, Subscriptions},
+    client::{Apply, Delivered, Rejected, Subscriptions},
     proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
 };
 
@@ -21,21 +21,20 @@ impl Apply for Taker {
     fn apply(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
-        let names = resources.iter().map(|(n, _)| n.to_string()).collect();
-        self.0.lock().unwrap().push((type_url.to_owned(), names, removed));
-        let bad = resources.into_iter().filter(|(_, any)| any.value == b"bad");
-        bad.map(|(name, _)| Rejected { name: name.to_string(), reason: "is bad".to_owned() })
-            .collect()
+        let names = resources.iter().map(|r| r.name.to_owned()).collect();
+        self.0.lock().unwrap().push((type_url.to_owned(), names, removed.to_vec()));
+        let bad = resources.iter().filter(|r| r.body == b"bad");
+        bad.map(|r| Rejected { name: r.name.to_owned(), reason: "is bad".to_owned() }).collect()
     }
 
     fn apply_part(
         &self,
         type_url: &str,
-        resources: Vec<(Arc<str>, Any)>,
-        removed: Vec<String>,
+        resources: &[Delivered<'_>],
+        removed: &[String],
     ) -> Vec<Rejected> {
         self.apply(type_url, resources, removed)
     }
@@ -66,9 +65,17 @@ fn subscriptions() -> Subscriptions {
     Subscriptions::new(&[ADDRESS_TYPE, AUTHORIZATION_TYPE])
 }
 
+fn handle(
+    s: &mut Subscriptions,
+    response: DeltaDiscoveryResponse,
+    taker: &Taker,
+) -> Option<DeltaDiscoveryRequest> {
+    s.handle(&response.into(), taker).unwrap()
+}
+
 /// What the client says it has, when it comes back.
 fn held(s: &Subscriptions) -> Vec<(String, String)> {
-    let requests = s.first_requests(&Node::default());
+    let requests = s.first_requests(&Node::default(), &Taker::default());
     let address = requests.into_iter().find(|r| r.type_url == ADDRESS_TYPE).unwrap();
     let mut all: Vec<_> = address.initial_resource_versions.into_iter().collect();
     all.sort();
@@ -82,7 +89,7 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
 #[test]
 fn a_stream_opens_with_everything_of_each_type() {
     let node = Node { id: "n".to_owned(), ..Default::default() };
-    let requests = subscriptions().first_requests(&node);
+    let requests = subscriptions().first_requests(&node, &Taker::default());
     assert_eq!(requests.len(), 2);
     let first = requests[0].node.clone().unwrap();
     assert_eq!(first.id, node.id);
@@ -100,7 +107,8 @@ fn a_stream_opens_with_everything_of_each_type() {
 #[test]
 fn what_was_taken_is_acknowledged_by_its_nonce() {
     let (mut s, taker) = (subscriptions(), Taker::default());
-    let reply = s.handle(response("7", vec![resource("a", "1", b"good")], &["b"]), &taker).unwrap();
+    let reply =
+        handle(&mut s, response("7", vec![resource("a", "1", b"good")], &["b"]), &taker).unwrap();
     let expected = DeltaDiscoveryRequest {
         type_url: ADDRESS_TYPE.to_owned(),
         response_nonce: "7".to_owned(),
@@ -120,7 +128,7 @@ fn what_was_rejected_is_named_with_the_reason_and_the_rest_is_taken() {
     };
     let empty = Resource { resource: None, ..resource("empty", "1", b"") };
     let all = vec![resource("a", "1", b"good"), resource("b", "1", b"bad"), other, empty];
-    let reply = s.handle(response("1", all, &[]), &taker).unwrap();
+    let reply = handle(&mut s, response("1", all, &[]), &taker).unwrap();
     assert_eq!(reply.response_nonce, "1");
     let error = reply.error_detail.unwrap();
     assert_eq!(error.code, tonic::Code::InvalidArgument as i32);
@@ -138,7 +146,7 @@ fn a_type_that_nobody_asked_for_gets_no_answer_and_is_not_applied() {
         type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned(),
         ..response("1", vec![resource("a", "1", b"good")], &[])
     };
-    assert_eq!(s.handle(odd, &taker), None);
+    assert_eq!(handle(&mut s, odd, &taker), None);
     assert!(taker.0.lock().unwrap().is_empty());
     assert_eq!(held(&s), []);
 }
@@ -152,13 +160,13 @@ fn a_new_stream_begins_where_the_last_one_ended() {
         resource("never", "1", b"bad"),
         resource("updated", "1", b"good"),
     ];
-    s.handle(response("1", first, &[]), &taker);
+    handle(&mut s, response("1", first, &[]), &taker);
     let second = vec![resource("updated", "2", b"good"), resource("kept", "2", b"bad")];
-    s.handle(response("2", second, &["gone"]), &taker);
+    handle(&mut s, response("2", second, &["gone"]), &taker);
     // Of `kept` the version before is still in use; of `never` there is none, but its removal is to
     // be heard of.
     assert_eq!(held(&s), pairs(&[("kept", "1"), ("never", ""), ("updated", "2")]));
-    s.handle(response("3", vec![resource("never", "2", b"good")], &["kept"]), &taker);
+    handle(&mut s, response("3", vec![resource("never", "2", b"good")], &["kept"]), &taker);
     assert_eq!(held(&s), pairs(&[("never", "2"), ("updated", "2")]));
 }
 
@@ -167,7 +175,7 @@ fn repeated_responses_are_answered_each() {
     let (mut s, taker) = (subscriptions(), Taker::default());
     for _ in 0..3 {
         let again = response("1", vec![resource("a", "1", b"good")], &["b"]);
-        assert_eq!(s.handle(again, &taker).unwrap().error_detail, None);
+        assert_eq!(handle(&mut s, again, &taker).unwrap().error_detail, None);
     }
     assert_eq!(held(&s), pairs(&[("a", "1")]));
 }
@@ -176,10 +184,10 @@ fn repeated_responses_are_answered_each() {
 fn a_name_that_comes_twice_is_held_only_if_both_were_taken() {
     let (mut s, taker) = (subscriptions(), Taker::default());
     let twice = vec![resource("a", "1", b"good"), resource("a", "2", b"bad")];
-    let reply = s.handle(response("1", twice, &[]), &taker).unwrap();
+    let reply = handle(&mut s, response("1", twice, &[]), &taker).unwrap();
     assert!(reply.error_detail.is_some());
     assert_eq!(held(&s), pairs(&[("a", "")]));
     // Removed and sent in one response: it is there.
-    s.handle(response("2", vec![resource("a", "3", b"good")], &["a"]), &taker);
+    handle(&mut s, response("2", vec![resource("a", "3", b"good")], &["a"]), &taker);
     assert_eq!(held(&s), pairs(&[("a", "3")]));
 }

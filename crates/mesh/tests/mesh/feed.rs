@@ -8,7 +8,7 @@ use std::{
 };
 use xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    client::{Apply as _, Rejected},
+    client::{Apply as _, Delivered, Rejected},
     proto::{security, workload as pb},
 };
 
@@ -83,8 +83,17 @@ impl IntoAddress for pb::Service {
     }
 }
 
-pub fn any(type_url: &str, value: Vec<u8>) -> prost_types::Any {
-    prost_types::Any { type_url: type_url.to_owned(), value }
+/// One response: names with their bodies, and what is removed.
+pub fn deliver(
+    m: &Mesh,
+    type_url: &str,
+    resources: &[(&str, Vec<u8>)],
+    removed: &[&str],
+) -> Vec<Rejected> {
+    let delivered: Vec<_> =
+        resources.iter().map(|(name, body)| Delivered { name, version: "", body }).collect();
+    let removed: Vec<_> = removed.iter().map(|name| (*name).to_owned()).collect();
+    m.apply(type_url, &delivered, &removed)
 }
 
 pub trait Feed {
@@ -102,11 +111,7 @@ pub trait Feed {
 impl Feed for Mesh {
     fn try_put(&self, resource: impl IntoAddress) -> Vec<Rejected> {
         let (name, address) = resource.named();
-        self.apply(
-            ADDRESS_TYPE,
-            vec![(name.into(), any(ADDRESS_TYPE, address.encode_to_vec()))],
-            Vec::new(),
-        )
+        deliver(self, ADDRESS_TYPE, &[(&name, address.encode_to_vec())], &[])
     }
 
     fn put(&self, resource: impl IntoAddress) {
@@ -114,13 +119,12 @@ impl Feed for Mesh {
     }
 
     fn remove(&self, name: &str) {
-        assert_eq!(self.apply(ADDRESS_TYPE, Vec::new(), vec![name.to_owned()]), []);
+        assert_eq!(deliver(self, ADDRESS_TYPE, &[], &[name]), []);
     }
 
     fn try_policy(&self, policy: &security::Authorization) -> Vec<Rejected> {
         let name = format!("{}/{}", policy.namespace, policy.name);
-        let body = any(AUTHORIZATION_TYPE, policy.encode_to_vec());
-        self.apply(AUTHORIZATION_TYPE, vec![(name.into(), body)], Vec::new())
+        deliver(self, AUTHORIZATION_TYPE, &[(&name, policy.encode_to_vec())], &[])
     }
 
     fn policy(&self, policy: &security::Authorization) {

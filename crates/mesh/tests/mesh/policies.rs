@@ -1,6 +1,6 @@
 //! Which policies bind a workload: in doubt, more than it would like.
 
-use crate::feed::{Feed as _, any, mesh, workload};
+use crate::feed::{Feed as _, deliver, mesh, workload};
 use mesh::{Mesh, Workload};
 use policy::{Decision, Request};
 use prost::Message as _;
@@ -85,7 +85,7 @@ fn a_policy_that_is_named_and_not_known_denies_until_it_comes() {
     assert!(matches!(judge(&m, FRIEND), (false, Decision::Unknown { .. })));
     m.policy(&policy("ns/p", Scope::WorkloadSelector, Action::Allow));
     assert!(allows(&m, FRIEND) && !allows(&m, STRANGER));
-    m.apply(AUTHORIZATION_TYPE, Vec::new(), vec!["ns/p".to_owned()]);
+    deliver(&m, AUTHORIZATION_TYPE, &[], &["ns/p"]);
     assert!(!allows(&m, FRIEND), "removed, and still named");
     m.put(naming(&[]));
     assert!(allows(&m, FRIEND) && allows(&m, STRANGER));
@@ -136,11 +136,10 @@ fn a_rejected_policy_leaves_the_version_before() {
 fn bytes_that_are_no_policy_deny_in_the_namespace_of_their_name() {
     let m = mesh();
     m.put(naming(&[]));
-    let nonsense = any(AUTHORIZATION_TYPE, vec![0xff; 9]);
-    let rejected = m.apply(AUTHORIZATION_TYPE, vec![("ns/p".into(), nonsense)], Vec::new());
+    let rejected = deliver(&m, AUTHORIZATION_TYPE, &[("ns/p", vec![0xff; 9])], &[]);
     assert_eq!(rejected.len(), 1);
     assert!(!allows(&m, FRIEND));
-    m.apply(AUTHORIZATION_TYPE, Vec::new(), vec!["ns/p".to_owned()]);
+    deliver(&m, AUTHORIZATION_TYPE, &[], &["ns/p"]);
     assert!(allows(&m, FRIEND));
 }
 
@@ -150,11 +149,7 @@ fn a_policy_under_another_name_is_rejected_and_denies() {
     let m = mesh();
     m.put(naming(&[]));
     let body = policy("ns/other", Scope::Namespace, Action::Allow).encode_to_vec();
-    let rejected = m.apply(
-        AUTHORIZATION_TYPE,
-        vec![("ns/p".into(), any(AUTHORIZATION_TYPE, body))],
-        Vec::new(),
-    );
+    let rejected = deliver(&m, AUTHORIZATION_TYPE, &[("ns/p", body)], &[]);
     assert_eq!(rejected.len(), 1);
     assert!(!allows(&m, FRIEND));
     assert_eq!(m.policies().len(), 1);
@@ -170,7 +165,7 @@ fn a_change_of_scope_moves_the_policy() {
     assert!(allows(&m, FRIEND));
     m.policy(&policy("ns/p", Scope::Namespace, Action::Deny));
     assert!(!allows(&m, FRIEND));
-    m.apply(AUTHORIZATION_TYPE, Vec::new(), vec!["ns/p".to_owned()]);
+    deliver(&m, AUTHORIZATION_TYPE, &[], &["ns/p"]);
     assert!(allows(&m, FRIEND));
 }
 
@@ -178,15 +173,14 @@ fn a_change_of_scope_moves_the_policy() {
 fn what_comes_twice_counts_once_and_the_last_counts() {
     let m = mesh();
     m.put(naming(&[]));
-    let body =
-        |action| any(AUTHORIZATION_TYPE, policy("ns/p", Scope::Namespace, action).encode_to_vec());
-    let twice = vec![("ns/p".into(), body(Action::Allow)), ("ns/p".into(), body(Action::Deny))];
-    assert_eq!(m.apply(AUTHORIZATION_TYPE, twice, Vec::new()), []);
+    let body = |action| policy("ns/p", Scope::Namespace, action).encode_to_vec();
+    let twice = [("ns/p", body(Action::Allow)), ("ns/p", body(Action::Deny))];
+    assert_eq!(deliver(&m, AUTHORIZATION_TYPE, &twice, &[]), []);
     assert_eq!(m.policies().len(), 1);
     assert!(!allows(&m, FRIEND) && allows(&m, STRANGER));
     // Removed and sent in one response: it is there.
-    let again = vec![("ns/p".into(), body(Action::Deny))];
-    assert_eq!(m.apply(AUTHORIZATION_TYPE, again, vec!["ns/p".to_owned()]), []);
+    let again = [("ns/p", body(Action::Deny))];
+    assert_eq!(deliver(&m, AUTHORIZATION_TYPE, &again, &["ns/p"]), []);
     assert!(!allows(&m, FRIEND));
 }
 
@@ -226,7 +220,7 @@ fn nothing_is_judged_before_both_kinds_have_come() {
     assert!(!synced.borrow().ready());
     m.put(naming(&[]));
     assert!(!synced.borrow().ready());
-    m.apply(AUTHORIZATION_TYPE, Vec::new(), Vec::new());
+    deliver(&m, AUTHORIZATION_TYPE, &[], &[]);
     assert!(synced.borrow().ready());
     assert!(!synced.borrow().connected);
     m.connected(true);

@@ -1,8 +1,12 @@
 //! What is malformed, or newer than this program: rejected by name, or read the careful way.
 
-use crate::feed::{Feed as _, SERVICE, any, bytes, mesh, port, service, workload};
+use crate::feed::{Feed as _, SERVICE, bytes, deliver, mesh, port, service, workload};
 use prost::Message as _;
-use xds::{ADDRESS_TYPE, client::Apply as _, proto::workload as pb};
+use xds::{
+    ADDRESS_TYPE,
+    client::{Apply as _, Delivered},
+    proto::workload as pb,
+};
 
 #[test]
 fn workloads_that_cannot_be_taken_are_named_and_the_version_before_stays() {
@@ -95,7 +99,7 @@ fn a_bad_one_among_good_ones_is_alone_in_being_rejected() {
     let m = mesh();
     let body = |w: pb::Workload| {
         let address = pb::Address { r#type: Some(pb::address::Type::Workload(w)) };
-        any(ADDRESS_TYPE, address.encode_to_vec())
+        address.encode_to_vec()
     };
     let mut all: Vec<_> = (0..600_u32)
         .map(|i| {
@@ -104,14 +108,15 @@ fn a_bad_one_among_good_ones_is_alone_in_being_rejected() {
                 addresses: vec![(0x0a00_0000 + i).to_be_bytes().to_vec().into()],
                 ..workload(&uid, "10.0.0.1")
             };
-            (uid.into(), body(w))
+            (uid, body(w))
         })
         .collect();
-    all.push(("truncated".into(), any(ADDRESS_TYPE, vec![0x0a, 0xff])));
-    all.push(("empty".into(), any(ADDRESS_TYPE, Vec::new())));
-    all.push(("misnamed".into(), body(workload("other", "10.9.9.9"))));
+    all.push(("truncated".to_owned(), vec![0x0a, 0xff]));
+    all.push(("empty".to_owned(), Vec::new()));
+    all.push(("misnamed".to_owned(), body(workload("other", "10.9.9.9"))));
+    let all: Vec<_> = all.iter().map(|(name, body)| (name.as_str(), body.clone())).collect();
     let rejected: Vec<String> =
-        m.apply(ADDRESS_TYPE, all, Vec::new()).into_iter().map(|r| r.name).collect();
+        deliver(&m, ADDRESS_TYPE, &all, &[]).into_iter().map(|r| r.name).collect();
     assert_eq!(rejected, ["truncated", "empty", "misnamed"]);
     assert_eq!(m.workloads().len(), 600);
     assert!(m.workload("other").is_none());
@@ -123,19 +128,38 @@ fn of_what_comes_twice_the_last_counts() {
     let body = |ip: &str| {
         let w = pb::Workload { addresses: vec![bytes(ip)], ..workload("a", ip) };
         let address = pb::Address { r#type: Some(pb::address::Type::Workload(w)) };
-        ("a".into(), any(ADDRESS_TYPE, address.encode_to_vec()))
+        ("a", address.encode_to_vec())
     };
-    let twice = vec![body("10.0.0.1"), body("10.0.0.2")];
-    assert_eq!(m.apply(ADDRESS_TYPE, twice, vec!["a".into()]), []);
+    let twice = [body("10.0.0.1"), body("10.0.0.2")];
+    assert_eq!(deliver(&m, ADDRESS_TYPE, &twice, &["a"]), []);
     assert_eq!(m.reach("10.0.0.1:1"), ["outside 10.0.0.1:1"]);
     assert_eq!(m.reach("10.0.0.2:1"), ["a 10.0.0.2:1"]);
 }
 
 #[test]
+fn a_version_is_that_of_what_is_held() {
+    let m = mesh();
+    let w = pb::Address { r#type: Some(pb::address::Type::Workload(workload("a", "10.0.0.1"))) };
+    let w = w.encode_to_vec();
+    let take =
+        |version, body| m.apply(ADDRESS_TYPE, &[Delivered { name: "a", version, body }], &[]).len();
+    let held = || m.versions(ADDRESS_TYPE).into_values().collect::<Vec<_>>();
+    assert_eq!(take("1", b"bad"), 1);
+    assert!(held().is_empty());
+    assert_eq!(take("2", &w), 0);
+    assert_eq!(take("3", b"bad"), 1);
+    assert_eq!(held(), ["2"], "the version before stays");
+    let hash = "00000000000000ab";
+    assert_eq!(take(hash, &w), 0);
+    assert_eq!(held(), [hash]);
+    m.remove("a");
+    assert!(held().is_empty());
+}
+
+#[test]
 fn types_that_nobody_knows_change_nothing() {
     let m = mesh();
-    let rejected =
-        m.apply("type.googleapis.com/x", vec![("a".into(), any("x", vec![1]))], Vec::new());
+    let rejected = deliver(&m, "type.googleapis.com/x", &[("a", vec![1])], &[]);
     assert_eq!(rejected, []);
     assert!(m.workloads().is_empty());
 }

@@ -54,7 +54,7 @@ impl World {
 
     fn connect(&mut self) {
         self.mesh.connected(true);
-        let requests = self.client.first_requests(&Node::default());
+        let requests = self.client.first_requests(&Node::default(), &*self.mesh);
         for request in &requests {
             for (name, version) in &request.initial_resource_versions {
                 let current = self.control.current(&request.type_url, name);
@@ -127,7 +127,7 @@ impl World {
         run.note(format!("#{} arrives: {brief:?}, without {:?}", response.nonce, response.removed));
         let judgements = self.mesh.judgements();
         let before = self.live();
-        let answer = self.client.handle(response.encode(), &*self.mesh).unwrap();
+        let answer = self.client.handle(&response.encode().into(), &*self.mesh).unwrap().unwrap();
         self.view.apply(response);
         assert_eq!(answer.response_nonce, response.nonce.to_string());
         let bad: Vec<&String> =

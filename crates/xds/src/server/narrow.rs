@@ -3,24 +3,28 @@
 //! Resources are of groups, and lead to groups. A proxy begins with the groups that the names of its
 //! scoped resources end in.
 
-use super::{Answer, Change, Encoded, Session, Store, read};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use super::{Answer, Change, Session, Store, read};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 /// The resources of each group, with their types.
 #[derive(Default)]
-pub(super) struct Groups(HashMap<String, BTreeSet<(&'static str, String)>>);
+pub(super) struct Groups(HashMap<String, BTreeSet<(&'static str, Arc<str>)>>);
 
 impl Groups {
-    /// One resource is another, or none, from now on.
+    /// A resource is of other groups from now on.
     pub(super) fn replace(
         &mut self,
         type_url: &'static str,
-        name: &str,
-        old: Option<&Encoded>,
-        new: Option<&Encoded>,
+        name: &Arc<str>,
+        old: &[String],
+        new: &[String],
     ) {
-        let member = (type_url, name.to_owned());
-        for g in old.iter().flat_map(|o| &o.groups) {
+        let member = (type_url, name.clone());
+        for g in old {
             if let Some(members) = self.0.get_mut(g) {
                 members.remove(&member);
                 if members.is_empty() {
@@ -28,7 +32,7 @@ impl Groups {
                 }
             }
         }
-        for g in new.iter().flat_map(|n| &n.groups) {
+        for g in new {
             self.0.entry(g.clone()).or_default().insert(member.clone());
         }
     }
@@ -38,13 +42,13 @@ impl Groups {
 #[derive(Default)]
 pub(super) struct Reach {
     groups: HashSet<String>,
-    names: BTreeMap<&'static str, BTreeSet<String>>,
+    names: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
 }
 
-static NONE: BTreeSet<String> = BTreeSet::new();
+static NONE: BTreeSet<Arc<str>> = BTreeSet::new();
 
 impl Reach {
-    pub(super) fn names(&self, type_url: &str) -> &BTreeSet<String> {
+    pub(super) fn names(&self, type_url: &str) -> &BTreeSet<Arc<str>> {
         self.names.get(type_url).unwrap_or(&NONE)
     }
 }
@@ -60,8 +64,7 @@ impl Store {
         let groups = read(&self.groups);
         let mut reach = Reach::default();
         let own = self.scoped.iter().filter_map(|t| types.get(t)).flat_map(|all| {
-            let from =
-                all.range::<str, _>((std::ops::Bound::Included(scope), std::ops::Bound::Unbounded));
+            let from = all.range::<str, _>((Bound::Included(scope), Bound::Unbounded));
             from.map_while(|(name, _)| name.strip_prefix(scope))
         });
         let mut open: Vec<&str> = own.collect();
@@ -82,17 +85,19 @@ impl Store {
 impl Session {
     /// Whether the scope may lead to other resources than before, or to others of the same names.
     pub(super) fn may_widen(&self, store: &Store, change: &Change, scope: &str) -> bool {
+        let updated = || change.updated.iter().map(|n| &**n);
+        let removed = || change.removed.iter().map(String::as_str);
         if !store.is_narrowed(change.type_url, Some(scope)) {
-            let mut names = change.updated.iter().chain(&change.removed);
-            return store.scoped.contains(&change.type_url) && names.any(|n| n.starts_with(scope));
+            let own = |n: &str| n.starts_with(scope);
+            return store.scoped.contains(&change.type_url) && updated().chain(removed()).any(own);
         }
         let Some(sub) = self.types.get(change.type_url) else { return false };
-        let has = |n: &String| sub.has.contains_key(n) || sub.names.contains(n);
-        let leads_to = |n: &String| {
-            let e = store.get(change.type_url, n);
-            e.is_some_and(|e| e.groups.iter().any(|g| self.reach.groups.contains(g)))
+        let has = |n: &str| sub.has.contains_key(n) || sub.names.contains(n);
+        let leads_to = |n: &str| {
+            let r = store.get(change.type_url, n);
+            r.is_some_and(|r| r.groups.iter().any(|g| self.reach.groups.contains(g)))
         };
-        change.removed.iter().any(has) || change.updated.iter().any(|n| has(n) || leads_to(n))
+        removed().any(has) || updated().any(|n| has(n) || leads_to(n))
     }
 
     /// What the scope leads to now and the client does not have, and the other way round. What is

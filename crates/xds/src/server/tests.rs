@@ -46,10 +46,11 @@ fn unsubscribe(names: &[&str]) -> DeltaDiscoveryRequest {
 /// Names with versions that were sent, and names that were removed, over all responses.
 type Sent = (Vec<String>, Vec<String>);
 
-fn sent(responses: impl IntoIterator<Item = DeltaDiscoveryResponse>) -> Sent {
+fn sent(responses: impl IntoIterator<Item = UnopenedResponse>) -> Sent {
     let (mut updated, mut removed) = (Vec::new(), Vec::new());
     for r in responses {
-        for resource in r.resources {
+        for message in r.resources {
+            let resource = Resource::decode(message).unwrap();
             assert_eq!(resource.resource.as_ref().unwrap().type_url, r.type_url);
             updated.push(format!("{}={}", resource.name, resource.version));
         }
@@ -70,8 +71,14 @@ fn ask(
     store: &Store,
     session: &mut Session,
     request: DeltaDiscoveryRequest,
-) -> Vec<DeltaDiscoveryResponse> {
-    session.request(store, request, "c").into_iter().flatten().collect()
+) -> Vec<UnopenedResponse> {
+    let answer = session.request(store, request, "c");
+    said(session, answer)
+}
+
+fn said(session: &mut Session, answers: impl IntoIterator<Item = Answer>) -> Vec<UnopenedResponse> {
+    let parts = |mut answer| std::iter::from_fn(|| session.part(&mut answer)).collect::<Vec<_>>();
+    answers.into_iter().flat_map(parts).collect()
 }
 
 /// What the session says about everything that has changed since.
@@ -79,10 +86,12 @@ fn follow(
     store: &Store,
     session: &mut Session,
     changes: &mut broadcast::Receiver<Arc<Change>>,
-) -> Vec<DeltaDiscoveryResponse> {
+) -> Vec<UnopenedResponse> {
     std::iter::from_fn(|| changes.try_recv().ok())
-        .flat_map(|c| session.change(store, &c))
-        .flatten()
+        .flat_map(|c| {
+            let answer = session.change(store, &c);
+            said(session, answer)
+        })
         .collect()
 }
 
@@ -213,7 +222,7 @@ fn a_client_that_lagged_catches_up_with_one_answer() {
     assert!(matches!(changes.try_recv(), Err(broadcast::error::TryRecvError::Lagged(_))));
     let caught_up = session.catch_up(&store);
     assert_eq!(caught_up.len(), 1);
-    assert_eq!(sent(caught_up.into_iter().flatten()), lists(&["a=v4999", "c=1"], &["b"]));
+    assert_eq!(sent(said(&mut session, caught_up)), lists(&["a=v4999", "c=1"], &["b"]));
     // Changes that are still queued say nothing new.
     assert_eq!(follow(&store, &mut session, &mut changes), []);
     assert!(session.catch_up(&store).is_empty());
@@ -241,16 +250,17 @@ fn aliases_lead_to_the_resource_while_it_has_them() {
     let put = |name: &str, e| store.update(TYPE, vec![(name.to_owned(), e)], Vec::new());
     put("service", aliased("1", "10.0.0.1"));
     let answer = ask(&store, &mut session, subscribe(&["10.0.0.1"]));
-    assert_eq!(answer[0].resources[0].aliases, ["10.0.0.1"]);
+    let resource = Resource::decode(answer[0].resources[0].clone()).unwrap();
+    assert_eq!(resource.aliases, ["10.0.0.1"]);
     assert_eq!(sent(answer), lists(&["service=1"], &[]));
     // The alias goes to another, and the first one's end does not take it along.
     put("other", aliased("1", "10.0.0.1"));
     store.update(TYPE, Vec::new(), vec!["service".to_owned()]);
-    let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
-    assert_eq!(sent(answer.into_iter().flatten()), lists(&["other=1"], &[]));
+    let answer = ask(&store, &mut Session::default(), subscribe(&["10.0.0.1"]));
+    assert_eq!(sent(answer), lists(&["other=1"], &[]));
     put("other", encoded("2"));
-    let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
-    assert_eq!(sent(answer.into_iter().flatten()), lists(&[], &["10.0.0.1"]));
+    let answer = ask(&store, &mut Session::default(), subscribe(&["10.0.0.1"]));
+    assert_eq!(sent(answer), lists(&[], &["10.0.0.1"]));
 }
 
 /// As above, when the first one is updated instead: the alias is no longer its own to give up.
@@ -261,8 +271,8 @@ fn an_update_takes_no_alias_from_another() {
     put("first", aliased("1", "10.0.0.1"));
     put("second", aliased("1", "10.0.0.1"));
     put("first", encoded("2"));
-    let answer = Session::default().request(&store, subscribe(&["10.0.0.1"]), "c");
-    assert_eq!(sent(answer.into_iter().flatten()), lists(&["second=1"], &[]));
+    let answer = ask(&store, &mut Session::default(), subscribe(&["10.0.0.1"]));
+    assert_eq!(sent(answer), lists(&["second=1"], &[]));
 }
 
 #[test]
@@ -479,13 +489,14 @@ fn what_a_scope_leads_to_change_by_change_is_what_it_leads_to_at_once() {
         let (store, mut session) = narrowing();
         let mut changes = store.changes.subscribe();
         let mut held: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-        let mut take = |answers: Vec<DeltaDiscoveryResponse>| {
+        let mut take = |answers: Vec<UnopenedResponse>| {
             for a in answers {
                 let of_type = held.entry(a.type_url).or_default();
                 for n in a.removed_resources {
                     of_type.remove(&n);
                 }
-                of_type.extend(a.resources.into_iter().map(|r| (r.name, r.version)));
+                let resources = a.resources.into_iter().map(|m| Resource::decode(m).unwrap());
+                of_type.extend(resources.map(|r| (r.name, r.version)));
             }
             held.clone()
         };
