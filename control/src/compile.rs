@@ -114,7 +114,34 @@ impl Compiler {
             found: i.found,
             remedy: i.remedy.to_owned(),
         });
-        idle.chain(self.untold()).collect()
+        idle.chain(self.untold()).chain(self.unprovided()).collect()
+    }
+
+    /// Providers that Telemetry objects name, and that MeshConfig does not have.
+    fn unprovided(&self) -> Vec<Diagnostic> {
+        let known = &self.snapshot.mesh().extension_providers;
+        // Istio's own, which need no definition.
+        let is_known = |name: &str| {
+            matches!(name, "envoy" | "prometheus") || known.iter().any(|p| p.name == name)
+        };
+        let of = |o: &Arc<Object>| {
+            let Spec::Telemetry(t) = &o.spec else { return Vec::new() };
+            let logs = t.access_logging.iter().map(|l| ("accessLogging", &l.providers));
+            let all = logs.chain(t.tracing.iter().map(|t| ("tracing", &t.providers)));
+            all.flat_map(|(of, all)| all.iter().map(move |p| (of, p.name.clone())))
+                .filter(|(_, name)| !is_known(name))
+                .map(|(of, found)| Diagnostic {
+                    file: "-".to_owned(),
+                    object: o.key.to_string(),
+                    path: format!("spec.{of}.providers"),
+                    code: Code::Warning,
+                    found,
+                    remedy: "nothing is sent there: name one of MeshConfig's extensionProviders"
+                        .to_owned(),
+                })
+                .collect()
+        };
+        self.snapshot.of_kind(Kind::Telemetry).flat_map(of).collect()
     }
 
     /// What of MeshConfig's words on telemetry nobody can follow.
@@ -129,13 +156,25 @@ impl Compiler {
             remedy: remedy.to_owned(),
         };
         let mut out = Vec::new();
+        const REMEDY: &str = "the format before stays in use: correct it, by Envoy's operators";
         let format = match mesh.access_log_encoding.eq_ignore_ascii_case("JSON") {
             true => Format::object(&mesh.access_log_format),
             false => Format::text(&mesh.access_log_format),
         };
         if let Err(why) = format {
-            let remedy = "the format before stays in use: correct it, by Envoy's operators";
-            out.push(told("accessLogFormat", Code::InvalidValue, why, remedy));
+            out.push(told("accessLogFormat", Code::InvalidValue, why, REMEDY));
+        }
+        for p in &mesh.extension_providers {
+            let of = p.envoy_file_access_log.as_ref().and_then(|f| f.log_format.as_ref());
+            let format = match of.map(|f| (&f.labels, &f.text)) {
+                Some((Some(labels), _)) => Format::object(&labels.to_string()),
+                Some((None, Some(text))) => Format::text(text),
+                _ => continue,
+            };
+            if let Err(why) = format {
+                let path = format!("extensionProviders.{}.envoyFileAccessLog.logFormat", p.name);
+                out.push(told(&path, Code::InvalidValue, why, REMEDY));
+            }
         }
         let wanted = mesh.default_providers.tracing.first().filter(|_| mesh.enable_tracing);
         if let Some(name) = wanted {

@@ -34,7 +34,8 @@ pub struct Exchange {
     telling: Arc<Telling>,
     /// Headers that its line has in it.
     logged: Logged,
-    trace: Option<Context>,
+    /// With the span's own tags.
+    trace: Option<(Context, Vec<(String, String)>)>,
 }
 
 impl Drop for Exchange {
@@ -50,8 +51,8 @@ impl Drop for Exchange {
             r.bytes_received = n.load(Ordering::Relaxed);
         }
         self.proxy.requests.observe(r);
-        if let Some(context) = self.trace.filter(|c| c.sampled) {
-            self.proxy.spans.put(span(r, &context, &self.downstream));
+        if let Some((context, tags)) = self.trace.take().filter(|(c, _)| c.sampled) {
+            self.proxy.spans.put(span(r, &context, tags, &self.downstream));
         }
         if let Some(log) = self.telling.log.as_ref().filter(|_| self.proxy.access_log) {
             match &log.format {
@@ -132,7 +133,8 @@ impl Exchange {
         if let Some(tracing) = &self.telling.tracing {
             let context = Context::of(headers, tracing.sampled, &mut rand::rng());
             context.apply(headers);
-            self.trace = Some(context);
+            let tags = if context.sampled { tracing.tags(headers) } else { Vec::new() };
+            self.trace = Some((context, tags));
         }
         if let Some(log) = &self.telling.log {
             self.logged.request = taken(headers, &log.of_requests);

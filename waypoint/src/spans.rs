@@ -61,7 +61,12 @@ impl Spans {
 }
 
 /// A request's span, with Envoy's attributes.
-pub fn span(r: &RequestRecord, context: &Context, downstream: &Downstream) -> Span {
+pub fn span(
+    r: &RequestRecord,
+    context: &Context,
+    tags: Vec<(String, String)>,
+    downstream: &Downstream,
+) -> Span {
     let end = SystemTime::now();
     let nanos = |t: SystemTime| {
         let since = t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -85,6 +90,7 @@ pub fn span(r: &RequestRecord, context: &Context, downstream: &Downstream) -> Sp
     if r.grpc_status != GRPC_UNKNOWN {
         attributes.push(KeyValue::text("grpc.status_code", r.grpc_status.to_string()));
     }
+    attributes.extend(tags.into_iter().map(|(name, value)| KeyValue::text(&name, value)));
     let failed = r.response_code >= 500 || r.response_code == 0;
     Span {
         trace_id: context.trace.to_be_bytes().to_vec(),

@@ -1,5 +1,6 @@
 //! What is told of requests, as the control plane has it: lines of the access log, and spans.
 
+use http::{HeaderMap, HeaderName};
 use prost::Message as _;
 use routes::{
     execute::Target,
@@ -25,6 +26,50 @@ pub struct Tracing {
     pub collector: Target,
     /// In millionths, of requests that nobody has decided about.
     pub sampled: u32,
+    tags: Vec<Tag>,
+}
+
+/// What a span has in it beside what all have.
+struct Tag {
+    name: String,
+    of: Of,
+    default: String,
+}
+
+enum Of {
+    Literal(String),
+    Header(HeaderName),
+}
+
+impl Tracing {
+    /// A request's tags, by its headers.
+    pub fn tags(&self, headers: &HeaderMap) -> Vec<(String, String)> {
+        let one = |t: &Tag| {
+            let said = match &t.of {
+                Of::Literal(text) => Some(text.clone()),
+                Of::Header(name) => {
+                    headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+                }
+            };
+            let value = said.filter(|v| !v.is_empty()).unwrap_or_else(|| t.default.clone());
+            (!value.is_empty()).then(|| (t.name.clone(), value))
+        };
+        self.tags.iter().filter_map(one).collect()
+    }
+}
+
+fn tag(t: proto::SpanTag) -> Result<Tag, String> {
+    use proto::span_tag::From as Said;
+    let of = match t.from {
+        Some(Said::Literal(text)) => Of::Literal(text),
+        // What this process was given does not change.
+        Some(Said::Environment(name)) => Of::Literal(std::env::var(name).unwrap_or_default()),
+        Some(Said::Header(name)) => Of::Header(
+            name.parse().map_err(|_| format!("customTags.{}: {name:?} is no header", t.name))?,
+        ),
+        None => Of::Literal(String::new()),
+    };
+    Ok(Tag { name: t.name, of, default: t.default })
 }
 
 impl From<Format> for Logging {
@@ -54,6 +99,7 @@ impl Telling {
             Ok::<_, String>(Tracing {
                 collector: Target::load(t.to.as_ref())?,
                 sampled: t.sampled.map_or(0, |p| p.ppm),
+                tags: t.tags.into_iter().map(tag).collect::<Result<_, _>>()?,
             })
         };
         Ok(Self {

@@ -17,6 +17,7 @@ mod parse;
 pub mod schema;
 mod security;
 mod service_entry;
+mod telemetry;
 mod validate;
 mod virtual_service;
 

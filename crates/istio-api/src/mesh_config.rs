@@ -25,17 +25,35 @@ pub struct MeshConfig {
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct DefaultProviders {
+    #[serde(deserialize_with = "nullable")]
+    pub access_logging: Vec<String>,
     #[serde(deserialize_with = "nullable")]
     pub tracing: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Provider {
     pub name: String,
     pub opentelemetry: Option<OpenTelemetry>,
+    pub envoy_file_access_log: Option<FileAccessLog>,
+}
+
+/// Lines on standard output.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FileAccessLog {
+    pub log_format: Option<LogFormat>,
+}
+
+/// A text with Envoy's operators, or an object of such.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LogFormat {
+    pub text: Option<String>,
+    pub labels: Option<serde_json::Value>,
 }
 
 /// A collector that takes OTLP over gRPC.

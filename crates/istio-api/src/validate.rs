@@ -15,6 +15,7 @@ use crate::{
     parse::Found,
     security::{AuthorizationAction, AuthorizationPolicy, PeerAuthentication, Source},
     service_entry::{service_entry, workload_entry},
+    telemetry::telemetry,
     virtual_service::virtual_service,
 };
 use ipnet::IpNet;
@@ -40,8 +41,8 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::KubernetesGateway(g) => waypoint(g, &object.meta.labels, found),
         Spec::HttpRoute(r) => http_route(r, found),
         Spec::GrpcRoute(r) => grpc_route(r, found),
-        Spec::Telemetry(_)
-        | Spec::ReferenceGrant(_)
+        Spec::Telemetry(t) => telemetry(t, found),
+        Spec::ReferenceGrant(_)
         | Spec::Pod(_)
         | Spec::Secret(_)
         | Spec::EndpointSlice(_)

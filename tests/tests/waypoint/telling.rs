@@ -149,3 +149,59 @@ fn spans_go_to_the_collector_and_traces_go_on() {
     assert!(!collector.spans().iter().any(|v| url(v).ends_with("/none")));
     s.is_well();
 }
+
+#[test]
+fn telemetry_objects_say_who_logs_and_what_spans_hold() {
+    let s = Scene::new("wp-telemetry");
+    s.subsets();
+    s.route_to("v1", "");
+    let collector = s.mesh.collector(1, "collector", 4317);
+    let telemetry = |namespace: &str, spec: &str| {
+        s.mesh.apply(
+            &format!("telemetry-{namespace}"),
+            &format!(
+                "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\n\
+                 metadata: {{ namespace: {namespace}, name: one }}\nspec: {spec}\n"
+            ),
+        );
+    };
+    mesh_config(
+        &s,
+        "accessLogFile: \"\"\nextensionProviders:\n\
+         - { name: short, envoyFileAccessLog: { path: /dev/stdout, \
+         logFormat: { text: \"%REQ(:PATH)% %RESPONSE_CODE%\" } } }\n\
+         - { name: otel, opentelemetry: { \
+         service: default/collector.default.svc.cluster.local, port: 4317 } }\n",
+    );
+    telemetry("istio-system", "{ accessLogging: [{ providers: [{ name: short }] }] }");
+    logged(&s, &Ask::get(&s.url("/short")), "/short 200");
+    // The namespace's own goes before the mesh's.
+    telemetry(
+        "default",
+        "{ accessLogging: [{ match: { mode: SERVER }, disabled: true }], tracing: [{ \
+         providers: [{ name: otel }], randomSamplingPercentage: 100, customTags: { \
+         user: { header: { name: X-User, defaultValue: nobody } }, \
+         stage: { literal: { value: test } } } }] }",
+    );
+    let ask = Ask::get(&s.url("/told")).header("x-user: jason");
+    let span = eventually(SOON, || {
+        s.ask(&ask);
+        let all = collector.spans();
+        let told = |v: &Value| v["attributes"]["user"] == "jason";
+        all.iter().find(|v| told(v)).cloned().with_context(|| format!("{all:?}"))
+    })
+    .unwrap();
+    assert_eq!(span["attributes"]["stage"], "test");
+    let lines = |path: &str| s.waypoint.log().lines().filter(|l| l.starts_with(path)).count();
+    let before = lines("/told");
+    s.ask(&ask);
+    s.ask(&Ask::get(&s.url("/told")));
+    eventually(SOON, || {
+        let all = collector.spans();
+        ensure!(all.iter().any(|v| v["attributes"]["user"] == "nobody"), "{all:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(lines("/told"), before, "{}", s.waypoint.log());
+    s.is_well();
+}

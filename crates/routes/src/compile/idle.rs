@@ -22,7 +22,9 @@ impl Compiler {
         let routes = view.of_kind(Kind::HttpRoute).chain(view.of_kind(Kind::GrpcRoute));
         let routes = routes.filter_map(|o| self.idle_route(view, o));
         let servers = super::gateways::refused(view, &self.rules).into_iter().map(idle_server);
-        policies.chain(rules).chain(entries).chain(routes).chain(servers).collect()
+        let telling = super::telemetry::idle(view, &self.rules).into_iter().map(idle_telling);
+        let objects = policies.chain(rules).chain(entries).chain(routes);
+        objects.chain(servers).chain(telling).collect()
     }
 
     fn idle_route(&self, view: View<'_>, o: &Object) -> Option<Idle> {
@@ -99,6 +101,16 @@ impl Compiler {
             found: format!("{hosts:?}, which no waypoint serves"),
             remedy: "it routes nothing: put istio.io/use-waypoint on the service or its namespace",
         })
+    }
+}
+
+fn idle_telling(key: ObjectKey) -> Idle {
+    Idle {
+        key,
+        path: "spec",
+        found: "no waypoint or gateway that goes by it".to_owned(),
+        remedy: "it changes nothing: of several about the same the oldest counts, and agents tell of \
+                 connections what they always tell",
     }
 }
 

@@ -337,8 +337,8 @@ impl Compiler {
                 ServiceName { namespace: telemetry::UNIT.to_owned(), hostname: String::new() };
             (proxy.clone(), own)
         };
-        for proxy in telemetry::proxies(view, &self.rules) {
-            let now = telemetry::compile(view, &self.rules, &proxy);
+        for (proxy, labels) in telemetry::proxies(view, &self.rules) {
+            let now = telemetry::compile(view, &self.rules, &proxy, &labels);
             if before.remove(&proxy).as_ref() != Some(&now) {
                 let to = now.tracing.iter().filter_map(|t| t.to.as_ref());
                 let named = to.map(|to| (proxy.clone(), service_of(to))).collect();

@@ -51,6 +51,7 @@ pub fn object(document: Value) -> Object {
         "ReferenceGrant" => (Kind::ReferenceGrant, Spec::ReferenceGrant(typed(spec))),
         "IstioGateway" => (Kind::Gateway, Spec::Gateway(typed(spec))),
         "Pod" => (Kind::Pod, Spec::Pod(Default::default())),
+        "Telemetry" => (Kind::Telemetry, Spec::Telemetry(typed(spec))),
         "Secret" => (Kind::Secret, Spec::Secret(typed(document))),
         "MeshConfig" => (Kind::MeshConfig, Spec::MeshConfig(typed(spec))),
         other => panic!("no {other} is routed"),

@@ -5,6 +5,7 @@ mod destination_rules;
 mod gateways;
 mod idle;
 mod policies;
+mod telemetry;
 mod virtual_services;
 
 use crate::world::World;

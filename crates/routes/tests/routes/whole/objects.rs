@@ -69,6 +69,7 @@ pub fn edits() -> impl Strategy<Value = Edit> {
         1 => secrets(),
         4 => http_routes(),
         1 => grants(),
+        1 => telemetries(),
         1 => mesh_config(),
     ];
     (any, prop::bool::weighted(0.75)).prop_map(|(document, put)| {
@@ -312,6 +313,26 @@ fn grants() -> BoxedStrategy<Value> {
             json!({"kind": "ReferenceGrant", "metadata": meta(ns, "g", json!({})), "spec": {
                 "from": [{"group": group, "kind": from, "namespace": of}],
                 "to": [{"group": "", "kind": to}]}})
+        })
+        .boxed()
+}
+
+fn telemetries() -> BoxedStrategy<Value> {
+    let about = prop_oneof![
+        Just(json!({})),
+        Just(json!({"selector": {"matchLabels": {"istio": "ingressgateway"}}})),
+        Just(
+            json!({"targetRef": {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "wp"}})
+        ),
+    ];
+    let sampled = prop::option::of(0..100_u8);
+    (namespace(), one_of(&["t1", "t2"]), about, any::<bool>(), sampled)
+        .prop_map(|(ns, name, mut spec, disabled, sampled)| {
+            spec["accessLogging"] = json!([{"disabled": disabled}]);
+            spec["tracing"] = json!([{
+                "providers": [{"name": "otel"}], "randomSamplingPercentage": sampled
+            }]);
+            json!({"kind": "Telemetry", "metadata": meta(ns, name, json!({})), "spec": spec})
         })
         .boxed()
 }
