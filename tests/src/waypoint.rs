@@ -308,6 +308,12 @@ impl Ask {
         self.arg("--trailer", trailer)
     }
 
+    /// WebSocket over HTTP/2 (RFC 8441): the body is said, and what comes back is the answer's.
+    pub fn websocket(mut self) -> Self {
+        self.args.push("--websocket".to_owned());
+        self.http2()
+    }
+
     pub fn http2(mut self) -> Self {
         self.args.push("--http2".to_owned());
         self

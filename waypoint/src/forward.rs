@@ -374,9 +374,15 @@ pub fn switch(
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = std::mem::take(answered.response.headers_mut());
     let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    if let Some(to) = to {
-        headers.insert(header::UPGRADE, to);
+    if exchange.downstream.http2 {
+        // There the answer is that of a CONNECT (RFC 8441, section 5).
+        headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        *response.status_mut() = StatusCode::OK;
+    } else {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(to) = to {
+            headers.insert(header::UPGRADE, to);
+        }
     }
     let Some(on_client) = on_client else {
         // Nobody asked for it.

@@ -3,6 +3,8 @@
 
 use crate::{reply::Refusal, trace};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
+use hyper::ext::Protocol;
+use rand::Rng as _;
 use routes::execute::without_port;
 
 /// A request as it is to be sent, whoever gets it.
@@ -63,6 +65,28 @@ pub fn shadow(authority: &str) -> String {
     let port = authority.strip_prefix(host).unwrap_or_default();
     format!("{host}-shadow{port}")
 }
+
+/// WebSocket over HTTP/2 (RFC 8441, section 5) becomes what it is over HTTP/1.1, for routes, policies
+/// and endpoints alike.
+pub fn as_upgrade<B>(request: &mut Request<B>) {
+    let protocol = request.extensions().get::<Protocol>();
+    if *request.method() != Method::CONNECT || protocol.is_none_or(|p| p.as_str() != WEBSOCKET) {
+        return;
+    }
+    request.extensions_mut().remove::<Protocol>();
+    *request.method_mut() = Method::GET;
+    let headers = request.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
+    // Sixteen bytes in base64, which nobody looks at but to see that it was understood.
+    let digit = || char::from(rand::rng().sample(rand::distr::Alphanumeric));
+    let key: String = (0..21).map(|_| digit()).chain("A==".chars()).collect();
+    if let Ok(key) = HeaderValue::from_str(&key) {
+        headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    }
+}
+
+const WEBSOCKET: &str = "websocket";
 
 /// What is not the client's to take off by naming it in `Connection`.
 fn of_a_proxy(name: &HeaderName) -> bool {

@@ -117,6 +117,7 @@ pub async fn serve(
     downstream: Arc<Downstream>,
     mut request: Request<Incoming>,
 ) -> Response<InBody> {
+    head::as_upgrade(&mut request);
     let mut exchange = Exchange::new(&proxy, &downstream, &request);
     if *request.method() == Method::CONNECT {
         return exchange.refuse(&Refusal::bad_request("CONNECT is for HBONE".to_owned()));

@@ -243,6 +243,7 @@ pub async fn serve_http(
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
+            .enable_connect_protocol()
             .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
             .initial_stream_window_size(512 * 1024)
             .initial_connection_window_size(4 * 1024 * 1024)

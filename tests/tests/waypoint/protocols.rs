@@ -142,6 +142,13 @@ fn a_connection_switches_to_another_protocol_and_carries_it() {
     client.shutdown_write().unwrap();
     assert_eq!(client.read_to_end().unwrap(), b"");
     assert_eq!(s.counts("smuggled"), [0, 0]);
+    // The same over HTTP/2, by an extended CONNECT.
+    let over_http2 =
+        Ask::get(&s.url("/upgrade")).websocket().body("hello").from(&s.client).unwrap();
+    assert_eq!((over_http2.status, over_http2.body.as_str()), (200, "HELLO"));
+    for name in ["upgrade", "connection", "sec-websocket-accept"] {
+        assert!(over_http2.headers[name].is_null(), "{over_http2:?}");
+    }
     // HTTP/2 by an upgrade would be requests that nobody judges: the answer is one of HTTP/1.1.
     let client = s.raw();
     client

@@ -4,16 +4,18 @@ use crate::text;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, HeaderName, Method, Request, Uri};
+use http::{HeaderMap, HeaderName, Method, Request, Response, Uri};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
+use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::time::Instant;
 use testbed::pattern;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 #[derive(clap::Args, Clone)]
@@ -33,6 +35,9 @@ pub struct Ask {
     trailers: Vec<String>,
     #[arg(long)]
     http2: bool,
+    /// WebSocket by an extended CONNECT, which takes --http2; the body goes in what it opens.
+    #[arg(long)]
+    websocket: bool,
     #[arg(long, default_value_t = 1)]
     times: usize,
     #[arg(long, default_value_t = 1)]
@@ -93,6 +98,7 @@ fn headers(lines: &[String]) -> anyhow::Result<HeaderMap> {
 
 fn request(ask: &Ask) -> anyhow::Result<Request<Body>> {
     let data = match ask.pattern {
+        None if ask.websocket => Bytes::new(),
         Some(n) => Bytes::from(pattern::bytes(n, 1)),
         None => Bytes::from(ask.body.clone()),
     };
@@ -110,6 +116,20 @@ fn request(ask: &Ask) -> anyhow::Result<Request<Body>> {
         request.headers_mut().append("trailer", name.as_str().parse()?);
     }
     Ok(request)
+}
+
+/// All that comes back for the body and its end.
+async fn switched(ask: &Ask, response: Response<Incoming>) -> anyhow::Result<Value> {
+    let (status, headers) = (response.status().as_u16(), text(response.headers()));
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.context("switching")?);
+    io.write_all(ask.body.as_bytes()).await?;
+    io.shutdown().await?;
+    let mut all = String::new();
+    io.read_to_string(&mut all).await?;
+    Ok(json!({
+        "status": status, "headers": headers, "trailers": {}, "length": all.len(), "body": all,
+        "is_pattern": false, "took": 0.0,
+    }))
 }
 
 async fn ask_in_turn(ask: &Ask, times: usize) -> anyhow::Result<Vec<Value>> {
@@ -141,10 +161,18 @@ async fn ask_in_turn(ask: &Ask, times: usize) -> anyhow::Result<Vec<Value>> {
                 let host = request.headers_mut().remove("host");
                 let host = host.as_ref().map_or(Ok(authority.as_str()), |h| h.to_str())?;
                 *request.uri_mut() = format!("http://{host}{path}").parse()?;
+                if ask.websocket {
+                    *request.method_mut() = Method::CONNECT;
+                    request.extensions_mut().insert(Protocol::from_static("websocket"));
+                }
                 s.send_request(request).await
             }
         }
         .context("sending")?;
+        if ask.websocket && response.status().is_success() {
+            out.push(switched(ask, response).await?);
+            continue;
+        }
         let (parts, body) = response.into_parts();
         let collected = body.collect().await.context("reading the answer")?;
         let trailers = collected.trailers().map(text).unwrap_or_default();
