@@ -12,6 +12,7 @@ use std::{
     },
     task::{Context, Poll},
 };
+use telemetry::Messages;
 use tokio::sync::mpsc;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -35,9 +36,18 @@ struct Source {
     ended: bool,
     keep: bool,
     mirrors: Vec<Mirror>,
-    taken: Arc<AtomicU64>,
+    taken: Arc<Taken>,
+    messages: Option<Messages>,
     /// The attempt that may read; those before it may be there still.
     current: u32,
+}
+
+/// What a client has sent.
+#[derive(Default)]
+pub struct Taken {
+    pub bytes: AtomicU64,
+    /// Of gRPC.
+    pub messages: AtomicU64,
 }
 
 struct Mirror {
@@ -47,8 +57,8 @@ struct Mirror {
 }
 
 impl Replay {
-    /// `keep`: it may have to be sent again.
-    pub fn new(from: Incoming, keep: bool) -> Self {
+    /// `keep`: it may have to be sent again. `grpc`: its messages are counted.
+    pub fn new(from: Incoming, keep: bool, grpc: bool) -> Self {
         let ended = from.is_end_stream();
         Self(Arc::new(Mutex::new(Source {
             from: (!ended).then_some(from),
@@ -60,6 +70,7 @@ impl Replay {
             keep,
             mirrors: Vec::new(),
             taken: Arc::default(),
+            messages: grpc.then(Messages::default),
             current: 0,
         })))
     }
@@ -68,8 +79,8 @@ impl Replay {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that the client has sent, so far.
-    pub fn taken(&self) -> Arc<AtomicU64> {
+    /// What the client has sent so far.
+    pub fn taken(&self) -> Arc<Taken> {
         self.lock().taken.clone()
     }
 
@@ -149,7 +160,11 @@ impl Source {
         }
         let Some(data) = frame.data_ref() else { return };
         let n = data.len() as u64;
-        self.taken.fetch_add(n, Ordering::Relaxed);
+        self.taken.bytes.fetch_add(n, Ordering::Relaxed);
+        if let Some(messages) = &mut self.messages {
+            messages.feed(data);
+            self.taken.messages.store(messages.count, Ordering::Relaxed);
+        }
         self.mirrors.retain(|m| {
             let behind = m.behind.fetch_add(n, Ordering::Relaxed) + n;
             behind <= MIRROR_BEHIND as u64 && m.to.send(Some(Frame::data(data.clone()))).is_ok()
@@ -273,7 +288,7 @@ pub struct Passing {
 
 /// Hears of an answer's body.
 pub trait Watch: Send {
-    fn data(&mut self, bytes: usize);
+    fn data(&mut self, bytes: &Bytes);
     fn trailers(&mut self, trailers: &http::HeaderMap);
     /// Called once; an answer that is dropped before its end has not ended well.
     fn ended(&mut self, how: Ended);
@@ -320,7 +335,7 @@ impl Body for InBody {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(watch) = &mut passing.done {
                     if let Some(data) = frame.data_ref() {
-                        watch.data(data.len());
+                        watch.data(data);
                     } else if let Some(trailers) = frame.trailers_ref() {
                         watch.trailers(trailers);
                     }

@@ -1,7 +1,7 @@
 //! What is known of one request under way, and what is told of it when it has ended.
 
 use crate::{
-    body::InBody,
+    body::{InBody, Taken},
     forward,
     http::Downstream,
     proxy::Proxy,
@@ -13,13 +13,10 @@ use crate::{
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
-use telemetry::{Format, GRPC_UNKNOWN, Logged, RequestRecord};
+use telemetry::{Format, GRPC_UNKNOWN, Logged, Messages, RequestRecord};
 
 /// What is known of a request under way: becomes a line of the access log, and counts in the metrics.
 pub struct Exchange {
@@ -28,9 +25,11 @@ pub struct Exchange {
     begun: Instant,
     /// Boxed, since it is large and goes through many hands.
     pub record: Box<RequestRecord>,
-    /// Bytes that the client has sent.
-    pub received: Option<Arc<AtomicU64>>,
-    is_grpc: bool,
+    /// What the client has sent.
+    pub received: Option<Arc<Taken>>,
+    pub is_grpc: bool,
+    /// Of gRPC's answer.
+    messages: Messages,
     telling: Arc<Telling>,
     /// Headers that its line has in it.
     logged: Logged,
@@ -47,9 +46,11 @@ impl Drop for Exchange {
         }
         r.took = self.begun.elapsed();
         r.duration = u64::try_from(r.took.as_millis()).unwrap_or(u64::MAX);
-        if let Some(n) = &self.received {
-            r.bytes_received = n.load(Ordering::Relaxed);
+        if let Some(taken) = &self.received {
+            r.bytes_received = taken.bytes.load(Ordering::Relaxed);
+            r.request_messages = taken.messages.load(Ordering::Relaxed);
         }
+        r.response_messages = self.messages.count;
         self.proxy.requests.observe(r);
         if let Some((context, tags)) = self.trace.take().filter(|(c, _)| c.sampled) {
             self.proxy.spans.put(span(r, &context, tags, &self.downstream));
@@ -121,6 +122,7 @@ impl Exchange {
             record,
             received: None,
             is_grpc,
+            messages: Messages::default(),
             telling,
             logged: headers,
             trace: None,
@@ -158,6 +160,14 @@ impl Exchange {
         response.headers_mut().insert(header::LOCATION, location);
         self.answered(&response);
         response
+    }
+
+    /// A part of the answer's body has gone through.
+    pub fn sent(&mut self, bytes: &[u8]) {
+        self.record.bytes_sent += bytes.len() as u64;
+        if self.is_grpc {
+            self.messages.feed(bytes);
+        }
     }
 
     /// Bytes of another protocol have gone through, to their end or not.

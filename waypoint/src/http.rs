@@ -10,6 +10,7 @@ use crate::{
     proxy::Proxy,
     reply::{self, Refusal},
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use identity::SpiffeId;
@@ -320,7 +321,7 @@ async fn along(
     let on_client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let form = changed(&route, weighted, matched, form, &mut parts.headers);
-    let body = Replay::new(body, route.retry.is_some());
+    let body = Replay::new(body, route.retry.is_some(), exchange.is_grpc);
     exchange.received = Some(body.taken());
     mirror(&exchange, &route, &parts, &form, &query, &body);
     let given = Given {
@@ -470,9 +471,9 @@ struct Finish {
 }
 
 impl Watch for Finish {
-    fn data(&mut self, bytes: usize) {
+    fn data(&mut self, bytes: &Bytes) {
         if let Some(e) = &mut self.exchange {
-            e.record.bytes_sent += bytes as u64;
+            e.sent(bytes);
         }
     }
 

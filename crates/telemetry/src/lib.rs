@@ -3,6 +3,7 @@
 
 mod access_log;
 mod format;
+mod grpc;
 pub mod log;
 mod metrics;
 pub mod otlp;
@@ -11,6 +12,7 @@ mod request;
 
 pub use access_log::access_log_line;
 pub use format::{Format, Logged};
+pub use grpc::Messages;
 pub use metrics::{Metrics, SeriesLimits};
 pub use record::{
     CloseReason, Direction, Endpoint, FlowRecord, Reporter, ResponseFlags, ServiceName, Transport,

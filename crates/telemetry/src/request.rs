@@ -57,6 +57,11 @@ pub struct RequestRecord {
     /// [`GRPC_UNKNOWN`] where it is no gRPC.
     #[serde(skip)]
     pub grpc_status: u32,
+    /// Of gRPC.
+    #[serde(skip)]
+    pub request_messages: u64,
+    #[serde(skip)]
+    pub response_messages: u64,
     #[serde(skip)]
     pub mutual_tls: bool,
     #[serde(skip)]
@@ -137,6 +142,8 @@ struct Series {
     duration: Histogram,
     received: Histogram,
     sent: Histogram,
+    /// Messages of gRPC's requests and answers, of what is gRPC.
+    messages: Option<[AtomicU64; 2]>,
 }
 
 /// The metrics of one proxy. A series is found by a keyed hash of its label values: the text is made
@@ -160,6 +167,10 @@ impl RequestMetrics {
         series.received.add(r.bytes_received as f64);
         #[allow(clippy::cast_precision_loss)]
         series.sent.add(r.bytes_sent as f64);
+        if let Some([requests, answers]) = &series.messages {
+            requests.fetch_add(r.request_messages, Ordering::Relaxed);
+            answers.fetch_add(r.response_messages, Ordering::Relaxed);
+        }
     }
 
     fn of(&self, r: &RequestRecord) -> Arc<Series> {
@@ -189,6 +200,7 @@ impl RequestMetrics {
                 duration: Histogram::default(),
                 received: Histogram::default(),
                 sent: Histogram::default(),
+                messages: (r.request_protocol == "grpc").then(Default::default),
             })
         };
         all.entry(key).or_insert_with(new).clone()
@@ -229,6 +241,18 @@ impl RequestMetrics {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
             for s in &all {
                 of(s).encode(name, &s.labels, out);
+            }
+        }
+        let counters = [
+            ("istio_request_messages_total", "Messages of gRPC's requests."),
+            ("istio_response_messages_total", "Messages of gRPC's answers."),
+        ];
+        for (i, (name, help)) in counters.into_iter().enumerate() {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            for s in &all {
+                if let Some(n) = s.messages.as_ref().and_then(|m| m.get(i)) {
+                    let _ = writeln!(out, "{name}{{{}}} {}", s.labels, n.load(Ordering::Relaxed));
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::scene::{PORT, Played, Scene, read_until};
 use culvert_tests::Ask;
+use telemetry::Messages;
 use testbed::Serve;
 
 #[test]
@@ -34,6 +35,18 @@ fn grpc_has_its_trailers_both_ways() {
     let counted = metrics.lines().find(|l| l.starts_with("istio_requests_total")).unwrap();
     assert!(counted.contains("request_protocol=\"grpc\""), "{counted}");
     assert!(counted.contains("grpc_response_status=\"5\""), "{counted}");
+    // To gRPC these bytes are messages, whatever the application makes of them.
+    let messages = |bytes: &str| {
+        let mut messages = Messages::default();
+        messages.feed(bytes.as_bytes());
+        messages.count
+    };
+    for (name, bytes) in [("request", "message"), ("response", answer.body.as_str())] {
+        let start = format!("istio_{name}_messages_total{{");
+        let counted = metrics.lines().find(|l| l.starts_with(&start)).unwrap();
+        let value = format!("}} {}", messages(bytes));
+        assert!(counted.ends_with(&value) && messages(bytes) > 0, "{counted}");
+    }
     // A refusal has gRPC's form.
     s.mesh.write_policy(
         "default",
