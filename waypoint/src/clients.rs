@@ -36,7 +36,7 @@ struct Client {
     name: String,
     seen: Instant,
     asked: Instant,
-    /// Discovery has answered that there is none.
+    /// Discovery has answered that there is none, or has not answered in time.
     absent: bool,
 }
 
@@ -52,7 +52,8 @@ impl Clients {
     /// A client's record, asked for where it is not there.
     pub async fn workload(&self, mesh: &Mesh, network: &str, ip: IpAddr) -> Option<Arc<Workload>> {
         let mut heard = self.heard.subscribe();
-        if !self.want(mesh.workload_at(network, ip).is_some(), network, ip) {
+        let worth_it = self.want(mesh.workload_at(network, ip).is_some(), network, ip);
+        if !worth_it || !mesh.synced().borrow().connected {
             return mesh.workload_at(network, ip);
         }
         let come = async {
@@ -65,7 +66,21 @@ impl Clients {
                 heard.changed().await.ok()?;
             }
         };
-        tokio::time::timeout(PATIENCE, come).await.ok().flatten()
+        match tokio::time::timeout(PATIENCE, come).await {
+            Ok(found) => found,
+            Err(_) => {
+                // Those that come next do not wait as well, until it is asked for again.
+                if let Some(client) = self.lock().get_mut(&ip) {
+                    client.absent = true;
+                }
+                None
+            }
+        }
+    }
+
+    /// Asks for this proxy's own record, which came to be after it was first asked for, or again.
+    pub fn want_own(&self, uid: &str) {
+        let _ = self.asks.try_send(ask(uid.to_owned(), true));
     }
 
     /// Whether an answer is worth waiting for.
@@ -127,12 +142,14 @@ fn ask(name: String, wanted: bool) -> Ask {
 mod tests {
     use super::*;
     use mesh::Local;
+    use xds::client::Apply as _;
 
     #[tokio::test(start_paused = true)]
     async fn a_client_is_asked_for_once_and_waited_for_until_discovery_answers() {
         let (clients, mut asks) = Clients::new("own");
         assert_eq!(asks.try_recv().unwrap(), ask("own".to_owned(), true));
         let mesh = Mesh::new(Local::default());
+        mesh.connected(true);
         let ip: IpAddr = "10.0.0.9".parse().unwrap();
         let begun = tokio::time::Instant::now();
         let both = async {
@@ -161,8 +178,14 @@ mod tests {
     async fn without_an_answer_the_client_is_served_all_the_same() {
         let (clients, _asks) = Clients::new("own");
         let mesh = Mesh::new(Local::default());
+        let ip: IpAddr = "fd00::9".parse().unwrap();
         let begun = tokio::time::Instant::now();
-        assert!(clients.workload(&mesh, "", "fd00::9".parse().unwrap()).await.is_none());
+        assert!(clients.workload(&mesh, "", ip).await.is_none());
+        assert_eq!(begun.elapsed(), Duration::ZERO, "there is nobody to answer");
+        mesh.connected(true);
+        assert!(clients.workload(&mesh, "", ip).await.is_none());
         assert_eq!(begun.elapsed(), PATIENCE);
+        assert!(clients.workload(&mesh, "", ip).await.is_none());
+        assert_eq!(begun.elapsed(), PATIENCE, "one has waited for all");
     }
 }

@@ -358,6 +358,13 @@ async fn along(
         Ok(answered) => answered,
         Err(refusal) => return exchange.refuse(&refusal),
     };
+    // To a client of HTTP/2 any success would say that it speaks WebSocket from here on.
+    if given.head.upgrade.is_some()
+        && exchange.downstream.http2
+        && answered.response.status().is_success()
+    {
+        return exchange.refuse(&Refusal::reset("the endpoint does not switch".to_owned()));
+    }
     let end = forward::telemetry_end(
         Some(answered.to.address),
         Some(&answered.to.workload),

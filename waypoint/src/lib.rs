@@ -235,6 +235,9 @@ async fn sweep(proxy: Arc<Proxy>) {
         proxy.pool.sweep(now);
         proxy.connections.sweep(now);
         proxy.clients.sweep(now);
+        if proxy.own().is_none() {
+            proxy.clients.want_own(&proxy.uid);
+        }
         proxy.requests.sweep(now);
         proxy.flows.sweep(now);
     }

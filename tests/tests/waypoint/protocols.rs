@@ -207,3 +207,24 @@ fn an_answer_streams_as_it_is_written() {
     let answer = read_until(&client, "\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
 }
+
+#[test]
+fn an_endpoint_that_does_not_switch_opens_no_websocket_over_http2() {
+    let p = Played::new("wp-no-switch", "http", Serve::Manual);
+    let ask = Ask::get(&format!("http://played:{PORT}/chat")).websocket();
+    // A success would say that it speaks WebSocket; a refusal is the endpoint's own.
+    for (answer, status) in [("200 OK", 503), ("403 Forbidden", 403)] {
+        let answered = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| ask.from(&p.client).unwrap());
+            let endpoint = p.accept();
+            let head = read_until(&endpoint, "\r\n\r\n").to_ascii_lowercase();
+            assert!(head.starts_with("get /chat http/1.1\r\n"), "{head}");
+            assert!(head.contains("\r\nupgrade: websocket\r\n"), "{head}");
+            assert!(head.contains("\r\nsec-websocket-key: "), "{head}");
+            let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\n\r\nno");
+            endpoint.write(answer.as_bytes()).unwrap();
+            asking.join().unwrap()
+        });
+        assert_eq!(answered.status, status, "{answered:?}");
+    }
+}
