@@ -112,9 +112,11 @@ impl Clients {
 
     /// Discovery has answered; these are not there.
     pub fn heard(&self, removed: &[String]) {
-        if !removed.is_empty() {
-            for client in self.lock().values_mut() {
-                client.absent |= removed.contains(&client.name);
+        // `<network>/<address>`, among names of what is no client.
+        let address = |name: &String| name.rsplit_once('/')?.1.parse::<IpAddr>().ok();
+        for (name, ip) in removed.iter().filter_map(|name| Some((name, address(name)?))) {
+            if let Some(client) = self.lock().get_mut(&ip) {
+                client.absent |= client.name == *name;
             }
         }
         self.heard.send_modify(|n| *n = n.wrapping_add(1));

@@ -47,16 +47,15 @@ fn upgrade_asked(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 pub fn clean_response(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|n| n.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP) {
+    for name in named(headers).iter().chain(&HOP) {
         headers.remove(name);
     }
+}
+
+/// What `Connection` says is for this hop.
+fn named(headers: &HeaderMap) -> Vec<HeaderName> {
+    let said = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    said.flat_map(|v| v.split(',')).filter_map(|n| n.trim().parse().ok()).collect()
 }
 
 /// A shadow's host, as Istio writes it.
@@ -96,14 +95,8 @@ fn of_a_proxy(name: &HeaderName) -> bool {
 /// What ends at each hop, but for an upgrade that is asked for.
 pub fn end_of_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let upgrade = upgrade_asked(headers);
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|n| n.trim().parse().ok())
-        .filter(|n: &HeaderName| !of_a_proxy(n))
-        .collect();
+    let mut named = named(headers);
+    named.retain(|name| !of_a_proxy(name));
     let trailers = headers.get(header::TE).is_some_and(|v| {
         v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")))
     });

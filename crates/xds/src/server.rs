@@ -431,7 +431,8 @@ impl Session {
         if !asked && (!narrowed || request.resource_names_unsubscribe.is_empty()) {
             return None;
         }
-        if narrowed {
+        // Changes keep it up from then on.
+        if narrowed && first {
             self.reach = store.reach(scope.unwrap_or_default());
         }
         let absent: Vec<String> = subscribed

@@ -39,6 +39,8 @@ pub struct Compiled {
     pub hosts: BTreeMap<ServiceName, proto::HostTable>,
     /// The hosts that were looked at, where it is not all.
     pub looked_at: Option<BTreeSet<ServiceName>>,
+    /// Gateways with servers whose port takes something else already, and the port.
+    pub refused: BTreeSet<(ObjectKey, u16)>,
 }
 
 /// Hosts of VirtualServices, in full, each with the namespace of its rule.
@@ -166,7 +168,8 @@ pub fn compile(
     only: Option<&Named>,
 ) -> Compiled {
     let mut out = Compiled::default();
-    let (servers, _) = servers(view, proxy, labels);
+    let (servers, refused) = servers(view, proxy, labels);
+    out.refused = refused.iter().map(|b| (b.object.key.clone(), b.port)).collect();
     let policies = policies(proxy, labels);
     // A table may be of several servers, and each has its part of it.
     out.looked_at =
@@ -211,14 +214,6 @@ fn servers<'a>(
             Some(Bound { object, server, port, listens: listens(view, proxy, labels, port) })
         })
         .partition(|b| *takes.entry(b.listens).or_insert(b.takes()) == b.takes())
-}
-
-/// Gateways with servers whose port takes something else already, and the port.
-pub fn refused(view: View<'_>, rules: &Rules) -> Vec<(ObjectKey, u16)> {
-    let all = proxies(view, rules);
-    let of_proxy = |(proxy, labels): (&ProxyName, &Labels)| servers(view, proxy, labels).1;
-    let refused = all.iter().flat_map(of_proxy).map(|b| (b.object.key.clone(), b.port));
-    refused.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn listen(view: View<'_>, proxy: &ProxyName, b: &Bound<'_>, listener: &mut proto::Listener) {

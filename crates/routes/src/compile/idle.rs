@@ -3,6 +3,7 @@
 use super::{Compiler, policy, select, view::View};
 use crate::names::whole;
 use istio_api::{Kind, Object, ObjectKey, Resolution, Spec};
+use std::collections::BTreeSet;
 
 /// An object that does nothing, and why.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,7 +22,8 @@ impl Compiler {
         let entries = view.of_kind(Kind::ServiceEntry).filter_map(|o| self.idle_names(view, o));
         let routes = view.of_kind(Kind::HttpRoute).chain(view.of_kind(Kind::GrpcRoute));
         let routes = routes.filter_map(|o| self.idle_route(view, o));
-        let servers = super::gateways::refused(view, &self.rules).into_iter().map(idle_server);
+        let servers: BTreeSet<_> = self.gateways.values().flat_map(|g| &g.refused).collect();
+        let servers = servers.into_iter().map(idle_server);
         let telling = super::telemetry::idle(view, &self.rules).into_iter().map(idle_telling);
         let objects = policies.chain(rules).chain(entries).chain(routes);
         objects.chain(servers).chain(telling).collect()
@@ -114,9 +116,9 @@ fn idle_telling(key: ObjectKey) -> Idle {
     }
 }
 
-fn idle_server((key, port): (ObjectKey, u16)) -> Idle {
+fn idle_server((key, port): &(ObjectKey, u16)) -> Idle {
     Idle {
-        key,
+        key: key.clone(),
         path: "spec.servers.port",
         found: format!("port {port}, where an older Gateway's server takes another protocol"),
         remedy: "the server takes nothing: plaintext HTTP, TLS and TCP cannot share a port of a \

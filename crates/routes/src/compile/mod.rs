@@ -97,6 +97,7 @@ impl Compiler {
             [c.old, c.new].into_iter().flatten().any(|o| gateways::concerns(c.key.kind, o))
         };
         let of_gateways = changes.iter().any(concerned);
+        let of_telemetry = changes.iter().any(|c| c.key.kind == Kind::Telemetry);
         let of_hosts = gateways::named(view, changes);
         let changes: Vec<_> = changes.iter().filter(|c| select::is_routing(c.key.kind)).collect();
         let mut dirty = BTreeSet::new();
@@ -134,7 +135,10 @@ impl Compiler {
         if of_gateways {
             self.compile_gateways(view, policy_of, of_hosts.as_ref(), &mut destinations, &mut out);
         }
-        self.compile_telemetry(view, &mut destinations, &mut out);
+        // A collector is found as a gateway's destinations are.
+        if of_gateways || of_telemetry {
+            self.compile_telemetry(view, &mut destinations, &mut out);
+        }
         for key in destinations {
             let name = resource_name(&key);
             let service = self.rules.service(&key.1).map(|(_, s)| s);
@@ -374,6 +378,7 @@ impl Compiler {
             out.removed.push((LISTENER_TYPE, format!("{proxy}/gateway/{port}")));
         }
         sent.listeners = new.listeners;
+        sent.refused = new.refused;
         let looked_at = new
             .looked_at
             .take()
