@@ -89,9 +89,12 @@ impl Row {
         self.at(50)
     }
 
-    /// The sample below which so many of a hundred are.
+    /// What so many of a hundred samples are below; between two of them where it falls there.
     fn at(&self, percent: usize) -> f64 {
-        self.samples[(self.samples.len() - 1) * percent / 100]
+        let place = (self.samples.len() - 1) * percent;
+        let below = self.samples[place / 100];
+        let above = self.samples[place.div_ceil(100)];
+        below + (above - below) * (place % 100) as f64 / 100.0
     }
 }
 
