@@ -144,6 +144,8 @@ fn status(agent: &Agent) -> Value {
                 "passed_other": c.passed_other,
                 "dropped_impostor": c.dropped_impostor,
                 "refused_plaintext": c.refused_plaintext,
+                "direct": c.direct,
+                "dropped_lease": c.dropped_lease,
             })
         })
         .collect();
@@ -274,21 +276,10 @@ pub fn metrics(agent: &Agent) -> String {
         "Log lines dropped because the reader was slow.",
         telemetry::log::lost(),
     );
+    agent.direct.hear(agent);
     let mut totals = capture_abi::Counts::default();
     for p in &pods {
-        let c = agent.capture.counts(p.owner);
-        totals.captured += c.captured;
-        totals.announce_failed += c.announce_failed;
-        totals.dropped_syn += c.dropped_syn;
-        totals.dropped_segment += c.dropped_segment;
-        totals.dropped_fragment += c.dropped_fragment;
-        totals.dropped_protocol += c.dropped_protocol;
-        totals.dropped_malformed += c.dropped_malformed;
-        totals.passed_udp += c.passed_udp;
-        totals.passed_icmp += c.passed_icmp;
-        totals.passed_other += c.passed_other;
-        totals.dropped_impostor += c.dropped_impostor;
-        totals.refused_plaintext += c.refused_plaintext;
+        totals += &agent.capture.counts(p.owner);
     }
     let name = "culvert_guard_packets";
     let _ =
@@ -302,6 +293,7 @@ pub fn metrics(agent: &Agent) -> String {
         ("dropped", "malformed", totals.dropped_malformed),
         ("dropped", "impostor", totals.dropped_impostor),
         ("dropped", "plaintext_from_mesh", totals.refused_plaintext),
+        ("dropped", "lease_ended", totals.dropped_lease),
         ("passed", "udp", totals.passed_udp),
         ("passed", "icmp", totals.passed_icmp),
         ("passed", "other", totals.passed_other),
@@ -333,6 +325,14 @@ pub fn metrics(agent: &Agent) -> String {
         writeln!(out, "# HELP culvert_connects Connects of enrolled pods, by what became of them.");
     let _ = writeln!(out, "# TYPE culvert_connects gauge");
     let _ = writeln!(out, "culvert_connects{{outcome=\"captured\"}} {}", totals.captured);
+    let _ = writeln!(out, "culvert_connects{{outcome=\"direct\"}} {}", totals.direct);
     let _ = writeln!(out, "culvert_connects{{outcome=\"no_room\"}} {}", totals.announce_failed);
+    let name = "culvert_direct_untold";
+    let _ = writeln!(
+        out,
+        "# HELP {name} Openings and ends of connections past the agent that found no room to be told \
+         of.\n# TYPE {name} gauge\n{name} {}",
+        totals.untold
+    );
     out
 }

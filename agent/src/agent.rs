@@ -4,6 +4,7 @@ use crate::{
     capture::Capture,
     connections::{Connections, Judged},
     dial::{AgentDial, PoolKey},
+    direct::Direct,
     dns::Counters,
     fault,
     pods::Pods,
@@ -23,6 +24,9 @@ pub struct Agent {
     pub certs: Arc<CertStore>,
     pub pool: Arc<Pool<PoolKey, AgentDial>>,
     pub connections: Arc<Connections>,
+    pub direct: Direct,
+    /// Whether connections between pods of this node may go past it.
+    pub goes_direct: bool,
     pub metrics: Arc<Metrics>,
     pub pods: Arc<Pods>,
     /// Other names of the trust domain, for service accounts in policies.

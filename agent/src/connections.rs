@@ -52,6 +52,7 @@ pub struct Entry {
     metrics: Arc<Metrics>,
     live: Arc<Live>,
     close: Option<CloseReason>,
+    forgotten: bool,
 }
 
 impl Connections {
@@ -75,7 +76,7 @@ impl Connections {
             begun: Instant::now(),
         });
         self.lock().insert(live.record.id, live.clone());
-        Entry { all: self.clone(), metrics: metrics.clone(), live, close: None }
+        Entry { all: self.clone(), metrics: metrics.clone(), live, close: None, forgotten: false }
     }
 
     /// A connection that never opened.
@@ -122,9 +123,17 @@ impl Connections {
 impl Live {
     fn judge_again(&self, verdict: &impl Fn(&Judged) -> Option<String>) -> bool {
         let Some(why) = self.judged.as_ref().and_then(verdict) else { return false };
-        *self.ended_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        self.cancel.cancel();
+        self.end(why);
         true
+    }
+
+    fn end(&self, why: String) {
+        *self.ended_by() = Some(why);
+        self.cancel.cancel();
+    }
+
+    fn ended_by(&self) -> MutexGuard<'_, Option<String>> {
+        self.ended_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn snapshot(&self, close: Option<CloseReason>) -> FlowRecord {
@@ -143,6 +152,32 @@ impl Entry {
         self.live.judge_again(&verdict);
     }
 
+    pub fn judged(&self) -> Option<&Judged> {
+        self.live.judged.as_ref()
+    }
+
+    /// Why it must end, if policy has said so.
+    pub fn denied(&self) -> Option<String> {
+        self.live.ended_by().clone()
+    }
+
+    /// What nothing relays cannot be ended here: it is noted, and whoever carries it does it.
+    pub fn deny(&self, why: &str) {
+        self.live.end(why.to_owned());
+    }
+
+    /// The end of a connection that nothing relays.
+    pub fn finish(mut self, sent: u64, received: u64, close: CloseReason) {
+        self.live.relayed.forward.store(sent, Ordering::Relaxed);
+        self.live.relayed.backward.store(received, Ordering::Relaxed);
+        self.close = Some(self.denied().map_or(close, CloseReason::Denied));
+    }
+
+    /// Another agent has it now, and tells of its end.
+    pub fn forget(mut self) {
+        self.forgotten = true;
+    }
+
     /// Relays until both ends are done, one breaks, or policy ends it.
     pub async fn relay(mut self, first: hbone::End, second: hbone::End) {
         let live = self.live.clone();
@@ -150,7 +185,7 @@ impl Entry {
             // Before a byte moves.
             biased;
             () = live.cancel.cancelled() => {
-                let why = live.ended_by.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let why = live.ended_by().take();
                 CloseReason::Denied(why.unwrap_or_default())
             }
             done = hbone::relay(first, second, &live.relayed) => match done {
@@ -165,6 +200,9 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.all.lock().remove(&self.live.record.id);
+        if self.forgotten {
+            return;
+        }
         let close = self.close.take().unwrap_or(CloseReason::Stopped);
         let record = self.live.snapshot(Some(close));
         self.metrics.closed(&record);

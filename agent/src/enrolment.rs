@@ -183,6 +183,11 @@ async fn enroll_as(
         true => flags | pod_flags::OWN_DNS,
         false => flags & !pod_flags::OWN_DNS,
     };
+    // By one interface: by which of several a connection leaves is the pod's to say.
+    let flags = match agent.goes_direct && host_ends.len() == 1 {
+        true => flags | pod_flags::DIRECT,
+        false => flags & !pod_flags::DIRECT,
+    };
     let searches = workload.dns.as_ref().and_then(|d| d.searches.clone());
     let pod = Arc::new(Pod {
         searches: searches
@@ -259,7 +264,12 @@ fn capture(
     fault::point("enroll-saved");
     programs.attach_lookup(&mut ebpf, pod.owner, &pod.netns)?;
     fault::point("enroll-looking-up");
-    capture.enroll(cookie, sockets::kernel_entry(pod.owner, pod.flags, &pod.addresses, dns))?;
+    let host_end = match host_ends {
+        [only] => *only,
+        _ => 0,
+    };
+    let entry = sockets::kernel_entry(pod.owner, pod.flags, &pod.addresses, dns, host_end);
+    capture.enroll(cookie, entry)?;
     fault::point("enroll-captured");
     // What is connected now was connected before: everything after the entry is captured.
     let earlier = earlier_connections(pod)?;
@@ -420,6 +430,7 @@ const LET_GO: Duration = Duration::from_millis(100);
 fn withdraw(agent: &Agent, pod: &Pod) {
     let cookie = pod.netns.cookie();
     agent.capture.unenroll(cookie);
+    agent.direct.forget(agent, pod.owner);
     agent.capture.pod_programs().detach(pod.owner);
     agent.capture.retain_earlier(pod.owner, |_, _| false);
     agent.capture.stop_counting(pod.owner);

@@ -18,7 +18,7 @@ use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Never a final target: a loop, or somebody reaching for the mesh's own machinery.
-const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+pub const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
 
 pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(&agent, &pod, listener, |stream, peer| {

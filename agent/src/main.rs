@@ -6,6 +6,7 @@ mod agent;
 mod capture;
 mod connections;
 mod dial;
+mod direct;
 mod discovery;
 mod dns;
 mod enroll;
@@ -30,6 +31,7 @@ use arc_swap::ArcSwap;
 use capture::{Capture, Sizes};
 use clap::{Args, Parser, Subcommand};
 use dial::AgentDial;
+use direct::Direct;
 use handover::{Estate, InheritedPod, TakingOver};
 use hbone::{Pool, PoolConfig};
 use http::StatusCode;
@@ -127,9 +129,19 @@ struct Run {
     /// Connections of all enrolled pods together that the kernel keeps track of
     #[arg(long, default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..))]
     max_flows: u32,
+    /// How connections between pods of this node travel: past the agent, in plaintext, after the first
+    /// that policy allows; or encrypted like any other
+    #[arg(long, value_enum, default_value_t = SameNode::Direct)]
+    same_node: SameNode,
     /// An HBONE connection without streams is closed after this long
     #[arg(long, default_value_t = 90)]
     pool_idle_seconds: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum SameNode {
+    Direct,
+    Hbone,
 }
 
 fn main() -> ExitCode {
@@ -190,10 +202,11 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     let (taken_up, is_taken_up) = watch::channel(false);
     let sockets = NodeSockets::open(&run, heritage.sockets)?;
     let estate = sockets.estate(heritage.lock)?;
-    sockets.serve(&agent, is_taken_up)?;
+    sockets.serve(&agent, is_taken_up.clone())?;
     spawn_for_agent(follow_discovery(agent.clone(), control_plane(&run), run.node.clone()));
     spawn_for_agent(agent.clone().judge_live_connections());
     spawn_for_agent(sweep(agent.clone()));
+    spawn_for_agent(direct::keep(agent.clone(), is_taken_up));
     tracing::info!(node = run.node, cgroup = %cgroup.display(), "agent started");
 
     let begin = begin(&agent, heritage.pods, heritage.taking_over, taken_up);
@@ -410,6 +423,8 @@ fn build(
         certs,
         pool: Pool::new(dial, PoolConfig { idle }),
         connections: Arc::default(),
+        direct: Direct::default(),
+        goes_direct: run.same_node == SameNode::Direct,
         metrics: Arc::new(Metrics::new(SeriesLimits::default())),
         pods: Pods::new(run.run_dir.join("pods"))?,
         trust_domain_aliases: run.trust_domain_aliases.iter().map(|a| a.as_str().into()).collect(),

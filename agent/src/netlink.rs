@@ -29,6 +29,7 @@ const RTM_DELRULE: u16 = 33;
 const RTM_NEWNSID: u16 = 88;
 const RTM_GETNSID: u16 = 90;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 
 /// Whether an object is to be there or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -172,6 +173,36 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
         })?;
     }
     Ok(out)
+}
+
+/// Resets a TCP connection of this thread's namespace (`SOCK_DESTROY`).
+pub fn destroy_tcp(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+    const IPPROTO_TCP: u8 = 6;
+    let mut body = vec![family(local.is_ipv6()), IPPROTO_TCP, 0, 0];
+    body.extend_from_slice(&u32::MAX.to_ne_bytes());
+    body.extend_from_slice(&local.port().to_be_bytes());
+    body.extend_from_slice(&remote.port().to_be_bytes());
+    for ip in [local.ip(), remote.ip()] {
+        let mut sixteen = [0u8; 16];
+        match ip {
+            IpAddr::V4(ip) => sixteen.iter_mut().zip(ip.octets()).for_each(|(to, b)| *to = b),
+            IpAddr::V6(ip) => sixteen = ip.octets(),
+        }
+        body.extend_from_slice(&sixteen);
+    }
+    // No interface; INET_DIAG_NOCOOKIE: the tuple names it.
+    body.extend_from_slice(&[0; 4]);
+    body.extend_from_slice(&[0xff; 8]);
+    let s = open(SockProtocol::NetlinkSockDiag)?;
+    send(&s, SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &body)?;
+    let mut buffer = vec![0u8; 8192];
+    let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    match error_of(buffer.get(..n).unwrap_or_default()) {
+        // Gone is as well.
+        Some(0 | libc::ENOENT) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("netlink answered something else")),
+    }
 }
 
 /// `ip rule add|del fwmark MARK lookup TABLE`

@@ -2,6 +2,7 @@
 
 use crate::{
     agent::Agent,
+    capture::Asked,
     connections::{Entry, baggage, endpoint},
     dial::PoolKey,
     dns,
@@ -72,7 +73,7 @@ async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {
     reset_on_close(&stream);
     let _counted = pod.scope.connection();
     let downstream = stream;
-    let (Some(asked), Some(peer)) = (asked, peer) else {
+    let (Some(Asked { address: asked, elsewhere }), Some(peer)) = (asked, peer) else {
         tracing::warn!(pod = %pod.uid, "a connection without a recorded destination is reset");
         return;
     };
@@ -89,13 +90,13 @@ async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {
         Box::pin(dns::over_tcp(&agent, &pod, downstream, || {
             let (near, far) = sockets::stream_pair()?;
             let (agent, pod2) = (agent.clone(), pod.clone());
-            pod.scope.spawn(async move { carry(&agent, &pod2, far, source, asked).await });
+            pod.scope.spawn(async move { carry(&agent, &pod2, far, source, asked, false).await });
             Ok(near)
         }))
         .await;
         return;
     }
-    carry(&agent, &pod, downstream, source, asked).await;
+    carry(&agent, &pod, downstream, source, asked, elsewhere).await;
 }
 
 /// To wherever `asked` is, for the pod.
@@ -105,6 +106,7 @@ async fn carry(
     downstream: TcpStream,
     source: SocketAddr,
     asked: SocketAddr,
+    elsewhere: bool,
 ) {
     let begun = Begun { agent, pod, source, asked };
     if !agent.synced().await {
@@ -115,7 +117,7 @@ async fn carry(
         begun.failed(None, ResponseFlags::Connect, "the control plane no longer has this pod");
         return;
     };
-    match agent.mesh.resolve(&own, asked) {
+    match resolve(&begun, &own, elsewhere) {
         Resolved::Unreachable(why) => {
             begun.failed(None, ResponseFlags::Connect, &why.to_string());
         }
@@ -135,6 +137,27 @@ async fn carry(
         }
     }
 }
+
+/// Where it goes. The kernel has chosen among all endpoints of a service already; what it leaves to
+/// the agent is for those that it cannot reach by itself.
+fn resolve(begun: &Begun<'_>, own: &Workload, elsewhere: bool) -> Resolved {
+    let resolve = || begun.agent.mesh.resolve(own, begun.asked);
+    let mut resolved = resolve();
+    if elsewhere {
+        let is_here = |w: &Workload| begun.agent.direct.leads_to(begun.pod, begun.asked, &w.uid);
+        // As often as it takes where one endpoint of many is meant; they may all be here by now.
+        for _ in 0..ENOUGH_DRAWS {
+            match &resolved {
+                Resolved::Workload { workload, .. } if is_here(workload) => resolved = resolve(),
+                _ => break,
+            }
+        }
+    }
+    resolved
+}
+
+/// One endpoint of seventeen is missed by so many draws once in fifty.
+const ENOUGH_DRAWS: usize = 64;
 
 /// A connection whose destination is known.
 struct Begun<'a> {
@@ -322,6 +345,7 @@ async fn over_hbone(
     match Box::pin(begun.agent.pool.open(&key, request)).await {
         Ok((stream, lease)) => {
             let entry = begun.opened(&route);
+            begun.agent.direct.learn(begun.agent, begun.pod, begun.asked);
             entry.relay(End::Tcp(downstream), End::H2(stream.send, stream.receive)).await;
             drop(lease);
         }

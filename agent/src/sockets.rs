@@ -439,6 +439,7 @@ pub fn kernel_entry(
     flags: u32,
     addresses: &[IpAddr],
     dns: DnsPorts,
+    host_end: u32,
 ) -> capture_abi::Pod {
     let pick = |v4: bool| {
         addresses.iter().find(|a| a.is_ipv4() == v4).map(|a| addr(*a)).unwrap_or_default()
@@ -450,5 +451,6 @@ pub fn kernel_entry(
         ipv6: pick(false),
         dns_port_v4: dns.v4,
         dns_port_v6: dns.v6,
+        host_end,
     }
 }

@@ -5,6 +5,7 @@ use std::{
     mem::{size_of, zeroed},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
+    time::Duration,
 };
 
 pub const BPF_F_BEFORE: u32 = 1 << 3;
@@ -238,6 +239,20 @@ pub fn set_ipv6_transparent(socket: &socket2::Socket) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// An event of the kernel programs, as they wrote it.
+pub fn event(bytes: &[u8]) -> Option<capture_abi::Event> {
+    (bytes.len() >= size_of::<capture_abi::Event>()).then(|| {
+        // SAFETY: so many bytes are there; of integers, every pattern is valid.
+        unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
+    })
+}
+
+/// The clock that the kernel programs read (`CLOCK_MONOTONIC`).
+pub fn monotonic() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map(Duration::from).unwrap_or_default()
 }
 
 /// No core dumps and no ptrace by others of this user: keys are in this memory.

@@ -8,7 +8,9 @@ use crate::{
     vips::Vips,
     workloads::{self, Cluster, selects},
 };
-use istio_api::{Code, Diagnostic, Kind, LabelSelector, Labels, Object, ObjectKey, Spec};
+use istio_api::{
+    Code, Diagnostic, Kind, LabelSelector, Labels, Object, ObjectKey, SAME_NODE, Spec,
+};
 use routes::{
     DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE,
     compile::{Changed, Compiler as RouteCompiler, serves},
@@ -239,8 +241,9 @@ impl Compiler {
             | Kind::ReferenceGrant
             | Kind::Telemetry => {}
             Kind::Namespace => {
-                let labels = |o: Option<&Object>| o.map(|o| o.meta.labels.clone());
-                if labels(old) != labels(new) {
+                let same_node = |o: &Object| o.meta.annotations.get(SAME_NODE).cloned();
+                let read = |o: Option<&Object>| o.map(|o| (o.meta.labels.clone(), same_node(o)));
+                if read(old) != read(new) {
                     for kind in [Kind::Pod, Kind::Service, Kind::ServiceEntry] {
                         self.mark_kind(kind, Some(&key.name), dirty, |_| true);
                     }

@@ -65,9 +65,17 @@ impl Snapshot {
     }
 
     pub fn namespace_labels(&self, name: &str) -> Option<&Labels> {
+        self.namespace(name).map(|o| &o.meta.labels)
+    }
+
+    pub fn namespace_annotations(&self, name: &str) -> Option<&Labels> {
+        self.namespace(name).map(|o| &o.meta.annotations)
+    }
+
+    fn namespace(&self, name: &str) -> Option<&Object> {
         let key =
             ObjectKey { kind: Kind::Namespace, namespace: String::new(), name: name.to_owned() };
-        self.objects.get(&key).map(|o| &o.meta.labels)
+        self.objects.get(&key).map(|o| &**o)
     }
 
     pub fn node_labels(&self, name: &str) -> Option<&Labels> {

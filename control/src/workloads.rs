@@ -2,8 +2,8 @@
 
 use crate::{policies, snapshot::Snapshot, vips::Vips};
 use istio_api::{
-    EndpointSlice, Kind, Labels, Object, Pod, Resolution, Service, ServiceEntry, Spec, TargetPort,
-    WorkloadEntry,
+    EndpointSlice, Kind, Labels, Object, Pod, Resolution, SAME_NODE, Service, ServiceEntry, Spec,
+    TargetPort, WorkloadEntry,
 };
 use prost::Message as _;
 use prost_types::{Any, ListValue, Struct, Value, value::Kind as ValueKind};
@@ -96,6 +96,7 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         },
         extensions: std::iter::once(labels_extension(labels))
             .chain(dns_extension(o, p, cluster))
+            .chain(same_node_extension(o, snapshot))
             .chain(
                 enroll.then(|| pb::Extension {
                     name: xds::ENROLL_EXTENSION.to_owned(),
@@ -148,6 +149,14 @@ fn dns_extension(o: &Object, p: &Pod, cluster: &Cluster) -> Option<pb::Extension
         add("searches", ValueKind::ListValue(ListValue { values }));
     }
     (!fields.is_empty()).then(|| struct_extension(xds::DNS_EXTENSION, fields))
+}
+
+/// How the pod's own annotation, or else its namespace's, wants connections within a node to travel.
+fn same_node_extension(o: &Object, snapshot: &Snapshot) -> Option<pb::Extension> {
+    let of_namespace = || snapshot.namespace_annotations(&o.key.namespace)?.get(SAME_NODE);
+    let way = o.meta.annotations.get(SAME_NODE).or_else(of_namespace)?;
+    let way = Value { kind: Some(ValueKind::StringValue(way.clone())) };
+    Some(struct_extension(xds::SAME_NODE_EXTENSION, [("way".to_owned(), way)].into()))
 }
 
 /// The search list of a pod whose spec says something about it.

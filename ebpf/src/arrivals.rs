@@ -5,6 +5,9 @@
 //! `lookup` lets its SYN through to the application. `sk_lookup` cannot tell `lo` from the wire: for
 //! the pod's own addresses the kernel names the same interface. A packet with such a tuple that
 //! comes by this way is somebody else's.
+//!
+//! Nor does anybody take the place of a pod of this node that connects past the agent: its packets
+//! enter the node at the host end of its own interface, and the kernel keeps by which they came.
 
 use crate::{
     guard::{
@@ -14,7 +17,9 @@ use crate::{
     lookup::POD_OWNER,
     maps::{FLOWS, count},
 };
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    EbpfContext as _, bindings::__sk_buff, macros::classifier, programs::TcContext,
+};
 use capture_abi::{Addr, FlowKey, IPPROTO_TCP, flow_kind};
 use core::ptr::read_volatile;
 
@@ -23,9 +28,16 @@ pub fn arrivals(ctx: TcContext) -> i32 {
     // SAFETY: a constant of the program.
     let owner = unsafe { read_volatile(&raw const POD_OWNER) };
     if let Some(key) = tuple(&ctx, owner) {
-        // SAFETY: the entry is read at once.
-        let kind = unsafe { FLOWS.get(&key) }.map(|f| f.kind);
-        if kind == Some(flow_kind::AGENT) {
+        // SAFETY: the entry is read at once; a field of the program's context.
+        let impostor = match unsafe { FLOWS.get(&key) } {
+            Some(f) if f.kind == flow_kind::AGENT => true,
+            Some(f) if f.kind == flow_kind::ADMITTED => unsafe {
+                let skb: *mut __sk_buff = ctx.as_ptr().cast();
+                read_volatile(&raw const (*skb).ingress_ifindex) != f.by
+            },
+            _ => false,
+        };
+        if impostor {
             count(owner, |c| c.dropped_impostor += 1);
             return TCX_DROP;
         }

@@ -7,6 +7,7 @@
 use crate::{
     dns,
     maps::{SOCKS, count, no_room, owner},
+    ways::{self, Choice},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,7 +17,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use capture_abi::{
-    Addr, DNS_PORT, IPPROTO_TCP, IPPROTO_UDP, Pod, SPREAD_V6, Sock, pod_flags, sock_kind,
+    Addr, DNS_PORT, ELSEWHERE, IPPROTO_TCP, IPPROTO_UDP, Pod, SPREAD_V6, Sock, Target, pod_flags,
+    sock_kind,
 };
 use core::{ffi::c_void, ptr::read_volatile};
 
@@ -45,14 +47,31 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
         SOCKS.clear(sk.cast());
         return ALLOW;
     }
-    if !remember(pod, sk, Addr::v4(ip), port) {
+    let asked = Addr::v4(ip);
+    let flag = match ways::choose(a, pod, &asked, port) {
+        Choice::Direct(target) => {
+            if !direct(pod, sk, &asked, port, &target) {
+                return REFUSE;
+            }
+            bind_v4(a, pod);
+            // SAFETY: as above; these fields may be written by a connect4 program.
+            unsafe {
+                (*a).user_ip4 = target.address.ip4();
+                (*a).user_port = (target.port as u16).to_be() as u32;
+            }
+            return ALLOW;
+        }
+        Choice::Elsewhere => ELSEWHERE,
+        Choice::Unknown => 0,
+    };
+    if !remember(pod, sk, asked, port as u32 | flag) {
         return REFUSE;
     }
     bind_v4(a, pod);
     // SAFETY: as above; these fields may be written by a connect4 program.
     unsafe {
         (*a).user_ip4 = spread_v4();
-        (*a).user_port = spread_port();
+        (*a).user_port = spread_port().to_be() as u32;
     }
     ALLOW
 }
@@ -80,7 +99,20 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
         SOCKS.clear(sk.cast());
         return ALLOW;
     }
-    if !remember(pod, sk, ip, port) {
+    let flag = match ways::choose(a, pod, &ip, port) {
+        Choice::Direct(target) => {
+            if !direct(pod, sk, &ip, port, &target) {
+                return REFUSE;
+            }
+            bind_v6(a, if ip.is_v4() { &pod.ipv4 } else { &pod.ipv6 });
+            // SAFETY: of this function's context.
+            unsafe { go_to(a, &target.address, target.port as u16) };
+            return ALLOW;
+        }
+        Choice::Elsewhere => ELSEWHERE,
+        Choice::Unknown => 0,
+    };
+    if !remember(pod, sk, ip, port as u32 | flag) {
         return REFUSE;
     }
     let to = if ip.is_v4() {
@@ -90,15 +122,23 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
         bind_v6(a, &pod.ipv6);
         spread_v6()
     };
-    // SAFETY: as above; these fields may be written by a connect6 program.
+    // SAFETY: of this function's context.
+    unsafe { go_to(a, &to, spread_port()) };
+    ALLOW
+}
+
+/// # Safety
+/// `a` is the context of a connect6 program.
+#[inline(always)]
+unsafe fn go_to(a: *mut bpf_sock_addr, to: &Addr, port: u16) {
+    // SAFETY: these fields may be written by a connect6 program.
     unsafe {
         (*a).user_ip6[0] = to.0[0];
         (*a).user_ip6[1] = to.0[1];
         (*a).user_ip6[2] = to.0[2];
         (*a).user_ip6[3] = to.0[3];
-        (*a).user_port = spread_port();
+        (*a).user_port = port.to_be() as u32;
     }
-    ALLOW
 }
 
 /// Datagram sockets: what an earlier connect kept with the socket is no longer so.
@@ -111,7 +151,7 @@ fn is_udp(ctx: &SockAddrContext) -> bool {
     if protocol != IPPROTO_UDP {
         return false;
     }
-    if matches!(SOCKS.get(sk.cast()), Some(s) if s.kind == sock_kind::CAPTURED) {
+    if matches!(SOCKS.get(sk.cast()), Some(s) if s.kind != sock_kind::AGENT) {
         SOCKS.clear(sk.cast());
     }
     true
@@ -147,14 +187,30 @@ fn captures(ctx: &SockAddrContext) -> Result<(&'static Pod, *mut bpf_sock), i32>
 
 /// Keeps the destination with the socket; without room for the announcement, refuses.
 #[inline(always)]
-fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u16) -> bool {
-    let kept = !no_room(pod.owner)
-        && SOCKS.set(
-            sk.cast(),
-            Sock { kind: sock_kind::CAPTURED, owner: pod.owner, port: port as u32, destination },
-        );
+fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u32) -> bool {
+    let sock = Sock { kind: sock_kind::CAPTURED, owner: pod.owner, port, peer: 0, destination };
+    let kept = !no_room(pod.owner) && SOCKS.set(sk.cast(), sock);
     if kept {
         count(pod.owner, |c| c.captured += 1);
+    } else {
+        refused(pod);
+    }
+    kept
+}
+
+/// The same for a connection that goes past the agent.
+#[inline(always)]
+fn direct(pod: &Pod, sk: *mut bpf_sock, asked: &Addr, port: u16, target: &Target) -> bool {
+    let sock = Sock {
+        kind: sock_kind::DIRECT,
+        owner: pod.owner,
+        port: port as u32,
+        peer: target.owner,
+        destination: *asked,
+    };
+    let kept = !no_room(pod.owner) && SOCKS.set(sk.cast(), sock);
+    if kept {
+        count(pod.owner, |c| c.direct += 1);
     } else {
         refused(pod);
     }
@@ -237,10 +293,10 @@ fn spread_v6() -> Addr {
 }
 
 #[inline(always)]
-fn spread_port() -> u32 {
+fn spread_port() -> u16 {
     // SAFETY: no arguments.
     let r = unsafe { bpf_get_prandom_u32() };
-    ((r as u16) | 1).to_be() as u32
+    (r as u16) | 1
 }
 
 /// Loopback, link-local and "this host" stay with the kernel.

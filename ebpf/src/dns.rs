@@ -72,6 +72,7 @@ pub fn connects(ctx: &SockAddrContext, v4: bool) {
             sk.cast(),
             Sock {
                 kind: sock_kind::CAPTURED,
+                peer: 0,
                 owner: pod.owner,
                 port: DNS_PORT as u32,
                 destination: server,

@@ -8,6 +8,7 @@
 use crate::{
     lookup::POD_OWNER,
     maps::{EARLIER, FLOWS, count},
+    ways::lease_holds,
 };
 use aya_ebpf::{
     EbpfContext as _, bindings::__sk_buff, helpers::bpf_skb_load_bytes, macros::classifier,
@@ -53,6 +54,7 @@ enum Verdict {
     DropFragment,
     DropProtocol,
     DropMalformed,
+    DropLease,
 }
 
 #[classifier]
@@ -91,6 +93,10 @@ pub fn guard(ctx: TcContext) -> i32 {
         }
         Verdict::DropMalformed => {
             count(owner, |c| c.dropped_malformed += 1);
+            TCX_DROP
+        }
+        Verdict::DropLease => {
+            count(owner, |c| c.dropped_lease += 1);
             TCX_DROP
         }
     }
@@ -223,6 +229,10 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
     };
     // SAFETY: the entry is read at once.
     let announced = match unsafe { FLOWS.get(&key) } {
+        Some(f) if f.kind == flow_kind::DIRECT => match lease_holds() {
+            true => return Verdict::Pass,
+            false => return Verdict::DropLease,
+        },
         Some(f) => f.kind == flow_kind::AGENT || f.kind == flow_kind::ACCEPTED,
         // SAFETY: as above.
         None => match unsafe { EARLIER.get(&key) } {

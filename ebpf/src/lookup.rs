@@ -43,7 +43,9 @@ pub fn lookup(ctx: SkLookupContext) -> u32 {
         Some(flow) if flow.kind == flow_kind::CAPTURED => {
             return assign(ctx, owner, listener::OUTBOUND_V4, key.remote.is_v4());
         }
-        Some(flow) if flow.kind == flow_kind::AGENT => return sk_action::SK_PASS,
+        Some(flow) if matches!(flow.kind, flow_kind::AGENT | flow_kind::ADMITTED) => {
+            return sk_action::SK_PASS;
+        }
         _ => {}
     }
     // The announcement's remote end is this packet's local one.

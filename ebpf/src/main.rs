@@ -1,8 +1,9 @@
 //! Culvert's kernel programs. Each hook has a file; `maps` holds what they share.
 //!
 //! `connect` turns an application's connect to the agent, `dns` its questions for a name server;
-//! `names` keeps that invisible, `sockops` announces connections, `lookup` admits or captures what
-//! arrives, `guard` drops what was never announced, `arrivals` what takes an announced one's name.
+//! `ways` lets a connect to a pod of this node go past the agent; `names` keeps all that invisible,
+//! `sockops` announces connections, `lookup` admits or captures what arrives, `guard` drops what was
+//! never announced, `arrivals` what takes an announced one's name.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
@@ -17,6 +18,7 @@ mod lookup;
 mod maps;
 mod names;
 mod sockops;
+mod ways;
 
 #[cfg(not(test))]
 #[panic_handler]

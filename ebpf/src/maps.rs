@@ -2,11 +2,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
-    btf_maps::{Array, HashMap, PerCpuHashMap, SockHash},
+    btf_maps::{Array, HashMap, PerCpuHashMap, RingBuf, SockHash},
     helpers::{bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
-use capture_abi::{Addr, Counts, Flow, FlowKey, ListenerKey, Pod, ServerKey, Sock};
+use capture_abi::{
+    Addr, Counts, Event, Flow, FlowKey, ListenerKey, Pod, ServerKey, Sock, Way, WayKey,
+};
 use core::{
     ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -38,6 +40,18 @@ pub static SERVERS: HashMap<ServerKey, Addr, 65536, ON_DEMAND> = HashMap::new();
 /// The agent's listeners; they leave the map when the agent dies.
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 32768> = SockHash::new();
+
+/// What pods may connect to past the agent; written by it.
+#[btf_map]
+pub static WAYS: HashMap<WayKey, Way, 16384, ON_DEMAND> = HashMap::new();
+
+/// Until when `WAYS` and what came of them hold, on the monotonic clock in nanoseconds.
+#[btf_map]
+pub static LEASE: Array<u64, 1> = Array::new();
+
+/// Openings and ends of connections that go past the agent, for its log and metrics.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 4194304> = RingBuf::new();
 
 /// Per pod, by owner; the agent makes the entry at enrolment.
 #[btf_map]

@@ -12,7 +12,7 @@ const ALLOW: i32 = 1;
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    if let Some(sock) = captured(&ctx)
+    if let Some(sock) = connected(&ctx)
         && sock.destination.is_v4()
     {
         // SAFETY: fields that a getpeername4 program may write.
@@ -26,7 +26,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    if let Some(sock) = captured(&ctx) {
+    if let Some(sock) = connected(&ctx) {
         write_v6(ctx.sock_addr, &sock.destination);
         // SAFETY: a field that a getpeername6 program may write.
         unsafe { (*ctx.sock_addr).user_port = (sock.port as u16).to_be() as u32 };
@@ -75,10 +75,18 @@ pub fn getsockname6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn captured(ctx: &SockAddrContext) -> Option<Sock> {
+    connected(ctx).filter(|sock| sock.kind == sock_kind::CAPTURED)
+}
+
+/// What an application connected to, by way of the agent or past it.
+#[inline(always)]
+fn connected(ctx: &SockAddrContext) -> Option<Sock> {
     // SAFETY: a field of the program's context.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
-    let sock = SOCKS.get(sk.cast())?;
-    (sock.kind == sock_kind::CAPTURED).then_some(*sock)
+    let mut sock = *SOCKS.get(sk.cast())?;
+    // Without what is for the agent.
+    sock.port &= 0xffff;
+    matches!(sock.kind, sock_kind::CAPTURED | sock_kind::DIRECT).then_some(sock)
 }
 
 #[inline(always)]

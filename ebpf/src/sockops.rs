@@ -1,17 +1,20 @@
 //! `sockops`: announces connections, and hands a captured one's destination to the agent.
 
-use crate::maps::{FLOWS, SOCKS, announce, count, owner, withdraw};
+use crate::maps::{EVENTS, FLOWS, SOCKS, announce, count, owner, withdraw};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
+        BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
     },
     helpers::bpf_get_socket_cookie,
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use capture_abi::{Addr, Flow, FlowKey, IPPROTO_TCP, Sock, flow_kind, sock_kind};
+use capture_abi::{
+    Addr, Event, Flow, FlowKey, IPPROTO_TCP, Pod, Sock, event_kind, flow_kind, sock_kind,
+};
 use core::{ffi::c_void, ptr::read_volatile};
 
 const AF_INET: u32 = 2;
@@ -20,6 +23,7 @@ const AF_INET: u32 = 2;
 pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(&ctx),
@@ -37,9 +41,17 @@ fn connecting(ctx: &SockOpsContext) {
     let kind = match sock.kind {
         sock_kind::CAPTURED => flow_kind::CAPTURED,
         sock_kind::AGENT => flow_kind::AGENT,
+        sock_kind::DIRECT => return connecting_directly(ctx, pod, sock),
         _ => return,
     };
-    let flow = Flow { kind, port: sock.port, destination: sock.destination, cookie: cookie(ctx) };
+    let flow = Flow {
+        kind,
+        port: sock.port,
+        destination: sock.destination,
+        cookie: cookie(ctx),
+        peer: 0,
+        by: 0,
+    };
     if announce(&key(ctx, pod.owner), &flow) {
         let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else {
@@ -47,11 +59,79 @@ fn connecting(ctx: &SockOpsContext) {
     }
 }
 
+/// At both ends: for the guard of this pod, and for `lookup` and `arrivals` of the other. Only from the
+/// pod's own address: another is not what policy was asked about.
+#[inline(always)]
+fn connecting_directly(ctx: &SockOpsContext, pod: &Pod, sock: &Sock) {
+    let here = key(ctx, pod.owner);
+    if here.local != pod.ipv4 && here.local != pod.ipv6 {
+        count(pod.owner, |c| c.announce_failed += 1);
+        return;
+    }
+    let flow = Flow {
+        kind: flow_kind::DIRECT,
+        port: sock.port,
+        destination: sock.destination,
+        cookie: cookie(ctx),
+        peer: sock.peer,
+        by: 0,
+    };
+    let there = FlowKey { owner: sock.peer, ..here };
+    let admitted =
+        Flow { kind: flow_kind::ADMITTED, peer: pod.owner, by: pod.host_end, ..flow };
+    if !announce(&there, &admitted) {
+        count(pod.owner, |c| c.announce_failed += 1);
+        return;
+    }
+    if announce(&here, &flow) {
+        let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    } else {
+        withdraw(&there);
+        count(pod.owner, |c| c.announce_failed += 1);
+    }
+}
+
+/// A connection that goes past the agent has come about.
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    if let Some(sock) = SOCKS.get(sk(ctx))
+        && sock.kind == sock_kind::DIRECT
+    {
+        tell(ctx, event_kind::OPENED, &key(ctx, sock.owner), sock);
+    }
+}
+
+/// Without waking the agent, which looks often enough: at ten thousand connections a second that
+/// would cost more than the connections.
+#[inline(always)]
+fn tell(ctx: &SockOpsContext, kind: u32, flow: &FlowKey, sock: &Sock) {
+    let o = ctx.ops;
+    // SAFETY: fields of the program's context, each read as one word.
+    let (sent, received) = unsafe {
+        (read_volatile(&raw const (*o).bytes_acked), read_volatile(&raw const (*o).bytes_received))
+    };
+    let event = Event {
+        kind,
+        state: if kind == event_kind::CLOSED { ctx.arg(0) } else { 0 },
+        cookie: cookie(ctx),
+        flow: *flow,
+        peer: sock.peer,
+        asked: sock.destination,
+        asked_port: sock.port,
+        reserved: 0,
+        sent,
+        received,
+    };
+    if EVENTS.output(event, BPF_RB_NO_WAKEUP as u64).is_err() {
+        count(sock.owner, |c| c.untold += 1);
+    }
+}
+
 /// A socket that was connected once, and listens now: what it accepts, to which storage is cloned,
 /// was not captured.
 #[inline(always)]
 fn listening(ctx: &SockOpsContext) {
-    if matches!(SOCKS.get(sk(ctx)), Some(sock) if sock.kind == sock_kind::CAPTURED) {
+    if matches!(SOCKS.get(sk(ctx)), Some(sock) if sock.kind != sock_kind::AGENT) {
         SOCKS.clear(sk(ctx));
     }
 }
@@ -62,10 +142,7 @@ fn listening(ctx: &SockOpsContext) {
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
     let Some(pod) = owner(ctx.as_ptr()) else { return };
-    match SOCKS.get(sk(ctx)) {
-        Some(sock) if sock.kind == sock_kind::AGENT => {}
-        _ => return,
-    }
+    let agents = matches!(SOCKS.get(sk(ctx)), Some(sock) if sock.kind == sock_kind::AGENT);
     let here = key(ctx, pod.owner);
     let there = FlowKey {
         local: here.remote,
@@ -75,25 +152,47 @@ fn accepted(ctx: &SockOpsContext) {
         ..here
     };
     // SAFETY: the entry is copied out at once.
-    if let Some(flow) = unsafe { FLOWS.get(&there) }
-        && flow.kind == flow_kind::CAPTURED
-    {
-        let handed = Sock {
-            kind: sock_kind::HANDED_OVER,
-            owner: pod.owner,
-            port: flow.port,
-            destination: flow.destination,
-        };
-        SOCKS.set(sk(ctx), handed);
-        withdraw(&there);
-        return;
-    }
-    let flow = Flow {
+    let announced = unsafe { FLOWS.get(&there) }.copied();
+    let mut flow = Flow {
         kind: flow_kind::ACCEPTED,
         port: 0,
         destination: Addr::UNSPECIFIED,
         cookie: cookie(ctx),
+        peer: 0,
+        by: 0,
     };
+    match announced {
+        Some(captured) if agents && captured.kind == flow_kind::CAPTURED => {
+            let handed = Sock {
+                kind: sock_kind::HANDED_OVER,
+                owner: pod.owner,
+                port: captured.port,
+                peer: 0,
+                destination: captured.destination,
+            };
+            SOCKS.set(sk(ctx), handed);
+            withdraw(&there);
+            return;
+        }
+        // An application's, of a connection that came past the agent.
+        Some(admitted) if !agents && admitted.kind == flow_kind::ADMITTED => {
+            flow.kind = flow_kind::DIRECT;
+            flow.peer = admitted.peer;
+            let sock = Sock {
+                kind: sock_kind::ADMITTED,
+                owner: pod.owner,
+                port: 0,
+                peer: admitted.peer,
+                destination: Addr::UNSPECIFIED,
+            };
+            if !SOCKS.set(sk(ctx), sock) {
+                count(pod.owner, |c| c.announce_failed += 1);
+                return;
+            }
+        }
+        _ if agents => {}
+        _ => return,
+    }
     if announce(&here, &flow) {
         let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else {
@@ -106,11 +205,20 @@ fn accepted(ctx: &SockOpsContext) {
 fn closed(ctx: &SockOpsContext) {
     let Some(sock) = SOCKS.get(sk(ctx)) else { return };
     let key = key(ctx, sock.owner);
+    withdraw_own(ctx, &key);
+    if sock.kind == sock_kind::DIRECT {
+        withdraw_own(ctx, &FlowKey { owner: sock.peer, ..key });
+        tell(ctx, event_kind::CLOSED, &key, sock);
+    }
+}
+
+#[inline(always)]
+fn withdraw_own(ctx: &SockOpsContext, key: &FlowKey) {
     // SAFETY: the entry is read at once.
-    if let Some(flow) = unsafe { FLOWS.get(&key) }
+    if let Some(flow) = unsafe { FLOWS.get(key) }
         && flow.cookie == cookie(ctx)
     {
-        withdraw(&key);
+        withdraw(key);
     }
 }
 

@@ -16,11 +16,11 @@ use crate::{netlink::TcpSocket, sys};
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, HashMap, Map, MapData, PerCpuHashMap, SockHash},
+    maps::{Array, HashMap, Map, MapData, PerCpuHashMap, RingBuf, SockHash},
 };
 use capture_abi::{
-    ABI_VERSION, Addr, Counts, DNS_SLOTS, Flow, FlowKey, IPPROTO_TCP, ListenerKey, Pod, ServerKey,
-    Sock, flow_kind, sock_kind,
+    ABI_VERSION, Addr, Counts, DNS_SLOTS, ELSEWHERE, Event, Flow, FlowKey, IPPROTO_TCP,
+    ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind, sock_kind,
 };
 use std::{
     fs, io,
@@ -28,6 +28,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// The kernel programs, built from `ebpf/`.
@@ -38,6 +39,14 @@ pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_EBPF
 pub struct Sizes {
     /// Connections of all pods of the node together.
     pub flows: u32,
+}
+
+/// What a captured connection was for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub address: SocketAddr,
+    /// An endpoint that no way of the pod's leads to: those are chosen in the kernel.
+    pub elsewhere: bool,
 }
 
 /// How close to full FLOWS may come before new connections are refused: what may be under way on
@@ -56,10 +65,13 @@ pub struct Capture {
     servers: Mutex<HashMap<MapData, ServerKey, Addr>>,
     in_use: Mutex<Array<MapData, u64>>,
     own: Mutex<HashMap<MapData, u32, u64>>,
+    ways: Mutex<HashMap<MapData, WayKey, Way>>,
+    lease: Mutex<Array<MapData, u64>>,
+    events: Mutex<RingBuf<MapData>>,
     socks: MapData,
 }
 
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 13] = [
     "PODS",
     "FLOWS",
     "EARLIER",
@@ -69,6 +81,9 @@ const MAPS: [&str; 10] = [
     "COUNTS",
     "IN_USE",
     "OWN",
+    "WAYS",
+    "LEASE",
+    "EVENTS",
     "SOCKS",
 ];
 
@@ -103,6 +118,9 @@ impl Capture {
             servers: Mutex::new(HashMap::try_from(take("SERVERS")?)?),
             in_use: Mutex::new(Array::try_from(take("IN_USE")?)?),
             own: Mutex::new(HashMap::try_from(take("OWN")?)?),
+            ways: Mutex::new(HashMap::try_from(take("WAYS")?)?),
+            lease: Mutex::new(Array::try_from(take("LEASE")?)?),
+            events: Mutex::new(RingBuf::try_from(take("EVENTS")?)?),
             socks: match take("SOCKS")? {
                 Map::SkStorage(data) => data,
                 other => return Err(anyhow!("SOCKS is not socket storage but {other:?}")),
@@ -144,10 +162,65 @@ impl Capture {
     }
 
     /// Where the application at the other end of an accepted socket was going, if it was captured.
-    pub fn original_destination(&self, socket: &impl AsRawFd) -> Option<SocketAddr> {
+    pub fn original_destination(&self, socket: &impl AsRawFd) -> Option<Asked> {
         let sock: Sock = sys::socket_storage_get(self.socks_fd(), socket.as_raw_fd()).ok()?;
-        (sock.kind == sock_kind::HANDED_OVER)
-            .then(|| SocketAddr::new(ip(&sock.destination), u16::try_from(sock.port).unwrap_or(0)))
+        let port = u16::try_from(sock.port & !ELSEWHERE).unwrap_or(0);
+        (sock.kind == sock_kind::HANDED_OVER).then(|| Asked {
+            address: address(&sock.destination, port),
+            elsewhere: sock.port & ELSEWHERE != 0,
+        })
+    }
+
+    /// Lets connects go by `way`, past the agent. One that finds no room goes through it.
+    pub fn set_way(&self, key: WayKey, way: Way) {
+        let _ = lock(&self.ways).insert(key, way, 0);
+    }
+
+    pub fn remove_way(&self, key: &WayKey) {
+        let _ = lock(&self.ways).remove(key);
+    }
+
+    pub fn clear_ways(&self) {
+        let mut ways = lock(&self.ways);
+        let all: Vec<WayKey> = ways.keys().filter_map(Result::ok).collect();
+        for key in all {
+            let _ = ways.remove(&key);
+        }
+    }
+
+    /// Ways and what came by them hold for `lease` from now on.
+    pub fn renew_lease(&self, lease: Duration) {
+        let until = sys::monotonic().saturating_add(lease);
+        let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        let _ = lock(&self.lease).set(0, until, 0);
+    }
+
+    /// What became of connections past the agent since this was asked last.
+    pub fn news(&self, mut each: impl FnMut(&Event)) {
+        let mut events = lock(&self.events);
+        while let Some(item) = events.next() {
+            if let Some(event) = sys::event(&item) {
+                each(&event);
+            }
+        }
+    }
+
+    /// Connections past the agent that are open, by the ends that connected.
+    pub fn direct_flows(&self) -> Vec<(FlowKey, Flow)> {
+        let flows = lock(&self.flows);
+        let direct =
+            flows.iter().filter_map(Result::ok).filter(|(_, f)| f.kind == flow_kind::DIRECT);
+        direct
+            .filter(|(key, flow)| {
+                let there = flows.get(&FlowKey { owner: flow.peer, ..*key }, 0);
+                there.is_ok_and(|t| t.kind == flow_kind::ADMITTED && t.cookie == flow.cookie)
+            })
+            .collect()
+    }
+
+    /// Lets no packet of a connection past the agent leave the pod that connected.
+    pub fn stop_flow(&self, owner: u32, client: SocketAddr, server: SocketAddr) {
+        let _ = lock(&self.flows).remove(&flow_key(owner, client, server));
     }
 
     /// Gives new connections of the pod to `socket`.
@@ -295,18 +368,7 @@ impl Capture {
         let mut sum = Counts::default();
         if let Ok(per_cpu) = lock(&self.counts).get(&owner, 0) {
             for c in per_cpu.iter() {
-                sum.captured += c.captured;
-                sum.announce_failed += c.announce_failed;
-                sum.dropped_syn += c.dropped_syn;
-                sum.dropped_segment += c.dropped_segment;
-                sum.dropped_fragment += c.dropped_fragment;
-                sum.dropped_protocol += c.dropped_protocol;
-                sum.dropped_malformed += c.dropped_malformed;
-                sum.passed_udp += c.passed_udp;
-                sum.passed_icmp += c.passed_icmp;
-                sum.passed_other += c.passed_other;
-                sum.dropped_impostor += c.dropped_impostor;
-                sum.refused_plaintext += c.refused_plaintext;
+                sum += c;
             }
         }
         sum
@@ -402,6 +464,10 @@ pub fn addr(ip: IpAddr) -> Addr {
         IpAddr::V4(v4) => Addr::from_octets(v4.to_ipv6_mapped().octets()),
         IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
     }
+}
+
+pub fn address(ip_of: &Addr, port: u16) -> SocketAddr {
+    SocketAddr::new(ip(ip_of), port)
 }
 
 fn ip(a: &Addr) -> IpAddr {

@@ -8,7 +8,7 @@
 /// Raised whenever a type here, or the meaning of one of its fields, changes. An agent that finds
 /// pinned maps of another version does not read them: it refuses to start, and says how to take
 /// them away. Enrolled pods stay closed meanwhile.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// An IP address as maps hold it: IPv6, or IPv4 mapped into it.
 #[repr(C)]
@@ -80,6 +80,8 @@ pub struct Pod {
     /// Where the agent's resolver listens on the pod's loopback; zero when it does not.
     pub dns_port_v4: u16,
     pub dns_port_v6: u16,
+    /// The host end of its one interface; zero when it has several.
+    pub host_end: u32,
 }
 
 pub mod pod_flags {
@@ -87,6 +89,8 @@ pub mod pod_flags {
     pub const ALLOW_OTHER_PROTOCOLS: u32 = 1;
     /// Leave the pod's DNS alone.
     pub const OWN_DNS: u32 = 2;
+    /// Connections to pods of this node may go past the agent.
+    pub const DIRECT: u32 = 4;
 }
 
 /// One of the name servers that a pod asks. Each has an address on the pod's loopback, by which the
@@ -135,6 +139,10 @@ pub struct Flow {
     pub destination: Addr,
     /// Cookie of the socket that announced it: only that socket may withdraw it.
     pub cookie: u64,
+    /// Of a flow between two pods of this node: the pod at the other end.
+    pub peer: u32,
+    /// [`flow_kind::ADMITTED`]: the interface by which the other pod's packets enter the node.
+    pub by: u32,
 }
 
 pub mod flow_kind {
@@ -148,7 +156,81 @@ pub mod flow_kind {
     pub const EARLIER: u32 = 4;
     /// One that was being made at the enrolment: its SYN may have to be sent again.
     pub const EARLIER_SYN: u32 = 5;
+    /// Between two pods of this node, past the agent: the tuple of either end's own socket.
+    pub const DIRECT: u32 = 6;
+    /// The same flow at the pod that is connected to: the tuple of the other end's socket.
+    pub const ADMITTED: u32 = 7;
 }
+
+/// What a pod may connect to without the agent, by the address that its application asks for.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct WayKey {
+    /// The pod that connects.
+    pub owner: u32,
+    pub port: u32,
+    /// A pod's address, or a service's.
+    pub address: Addr,
+}
+
+/// Where such connects go. Written by the agent, for what policy allows by the two pods' identities
+/// and the port alone; good for as long as the lease.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// Endpoints to choose among, here and elsewhere. What falls to one elsewhere is the agent's.
+    pub endpoints: u32,
+    /// How many of `targets` are there.
+    pub here: u32,
+    pub targets: [Target; MOST_TARGETS],
+}
+
+/// A pod of this node.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Target {
+    pub owner: u32,
+    pub port: u32,
+    pub address: Addr,
+}
+
+/// Pods of this node that one [`Way`] leads to; connections to more of them go through the agent.
+pub const MOST_TARGETS: usize = 16;
+
+impl Default for Way {
+    fn default() -> Self {
+        Way { endpoints: 0, here: 0, targets: [Target::default(); MOST_TARGETS] }
+    }
+}
+
+/// What became of a connection that goes past the agent, from the socket that connected.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Event {
+    /// [`event_kind`]
+    pub kind: u32,
+    /// The state that the socket was in before it closed (`TCP_*` of net/tcp_states.h).
+    pub state: u32,
+    pub cookie: u64,
+    pub flow: FlowKey,
+    pub peer: u32,
+    /// What the application had asked for.
+    pub asked: Addr,
+    pub asked_port: u32,
+    pub reserved: u32,
+    /// Bytes that the other end has acknowledged, and that came from it.
+    pub sent: u64,
+    pub received: u64,
+}
+
+pub mod event_kind {
+    pub const OPENED: u32 = 1;
+    pub const CLOSED: u32 = 2;
+}
+
+/// Set in [`Sock::port`] and [`Flow::port`] of a captured connection when a [`Way`] left it to the
+/// agent: it is for an endpoint that is not among the way's targets.
+pub const ELSEWHERE: u32 = 1 << 16;
 
 /// What is kept with a socket (`BPF_MAP_TYPE_SK_STORAGE`), and dies with it.
 #[repr(C)]
@@ -159,6 +241,8 @@ pub struct Sock {
     /// Whose it is, for as long as it lives: its pod may be un-enrolled before it closes.
     pub owner: u32,
     pub port: u32,
+    /// [`sock_kind::DIRECT`]: the pod at the other end.
+    pub peer: u32,
     pub destination: Addr,
 }
 
@@ -169,6 +253,11 @@ pub mod sock_kind {
     pub const CAPTURED: u32 = 2;
     /// Accepted by the agent from a captured socket; the destination is the one asked for there.
     pub const HANDED_OVER: u32 = 3;
+    /// An application's that connects to a pod of this node, past the agent; the destination is the
+    /// one it asked for.
+    pub const DIRECT: u32 = 4;
+    /// An application's that accepted such a connection.
+    pub const ADMITTED: u32 = 5;
 }
 
 /// Which of the agent's listeners in a pod.
@@ -209,6 +298,32 @@ pub struct Counts {
     pub dropped_impostor: u64,
     /// Connects in plaintext of pods that are to come by HBONE.
     pub refused_plaintext: u64,
+    /// Connects that went past the agent.
+    pub direct: u64,
+    /// Packets of such connections that came when the agent's lease had ended.
+    pub dropped_lease: u64,
+    /// Their openings and ends that the agent was not told of.
+    pub untold: u64,
+}
+
+impl core::ops::AddAssign<&Counts> for Counts {
+    fn add_assign(&mut self, c: &Counts) {
+        self.captured += c.captured;
+        self.announce_failed += c.announce_failed;
+        self.dropped_syn += c.dropped_syn;
+        self.dropped_segment += c.dropped_segment;
+        self.dropped_fragment += c.dropped_fragment;
+        self.dropped_protocol += c.dropped_protocol;
+        self.dropped_malformed += c.dropped_malformed;
+        self.passed_udp += c.passed_udp;
+        self.passed_icmp += c.passed_icmp;
+        self.passed_other += c.passed_other;
+        self.dropped_impostor += c.dropped_impostor;
+        self.refused_plaintext += c.refused_plaintext;
+        self.direct += c.direct;
+        self.dropped_lease += c.dropped_lease;
+        self.untold += c.untold;
+    }
 }
 
 /// The port on which peers speak HBONE to a pod.
@@ -246,6 +361,12 @@ mod plain {
     unsafe impl aya::Pod for super::ServerKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Addr {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::WayKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Way {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Event {}
 }
 
 #[cfg(test)]
@@ -265,11 +386,15 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        assert_eq!(size_of::<Pod>(), 4 + 4 + 16 + 16 + 2 + 2);
+        assert_eq!(size_of::<Pod>(), 4 + 4 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<ServerKey>(), 8);
         assert_eq!(size_of::<FlowKey>(), 4 + 4 + 16 + 16 + 2 + 2);
-        assert_eq!(size_of::<Flow>(), 4 + 4 + 16 + 8);
-        assert_eq!(size_of::<Sock>(), 4 + 4 + 4 + 16);
+        assert_eq!(size_of::<Flow>(), 4 + 4 + 16 + 8 + 4 + 4);
+        assert_eq!(size_of::<Sock>(), 4 + 4 + 4 + 4 + 16);
+        assert_eq!(size_of::<WayKey>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Way>(), 4 + 4 + MOST_TARGETS * (4 + 4 + 16));
+        let (flow, asked) = (size_of::<FlowKey>(), 16);
+        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + flow + 4 + asked + 4 + 4 + 8 + 8);
         assert_eq!(size_of::<ListenerKey>(), 8);
     }
 

@@ -34,4 +34,5 @@ pub use security::{
     AuthorizationAction, AuthorizationPolicy, Condition, MutualTls, MutualTlsMode, Operation,
     PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
 };
+pub use validate::SAME_NODE;
 pub use virtual_service::GRPC_STATUS;

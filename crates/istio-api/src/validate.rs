@@ -42,11 +42,10 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::HttpRoute(r) => http_route(r, found),
         Spec::GrpcRoute(r) => grpc_route(r, found),
         Spec::Telemetry(t) => telemetry(t, found),
+        Spec::Pod(_) | Spec::Namespace(_) => same_node(&object.meta.annotations, found),
         Spec::ReferenceGrant(_)
-        | Spec::Pod(_)
         | Spec::Secret(_)
         | Spec::EndpointSlice(_)
-        | Spec::Namespace(_)
         | Spec::Node(_)
         | Spec::ServiceAccount(_) => {}
     }
@@ -87,6 +86,23 @@ fn waypoint(g: &GatewaySpec, labels: &Labels, found: &mut Found<'_>) {
                 "a waypoint takes HBONE on port 15008",
             );
         }
+    }
+}
+
+/// How connections between pods of one node travel: an annotation of a pod or of its namespace.
+pub const SAME_NODE: &str = "culvert.io/same-node";
+
+fn same_node(annotations: &Labels, found: &mut Found<'_>) {
+    if let Some(value) = annotations.get(SAME_NODE)
+        && !matches!(value.as_str(), "direct" | "spliced" | "hbone")
+    {
+        found.push(
+            Code::Warning,
+            format!("metadata.annotations[{SAME_NODE}]"),
+            format!("{value:?}"),
+            "direct (past the agent), spliced (past TCP, too) or hbone (encrypted within the node \
+             as well); anything else is read as hbone",
+        );
     }
 }
 

@@ -119,26 +119,37 @@ impl EndpointSet {
         service_port: u16,
         rng: &mut impl Rng,
     ) -> Option<(&Arc<Workload>, PortMapping)> {
+        let (count, serving) = self.nearest(lb, service_port)?;
+        let mut chosen = rng.random_range(0..count);
+        for (members, port) in serving {
+            if let Some(w) = members.get(chosen) {
+                return Some((w, port));
+            }
+            chosen -= members.len();
+        }
+        None
+    }
+
+    /// The endpoints of the best rank in which any serves the port, together with how they do, and
+    /// how many they are: at least one.
+    pub(crate) fn nearest(
+        &self,
+        lb: &LoadBalancing,
+        service_port: u16,
+    ) -> Option<(usize, impl Iterator<Item = (&[Arc<Workload>], PortMapping)>)> {
         for groups in self.groups.chunk_by(|a, b| a.rank == b.rank) {
             if lb.mode == Mode::Strict && groups.iter().any(|g| g.rank < lb.preference.len()) {
                 return None;
             }
-            let serving = || {
-                groups.iter().filter_map(|g| {
+            let serving = move || {
+                groups.iter().filter_map(move |g| {
                     let port = g.ports.iter().find(|p| p.service_port == service_port)?;
-                    Some((g, *port))
+                    Some((&*g.members, *port))
                 })
             };
-            let count: usize = serving().map(|(g, _)| g.members.len()).sum();
-            if count == 0 {
-                continue;
-            }
-            let mut chosen = rng.random_range(0..count);
-            for (group, port) in serving() {
-                if let Some(w) = group.members.get(chosen) {
-                    return Some((w, port));
-                }
-                chosen -= group.members.len();
+            let count: usize = serving().map(|(members, _)| members.len()).sum();
+            if count > 0 {
+                return Some((count, serving()));
             }
         }
         None

@@ -22,10 +22,10 @@ pub use convert::{
 };
 pub use model::{
     Addresses, Dns, HealthPolicy, Kin, Labels, LoadBalancing, Local, Locality, Mode,
-    NamespacedHostname, PortMapping, Scope, Service, Services, Site, Waypoint, Workload,
+    NamespacedHostname, PortMapping, SameNode, Scope, Service, Services, Site, Waypoint, Workload,
     incarnation,
 };
 pub use names::Named;
-pub use resolve::{Resolved, Unreachable};
+pub use resolve::{Ends, Resolved, Unreachable};
 pub use state::{Mesh, Synced};
 pub use waypoints::{Guard, WAYPOINT_PORT};

@@ -29,6 +29,15 @@ pub enum Resolved {
     Unreachable(Unreachable),
 }
 
+/// The endpoints that a connection is for, one as likely as the other.
+#[derive(Debug)]
+pub struct Ends {
+    pub all: usize,
+    /// Those on this node, and their addresses.
+    pub here: Vec<(Arc<Workload>, SocketAddr)>,
+    pub service: Option<Arc<Service>>,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unreachable {
     #[error("service {0} has no healthy endpoint")]
@@ -86,6 +95,24 @@ impl Mesh {
             return Resolved::Unreachable(Unreachable::Refused(ip));
         }
         Resolved::Outside(destination)
+    }
+
+    /// Where connections of `source` to an address may end without anything between, and which of the
+    /// ends are on this node. None: a waypoint is between, or nobody of the mesh is there.
+    pub fn ends(&self, source: &Workload, destination: SocketAddr) -> Option<Ends> {
+        let ip = destination.ip().to_canonical();
+        let asked = SocketAddr::new(ip, destination.port());
+        let t = self.tables();
+        if let Some(service) = t.service_by_address(source, ip) {
+            if service.waypoint.is_some() {
+                return None;
+            }
+            let (all, here) = t.ends_of(service, asked)?;
+            return Some(Ends { all, here, service: Some(service.clone()) });
+        }
+        let w = t.workload_by_address(&source.network, ip)?;
+        let here = (w.waypoint.is_none() && t.is_here(w)).then(|| vec![(w.clone(), asked)])?;
+        Some(Ends { all: 1, here, service: None })
     }
 
     /// Whoever has this address.

@@ -387,6 +387,15 @@ fn places(w: &Workload) -> impl Iterator<Item = Place> {
     own.iter().map(|ip| (w.network.clone(), *ip))
 }
 
+/// Where an endpoint serves a service's port.
+fn target_port(of_service: &PortMapping, own: PortMapping) -> u16 {
+    match (own.target_port, of_service.target_port) {
+        (0, 0) => of_service.service_port,
+        (0, target) => target,
+        (own, _) => own,
+    }
+}
+
 fn split_policy_name(name: &str) -> Option<PolicyName> {
     let (namespace, name) = name.split_once('/')?;
     Some(PolicyName { namespace: namespace.into(), name: name.into() })
@@ -449,18 +458,40 @@ impl Tables {
         let Some(mapping) = service.ports.iter().find(|p| p.service_port == port) else {
             return Err(Unreachable::NoPort(service.key.to_string(), port));
         };
-        let target = |own: PortMapping| match (own.target_port, mapping.target_port) {
-            (0, 0) => port,
-            (0, of_service) => of_service,
-            (own, _) => own,
-        };
         self.endpoints
             .get(&service.key)
             .and_then(|e| e.choose(&service.load_balancing, port, rng))
             .and_then(|(w, own)| {
-                Some((w, SocketAddr::new(w.address_like(asked.ip())?, target(own))))
+                Some((w, SocketAddr::new(w.address_like(asked.ip())?, target_port(mapping, own))))
             })
             .ok_or_else(|| Unreachable::NoEndpoint(service.key.to_string()))
+    }
+
+    /// How many endpoints `choose` chooses among, and those of this node, if it has an address of
+    /// the family that was asked for.
+    pub(crate) fn ends_of(
+        &self,
+        service: &Service,
+        asked: SocketAddr,
+    ) -> Option<(usize, Vec<(Arc<Workload>, SocketAddr)>)> {
+        let mapping = service.ports.iter().find(|p| p.service_port == asked.port())?;
+        let set = self.endpoints.get(&service.key)?;
+        let (all, nearest) = set.nearest(&service.load_balancing, asked.port())?;
+        let mut here = Vec::new();
+        for (members, own) in nearest {
+            for w in members.iter().filter(|w| self.is_here(w)) {
+                let ip = w.address_like(asked.ip()).filter(|ip| ip.is_ipv4() == asked.is_ipv4());
+                here.extend(
+                    ip.map(|ip| (w.clone(), SocketAddr::new(ip, target_port(mapping, own)))),
+                );
+            }
+        }
+        Some((all, here))
+    }
+
+    /// Whether it runs on this node.
+    pub(crate) fn is_here(&self, w: &Workload) -> bool {
+        *w.site.node == *self.local.node && w.cluster == self.local.cluster
     }
 
     /// Whether the change can change a verdict.

@@ -32,6 +32,8 @@ impl Reporter {
 pub enum Transport {
     /// HTTP/2 CONNECT over mutual TLS.
     Hbone,
+    /// From pod to pod within a node, past the agent, which has vouched for both.
+    Direct,
     /// A pod to itself, within its own namespace.
     Local,
     /// In plaintext, from or to what is outside the mesh.

@@ -1,0 +1,509 @@
+//! Past the agent: connections between two pods of this node that policy allows by who they are and
+//! the port alone.
+//!
+//! The first of them goes through the agent like any other. If the ends are of this node, it becomes
+//! a way (`capture_abi::Way`), by which the kernel lets the ones that follow go straight from pod to
+//! pod. Whatever a way rests on is looked at again whenever it may have changed: policy, workloads,
+//! services, certificates. A way that no longer holds is taken away, and connections that came by it
+//! are ended if policy does not allow them any more. All ways rest on a lease, too, which the agent
+//! renews: without an agent they end with it.
+
+use crate::{
+    agent::Agent,
+    connections::{Entry, Judged, endpoint},
+    inbound, netlink,
+    pods::{Pod, lock},
+};
+use capture_abi::{Event, MOST_TARGETS, Target, Way, WayKey, event_kind, pod_flags};
+use mesh::{SameNode, Service, Workload};
+use policy::Request;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
+};
+use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
+use tokio::sync::watch;
+
+/// How long ways and what came by them outlive the agent that has allowed them.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// How often the lease is renewed and certificates are looked at.
+const RENEWAL: Duration = Duration::from_secs(5);
+
+/// How often the kernel's news are read, which do not wake anybody.
+const NEWS: Duration = Duration::from_millis(100);
+
+/// Ways that are kept; connections by others go through the agent.
+const MOST_WAYS: usize = 16_384;
+
+#[derive(Default)]
+pub struct Direct {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ways: HashMap<WayKey, Kept>,
+    /// By the cookie of the socket that connected.
+    flows: HashMap<u64, Open>,
+}
+
+/// A way, and what it was made from.
+struct Kept {
+    source: Arc<Pod>,
+    asked: SocketAddr,
+    way: Way,
+    ends: Vec<End>,
+}
+
+/// A pod that a way leads to.
+struct End {
+    pod: Arc<Pod>,
+    address: SocketAddr,
+    records: Records,
+}
+
+/// What is said of a connection at its source and at its destination.
+#[derive(Clone)]
+struct Records {
+    outbound: FlowRecord,
+    inbound: FlowRecord,
+    judged: Judged,
+}
+
+/// A connection under way.
+struct Open {
+    source: Arc<Pod>,
+    destination: Arc<Pod>,
+    client: SocketAddr,
+    server: SocketAddr,
+    outbound: Entry,
+    inbound: Entry,
+}
+
+impl Direct {
+    /// Called when a connection that the agent carried has come about: the next one may go by itself.
+    pub fn learn(&self, agent: &Agent, source: &Arc<Pod>, asked: SocketAddr) {
+        if source.flags & pod_flags::DIRECT == 0 || !*agent.serving.borrow() {
+            return;
+        }
+        let key = key(source, asked);
+        let mut state = lock(&self.state);
+        if state.ways.contains_key(&key) || state.ways.len() >= MOST_WAYS {
+            return;
+        }
+        // Judged under the lock: a change of policy is looked at after this, or was seen by it.
+        if let Some(kept) = find(agent, source, asked) {
+            agent.capture.set_way(key, kept.way);
+            state.ways.insert(key, kept);
+        }
+    }
+
+    /// Whether a way of the pod's to `asked` leads to the workload.
+    pub fn leads_to(&self, source: &Pod, asked: SocketAddr, uid: &str) -> bool {
+        let state = lock(&self.state);
+        let kept = state.ways.get(&key(source, asked));
+        kept.is_some_and(|k| k.ends.iter().any(|e| *e.pod.uid == *uid))
+    }
+
+    /// Ways from and to a pod that leaves the mesh.
+    pub fn forget(&self, agent: &Agent, owner: u32) {
+        let mut state = lock(&self.state);
+        state.ways.retain(|key, kept| {
+            let stays = key.owner != owner && kept.ends.iter().all(|e| e.pod.owner != owner);
+            if !stays {
+                agent.capture.remove_way(key);
+            }
+            stays
+        });
+    }
+
+    /// Takes up what an earlier agent has left: none of its ways, and the connections that are open.
+    fn begin(&self, agent: &Agent) {
+        let mut state = lock(&self.state);
+        agent.capture.clear_ways();
+        for (key, flow) in agent.capture.direct_flows() {
+            let event = Event {
+                kind: event_kind::OPENED,
+                cookie: flow.cookie,
+                flow: key,
+                peer: flow.peer,
+                asked: flow.destination,
+                asked_port: flow.port,
+                ..Event::default()
+            };
+            state.opened(agent, &event);
+        }
+        state.renew(agent);
+    }
+
+    /// Another agent has them now.
+    fn end(&self) {
+        let mut state = lock(&self.state);
+        state.ways.clear();
+        for (_, open) in state.flows.drain() {
+            open.outbound.forget();
+            open.inbound.forget();
+        }
+    }
+
+    /// What the kernel says has happened since the last time.
+    pub fn hear(&self, agent: &Agent) {
+        let mut state = lock(&self.state);
+        agent.capture.news(|event| match event.kind {
+            event_kind::OPENED => state.opened(agent, event),
+            event_kind::CLOSED => state.closed(agent, event),
+            _ => {}
+        });
+    }
+
+    /// Looks again at everything that ways and connections rest on.
+    fn look_again(&self, agent: &Agent) {
+        let mut state = lock(&self.state);
+        state.ways.retain(|key, kept| match find(agent, &kept.source, kept.asked) {
+            Some(now) => {
+                if now.way != kept.way {
+                    agent.capture.set_way(*key, now.way);
+                }
+                *kept = now;
+                true
+            }
+            None => {
+                agent.capture.remove_way(key);
+                false
+            }
+        });
+        for open in state.flows.values() {
+            // The outbound entry is denied when its end is under way.
+            if open.outbound.denied().is_none()
+                && let Some(why) = forbidden(agent, open)
+            {
+                open.end(agent, &why);
+            }
+        }
+        state.renew(agent);
+    }
+}
+
+impl State {
+    /// The lease ends no later than the first certificate of those that use it.
+    fn renew(&self, agent: &Agent) {
+        if *agent.draining.borrow() {
+            return;
+        }
+        let now = SystemTime::now();
+        let of_ways = self
+            .ways
+            .values()
+            .flat_map(|k| std::iter::once(&k.source).chain(k.ends.iter().map(|e| &e.pod)));
+        let of_flows = self.flows.values().flat_map(|o| [&o.source, &o.destination]);
+        let lease = of_ways
+            .chain(of_flows)
+            .filter_map(|pod| agent.certs.current(&pod.identity).ok())
+            .filter_map(|c| c.not_after.duration_since(now).ok())
+            .fold(LEASE, Duration::min);
+        agent.capture.renew_lease(lease);
+    }
+
+    fn opened(&mut self, agent: &Agent, event: &Event) {
+        if self.flows.contains_key(&event.cookie) {
+            return;
+        }
+        let Some(open) = self.open(agent, event) else { return };
+        if let Some(why) = open.inbound.denied() {
+            open.end(agent, &why);
+        }
+        self.flows.insert(event.cookie, open);
+    }
+
+    fn closed(&mut self, agent: &Agent, event: &Event) {
+        let open = match self.flows.remove(&event.cookie) {
+            Some(open) => open,
+            None if event.state == TCP_SYN_SENT => return self.never_opened(agent, event),
+            None => match self.open(agent, event) {
+                Some(open) => open,
+                None => return,
+            },
+        };
+        let close = match event.state {
+            TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT => CloseReason::Finished,
+            _ => CloseReason::Reset("one of the two ends reset it, or is gone".to_owned()),
+        };
+        let (sent, received) = payload(event);
+        open.outbound.finish(sent, received, close.clone());
+        open.inbound.finish(sent, received, close);
+    }
+
+    fn never_opened(&self, agent: &Agent, event: &Event) {
+        let Some((_, _, records)) = self.ends_of(agent, event) else { return };
+        let mut record = records.outbound;
+        record.id = agent.connections.next_id();
+        let why = "the destination's application refused the connection, or did not answer";
+        let close = CloseReason::Failed(why.to_owned());
+        agent.connections.failed(&agent.metrics, record, ResponseFlags::Connect, close);
+    }
+
+    /// The entries of a connection, at both its ends.
+    fn open(&self, agent: &Agent, event: &Event) -> Option<Open> {
+        let (source, destination, records) = self.ends_of(agent, event)?;
+        let client = crate::capture::address(&event.flow.local, event.flow.local_port);
+        let server = crate::capture::address(&event.flow.remote, event.flow.remote_port);
+        let Records { mut outbound, mut inbound, mut judged } = records;
+        for record in [&mut outbound, &mut inbound] {
+            record.id = agent.connections.next_id();
+            record.opened = SystemTime::now();
+            record.source.address = Some(client);
+        }
+        judged.request.source = client;
+        let outbound = agent.connections.open(&agent.metrics, outbound, None);
+        let inbound = agent.connections.open(&agent.metrics, inbound, Some(judged));
+        if !self.is_by_a_way(event) {
+            inbound.judge_again(|judged| agent.no_longer_allowed(judged));
+        }
+        Some(Open { source, destination, client, server, outbound, inbound })
+    }
+
+    fn is_by_a_way(&self, event: &Event) -> bool {
+        self.end_of_way(event).is_some()
+    }
+
+    fn end_of_way(&self, event: &Event) -> Option<(&Kept, &End)> {
+        let key = WayKey { owner: event.flow.owner, port: event.asked_port, address: event.asked };
+        let kept = self.ways.get(&key)?;
+        let server = crate::capture::address(&event.flow.remote, event.flow.remote_port);
+        let is_it = |e: &&End| e.pod.owner == event.peer && e.address == server;
+        Some((kept, kept.ends.iter().find(is_it)?))
+    }
+
+    /// The two pods, and what is said of connections between them. By the way that it came by, or
+    /// anew where that is gone.
+    fn ends_of(&self, agent: &Agent, event: &Event) -> Option<(Arc<Pod>, Arc<Pod>, Records)> {
+        if let Some((kept, end)) = self.end_of_way(event) {
+            return Some((kept.source.clone(), end.pod.clone(), end.records.clone()));
+        }
+        let pods = agent.pods.all();
+        let by_owner = |owner| pods.iter().find(|p| p.owner == owner).cloned();
+        let (source, destination) = (by_owner(event.flow.owner)?, by_owner(event.peer)?);
+        let own = agent.mesh.workload(&source.uid)?;
+        let target = agent.mesh.workload(&destination.uid)?;
+        let server = crate::capture::address(&event.flow.remote, event.flow.remote_port);
+        let asked = crate::capture::address(
+            &event.asked,
+            u16::try_from(event.asked_port).unwrap_or_default(),
+        );
+        let ends = agent.mesh.ends(&own, asked);
+        let service = ends.as_ref().and_then(|e| e.service.as_deref());
+        let request = request(agent, &source, &target, server)?;
+        let decision = agent.judge(&target, &request).decision.to_string();
+        let records = records((&source, &own), (&destination, &target), service, request, decision);
+        Some((source, destination, records))
+    }
+}
+
+impl Open {
+    /// Ends the connection in the kernel. The server's socket first, whose reset is all that the client
+    /// sees; then the client's, which a reset may not have reached.
+    fn end(&self, agent: &Agent, why: &str) {
+        self.outbound.deny(why);
+        self.inbound.deny(why);
+        let destroy = |pod: &Pod, local, remote| {
+            pod.netns.run(|| netlink::destroy_tcp(local, remote)).and_then(|done| done)
+        };
+        let _ = destroy(&self.destination, self.server, self.client);
+        if let Err(error) = destroy(&self.source, self.client, self.server) {
+            tracing::warn!(client = %self.client, server = %self.server, %error,
+                "a connection that is no longer allowed could not be reset: its packets are dropped");
+            agent.capture.stop_flow(self.source.owner, self.client, self.server);
+        }
+    }
+}
+
+/// Keeps ways and their lease for as long as this agent serves.
+pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
+    if taken_up.wait_for(|t| *t).await.is_err() {
+        return;
+    }
+    let mut serving = agent.serving.subscribe();
+    let mut judgements = agent.mesh.judgements();
+    while serving.wait_for(|s| *s).await.is_ok() {
+        agent.direct.begin(&agent);
+        let mut tick = tokio::time::interval(NEWS);
+        let (mut seen, mut renewed) = (agent.mesh.epoch(), Instant::now());
+        while *serving.borrow_and_update() {
+            let judged = tokio::select! {
+                _ = tick.tick() => false,
+                changed = judgements.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+                changed = serving.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            };
+            agent.direct.hear(&agent);
+            let now = agent.mesh.epoch();
+            if judged || now != seen || renewed.elapsed() >= RENEWAL {
+                (seen, renewed) = (now, Instant::now());
+                agent.direct.look_again(&agent);
+            }
+        }
+        agent.direct.end();
+    }
+}
+
+fn key(source: &Pod, asked: SocketAddr) -> WayKey {
+    WayKey {
+        owner: source.owner,
+        port: u32::from(asked.port()),
+        address: crate::capture::addr(asked.ip()),
+    }
+}
+
+/// The way of `source` to `asked`, if there is one now.
+fn find(agent: &Agent, source: &Arc<Pod>, asked: SocketAddr) -> Option<Kept> {
+    let own = agent.mesh.workload(&source.uid)?;
+    let ends = agent.mesh.ends(&own, asked)?;
+    let here: Vec<End> = ends
+        .here
+        .iter()
+        .filter_map(|(target, address)| {
+            end(agent, source, &own, target, *address, ends.service.as_deref())
+        })
+        .take(MOST_TARGETS)
+        .collect();
+    if here.is_empty() {
+        return None;
+    }
+    let mut way = Way {
+        endpoints: u32::try_from(ends.all).ok()?,
+        here: u32::try_from(here.len()).ok()?,
+        ..Way::default()
+    };
+    for (slot, end) in way.targets.iter_mut().zip(&here) {
+        *slot = Target {
+            owner: end.pod.owner,
+            port: u32::from(end.address.port()),
+            address: crate::capture::addr(end.address.ip()),
+        };
+    }
+    Some(Kept { source: source.clone(), asked, way, ends: here })
+}
+
+/// `target` at `address`, if connections from `source` may go there without the agent.
+fn end(
+    agent: &Agent,
+    source: &Arc<Pod>,
+    own: &Workload,
+    target: &Workload,
+    address: SocketAddr,
+    service: Option<&Service>,
+) -> Option<End> {
+    let pod = agent.pods.by_uid(&target.uid)?;
+    let directly = own.same_node.with(target.same_node) != SameNode::Hbone;
+    let is_as_enrolled = |p: &Pod, w: &Workload| {
+        w.hbone && w.identity().is_ok_and(|id| id == p.identity) && is_certified(agent, p)
+    };
+    let may = directly
+        && pod.owner != source.owner
+        && pod.has_address(address.ip())
+        && !inbound::ILLEGAL_PORTS.contains(&address.port())
+        && is_as_enrolled(source, own)
+        && is_as_enrolled(&pod, target)
+        && agent.mesh.guard(target, address.port()).is_none();
+    if !may {
+        return None;
+    }
+    let request = request(agent, source, target, address)?;
+    let verdict = agent.judge(target, &request);
+    // Dry-run policies are told of each connection that they match.
+    if !verdict.allowed || !verdict.dry_run.is_empty() {
+        return None;
+    }
+    let decision = verdict.decision.to_string();
+    let records = records((source, own), (&pod, target), service, request, decision);
+    Some(End { pod, address, records })
+}
+
+fn is_certified(agent: &Agent, pod: &Pod) -> bool {
+    agent.certs.current(&pod.identity).is_ok_and(|c| !c.expired(SystemTime::now()))
+}
+
+/// Why a connection must end. One that would merely not go by this way any more may finish.
+fn forbidden(agent: &Agent, open: &Open) -> Option<String> {
+    if let Some(why) = open.inbound.denied() {
+        return Some(why);
+    }
+    let expired = [&open.source, &open.destination].into_iter().find(|p| !is_certified(agent, p));
+    if let Some(pod) = expired {
+        return Some(format!("{} has no valid certificate any more", pod.identity));
+    }
+    open.inbound.judged().and_then(|judged| agent.no_longer_allowed(judged))
+}
+
+fn request(agent: &Agent, source: &Pod, target: &Workload, to: SocketAddr) -> Option<Request> {
+    Some(Request {
+        peer: Some(source.identity.clone()),
+        source: SocketAddr::new(source.address_like(to.ip())?, 0),
+        destination: to,
+        trust_domains: agent.trust_domains(target),
+    })
+}
+
+fn records(
+    (source, own): (&Pod, &Workload),
+    (pod, target): (&Pod, &Workload),
+    service: Option<&Service>,
+    request: Request,
+    decision: String,
+) -> Records {
+    let from = endpoint(None, Some(own), Some(source.identity.to_string()));
+    let to = endpoint(Some(request.destination), Some(target), Some(pod.identity.to_string()));
+    let outbound = FlowRecord {
+        id: 0,
+        direction: Direction::Outbound,
+        source: from,
+        destination: to,
+        service: service.map(|s| ServiceName {
+            hostname: s.key.hostname.clone(),
+            name: s.name.clone(),
+            namespace: s.key.namespace.clone(),
+        }),
+        hbone_address: None,
+        transport: Transport::Direct,
+        verdict: None,
+        sent: 0,
+        received: 0,
+        opened: SystemTime::now(),
+        duration_ms: 0,
+        flags: ResponseFlags::None,
+        close: None,
+    };
+    let inbound = FlowRecord {
+        direction: Direction::Inbound,
+        service: None,
+        verdict: Some(decision),
+        ..outbound.clone()
+    };
+    Records { outbound, inbound, judged: Judged { destination_uid: pod.uid.clone(), request } }
+}
+
+/// Bytes that applications have sent and received. The kernel counts the SYN and the FINs, too.
+fn payload(event: &Event) -> (u64, u64) {
+    let own_fin = matches!(event.state, TCP_FIN_WAIT2 | TCP_TIME_WAIT | TCP_LAST_ACK | TCP_CLOSING);
+    let its_fin = own_fin || event.state == TCP_CLOSE_WAIT;
+    (
+        event.sent.saturating_sub(1 + u64::from(own_fin)),
+        event.received.saturating_sub(u64::from(its_fin)),
+    )
+}
+
+// States of net/tcp_states.h.
+const TCP_SYN_SENT: u32 = 2;
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;

@@ -1,0 +1,86 @@
+//! Past the agent: a connect to a pod of this node, for which policy has said yes before.
+//!
+//! The agent writes a way for what a pod may connect to, and renews a lease for all of them. The
+//! connect hook chooses the endpoint, `sockops` announces the tuple at both ends, `lookup` at the
+//! other pod admits just that tuple. From there on it is plain TCP between the two.
+
+use crate::maps::{LEASE, WAYS, no_room};
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+};
+use capture_abi::{Addr, MOST_TARGETS, Pod, Target, WayKey, pod_flags};
+use core::ptr::read_volatile;
+
+/// Where a connect goes.
+pub enum Choice {
+    /// To a pod of this node.
+    Direct(Target),
+    /// To an endpoint that is the agent's to choose, among those that are not here.
+    Elsewhere,
+    /// To the agent.
+    Unknown,
+}
+
+/// Whether the agent's lease on all ways has not ended.
+#[inline(always)]
+pub fn lease_holds() -> bool {
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    matches!(LEASE.get(0), Some(until) if now < *until)
+}
+
+/// `a` is the connect hook's context, with the address that the application asks for.
+#[inline(always)]
+pub fn choose(a: *mut bpf_sock_addr, pod: &Pod, address: &Addr, port: u16) -> Choice {
+    if pod.flags & pod_flags::DIRECT == 0 {
+        return Choice::Unknown;
+    }
+    let key = WayKey { owner: pod.owner, port: port as u32, address: *address };
+    // SAFETY: an entry that the agent rewrites in place stays valid memory until the program ends.
+    let Some(way) = (unsafe { WAYS.get(key) }) else { return Choice::Unknown };
+    if !lease_holds() || !unbound(a, pod) {
+        return Choice::Unknown;
+    }
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let chosen = match way.endpoints {
+        0 => return Choice::Unknown,
+        1 => 0,
+        // A product of two 32-bit numbers, of which the upper half is below the second.
+        n => ((random as u64 * n as u64) >> 32) as u32,
+    };
+    if chosen >= way.here || chosen >= MOST_TARGETS as u32 {
+        return Choice::Elsewhere;
+    }
+    let Some(target) = way.targets.get(chosen as usize) else { return Choice::Elsewhere };
+    if target.owner == 0 || no_room(target.owner) {
+        return Choice::Unknown;
+    }
+    Choice::Direct(*target)
+}
+
+/// Whether the socket is bound to nothing, or to the pod's own address: as another it is not
+/// announced, and to a device of its own it may not find the way.
+#[inline(always)]
+fn unbound(a: *mut bpf_sock_addr, pod: &Pod) -> bool {
+    // SAFETY: `sk` was checked in `connect::captures`; fields of it, each read as one word.
+    unsafe {
+        let sk = (*a).__bindgen_anon_1.sk;
+        if sk.is_null() || read_volatile(&raw const (*sk).bound_dev_if) != 0 {
+            return false;
+        }
+        let v4 = read_volatile(&raw const (*sk).src_ip4);
+        let v6 = Addr([
+            read_volatile(&raw const (*sk).src_ip6[0]),
+            read_volatile(&raw const (*sk).src_ip6[1]),
+            read_volatile(&raw const (*sk).src_ip6[2]),
+            read_volatile(&raw const (*sk).src_ip6[3]),
+        ]);
+        let own_v4 = v4 == 0 || v4 == pod.ipv4.ip4();
+        let own_v6 = v6.is_unspecified()
+            || v6 == pod.ipv6
+            || (v6.is_v4() && (v6.ip4() == 0 || v6.ip4() == pod.ipv4.ip4()));
+        own_v4 && own_v6
+    }
+}

@@ -1,0 +1,354 @@
+//! Past the agent: pods of one node, after the first connection that policy has allowed.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use culvert_tests::dialogue::{by_hand, connect, echo, echo_to, serve};
+use culvert_tests::{Mesh, MeshPod, SOON, Service, Spec, at, attempt, denied, whoami};
+use testbed::{ConnectOpts, Serve, eventually};
+
+const PORT: u16 = 8080;
+
+/// A client and a server on one node, the way between them taken once.
+struct Near {
+    mesh: Mesh,
+    client: MeshPod,
+    server: MeshPod,
+}
+
+#[track_caller]
+fn until(deadline: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let seen = eventually(deadline, || {
+        anyhow::ensure!(is_so(), "{what}");
+        Ok(())
+    });
+    seen.unwrap();
+}
+
+fn near(name: &str) -> Near {
+    near_with(name, &[])
+}
+
+fn near_with(name: &str, agent_args: &[&str]) -> Near {
+    let mesh = Mesh::builder(name).agent_args(agent_args).build();
+    let (client, server) = (mesh.pod(1, "client"), mesh.pod(1, "server"));
+    serve(&server, PORT, Serve::Script);
+    mesh.enroll_all(&[client.clone(), server.clone()]);
+    Near { mesh, client, server }
+}
+
+impl Near {
+    fn v4(&self) -> String {
+        at(self.server.ipv4(), PORT)
+    }
+
+    fn v6(&self) -> String {
+        at(self.server.ipv6(), PORT)
+    }
+
+    /// Connects of the client's that went past the agent.
+    fn went_direct(&self) -> u64 {
+        self.mesh.agent_of(&self.client).counter(&self.client, "direct")
+    }
+
+    fn captured(&self) -> u64 {
+        self.mesh.agent_of(&self.client).counter(&self.client, "captured")
+    }
+
+    /// Connects until one goes past the agent.
+    #[track_caller]
+    fn warm(&self, to: &str) {
+        let before = self.went_direct();
+        until(SOON, "a connection past the agent", || {
+            attempt(&self.client, to).unwrap();
+            self.went_direct() > before
+        });
+    }
+}
+
+#[test]
+fn the_second_connection_goes_by_itself_and_looks_like_the_first() {
+    let t = near("direct");
+    let service = t.mesh.service("server", 80, PORT, &[&t.server]);
+    for asked in [t.v4(), t.v6(), service.at4(), service.at6()] {
+        let (captured, direct) = (t.captured(), t.went_direct());
+        let first = whoami(&t.client, &asked).unwrap();
+        assert_eq!((t.captured(), t.went_direct()), (captured + 1, direct), "{asked}");
+        let second = whoami(&t.client, &asked).unwrap();
+        assert_eq!((t.captured(), t.went_direct()), (captured + 1, direct + 1), "{asked}");
+        assert_eq!(second.peer.ip(), first.peer.ip());
+        assert_eq!(second.local, first.local);
+        assert_eq!(second.client.local.ip(), first.client.local.ip());
+        assert_eq!(second.client.peer, first.client.peer);
+        assert_eq!(second.client.peer.to_string(), asked);
+        // What only plain TCP can be: the server sees the very port that the client has.
+        assert_eq!(second.peer, second.client.local);
+    }
+}
+
+#[test]
+fn both_ends_are_told_of_with_their_identities() {
+    let t = near("direct-told");
+    let agent = t.mesh.agent_of(&t.client);
+    let (source, destination) = (t.client.identity(), t.server.identity());
+    t.warm(&t.v4());
+    let labels = |reporter| {
+        [
+            ("reporter", reporter),
+            ("source_principal", source.as_str()),
+            ("destination_principal", destination.as_str()),
+        ]
+    };
+    let count = |name: &str, reporter| agent.metric(name, &labels(reporter));
+    let opened = |reporter| count("istio_tcp_connections_opened_total", reporter);
+    let before = (opened("source"), opened("destination"), t.went_direct());
+    let sock = echo_to(&t.client, &t.v4()).unwrap();
+    echo(&sock, 100_000, 7).unwrap();
+    assert_eq!(t.went_direct(), before.2 + 1);
+    until(SOON, "the opening in the metrics", || {
+        (opened("source"), opened("destination")) == (before.0 + 1.0, before.1 + 1.0)
+    });
+    let rows = agent.connections();
+    for direction in ["outbound", "inbound"] {
+        let row = rows
+            .iter()
+            .find(|r| r["transport"] == "direct" && r["direction"] == direction)
+            .unwrap_or_else(|| panic!("no {direction} row in {rows:?}"));
+        assert_eq!(row["source"]["identity"], source.as_str());
+        assert_eq!(row["destination"]["identity"], destination.as_str());
+    }
+    let sent = count("istio_tcp_sent_bytes_total", "source");
+    sock.shutdown_write().unwrap();
+    sock.read_to_end().unwrap();
+    drop(sock);
+    for direction in ["outbound", "inbound"] {
+        agent.logged(&[
+            &format!("src.identity={source:?}"),
+            &format!("dst.identity={destination:?}"),
+            &format!("direction={direction:?}"),
+            "bytes_sent=100005 bytes_recv=100000",
+        ]);
+    }
+    until(SOON, "the bytes in the metrics", || {
+        count("istio_tcp_sent_bytes_total", "source") > sent
+    });
+}
+
+#[test]
+fn a_policy_that_changes_ends_what_it_forbids() {
+    let t = near("direct-policy");
+    t.warm(&t.v4());
+    let open = echo_to(&t.client, &t.v4()).unwrap();
+    echo(&open, 1000, 1).unwrap();
+    t.mesh.policy(
+        "default",
+        "nobody",
+        "{ selector: { matchLabels: { app: server } }, action: DENY, rules: [{}] }",
+    );
+    t.mesh.policy_bound("default/nobody", &t.server);
+    let end = open.within(SOON).read_exact(1).unwrap_err();
+    assert_eq!(end.kind(), "ECONNRESET", "{end}");
+    denied(&t.client, &t.v4());
+    t.mesh.agent_of(&t.client).logged(&["denied by policy", "default/nobody"]);
+    t.mesh.remove_policy("default", "nobody");
+    until(SOON, "allowed again", || attempt(&t.client, &t.v4()).is_ok());
+    t.warm(&t.v4());
+}
+
+#[test]
+fn a_policy_of_principals_is_asked_for_each_pair() {
+    let t = near("direct-pairs");
+    let other = t.mesh.enrolled_pod(1, "other");
+    t.mesh.policy(
+        "default",
+        "client-only",
+        &format!(
+            "{{ selector: {{ matchLabels: {{ app: server }} }}, action: ALLOW, rules: [{{ from: [{{ \
+             source: {{ principals: [{:?}] }} }}] }}] }}",
+            t.client.principal()
+        ),
+    );
+    t.mesh.policy_bound("default/client-only", &t.server);
+    t.warm(&t.v4());
+    for _ in 0..3 {
+        denied(&other, &t.v4());
+    }
+    assert_eq!(t.mesh.agent_of(&other).counter(&other, "direct"), 0);
+}
+
+#[test]
+fn a_service_is_spread_over_pods_here_and_elsewhere() {
+    let mesh = Mesh::new("direct-spread");
+    let client = mesh.enrolled_pod(1, "client");
+    let pods: Vec<MeshPod> = [(1, "web1"), (1, "web2"), (2, "web3"), (2, "web4")]
+        .map(|(node, name)| mesh.pod(node, Spec::named(name).label("app", "web")))
+        .into();
+    for pod in &pods {
+        serve(pod, PORT, Serve::Script);
+    }
+    mesh.enroll_all(&pods);
+    let all: Vec<&MeshPod> = pods.iter().collect();
+    let service: Service = mesh.service("web", 80, PORT, &all);
+    // Until the agent has seen one of its own node.
+    until(SOON, "a way", || {
+        attempt(&client, &service.at4()).unwrap();
+        mesh.agent_of(&client).counter(&client, "direct") > 0
+    });
+    let mut met = [0u32; 4];
+    for _ in 0..200 {
+        let seen = whoami(&client, &service.at4()).unwrap();
+        assert_eq!(seen.client.peer.to_string(), service.at4());
+        let which = pods.iter().position(|p| IpAddr::from(p.ipv4()) == seen.local.ip()).unwrap();
+        met[which] += 1;
+    }
+    // 50 each are expected; less than 20 has a chance of one in ten million.
+    assert!(met.iter().all(|n| *n > 20), "{met:?}");
+}
+
+#[test]
+fn half_closed_and_reset_and_refused_as_tcp_does() {
+    let t = near("direct-ends");
+    t.warm(&t.v4());
+    let listener = serve(&t.server, 8081, Serve::Manual);
+    let by_hand_at = at(t.server.ipv4(), 8081);
+    let _ = by_hand(&t.client, &by_hand_at, &listener);
+    let before = t.went_direct();
+    let (client, server) = by_hand(&t.client, &by_hand_at, &listener);
+    assert_eq!(t.went_direct(), before + 1);
+    client.write(b"to the end").unwrap();
+    client.shutdown_write().unwrap();
+    assert_eq!(server.read_to_end().unwrap(), b"to the end");
+    server.write(b"and back").unwrap();
+    server.shutdown_write().unwrap();
+    assert_eq!(client.read_to_end().unwrap(), b"and back");
+    let (client, server) = by_hand(&t.client, &by_hand_at, &listener);
+    client.write(b"unread").unwrap();
+    server.reset().unwrap();
+    let end = client.within(SOON).read_to_end().unwrap_err();
+    assert_eq!(end.kind(), "ECONNRESET", "{end}");
+    // Nobody listens any more: the application is told at once, which no proxy can do.
+    listener.close().unwrap();
+    let refused = t.client.puppet().unwrap().connect(&by_hand_at, ConnectOpts::default());
+    assert_eq!(refused.unwrap_err().kind(), "ECONNREFUSED");
+    t.mesh.agent_of(&t.client).logged(&["refused the connection", "8081"]);
+}
+
+#[test]
+fn nobody_goes_direct_who_does_not_want_to() {
+    let mesh = Mesh::new("direct-annotated");
+    let annotated = |name: &str, way: &str| {
+        let more = serde_json::json!({"metadata": {"annotations": {"culvert.io/same-node": way}}});
+        mesh.pod(1, Spec::named(name).with(more))
+    };
+    let (client, wary) = (annotated("client", "direct"), annotated("wary", "hbone"));
+    let plain = mesh.pod(1, "plain");
+    for pod in [&wary, &plain] {
+        serve(pod, PORT, Serve::Script);
+    }
+    mesh.enroll_all(&[client.clone(), wary.clone(), plain.clone()]);
+    let direct = || mesh.agent_of(&client).counter(&client, "direct");
+    for _ in 0..5 {
+        attempt(&client, &at(wary.ipv4(), PORT)).unwrap();
+    }
+    assert_eq!(direct(), 0);
+    for _ in 0..5 {
+        attempt(&client, &at(plain.ipv4(), PORT)).unwrap();
+    }
+    assert_eq!(direct(), 4);
+    drop(mesh);
+    let t = near_with("direct-off", &["--same-node", "hbone"]);
+    for _ in 0..5 {
+        attempt(&t.client, &t.v4()).unwrap();
+    }
+    assert_eq!(t.went_direct(), 0);
+}
+
+#[test]
+fn flows_outlive_an_agent_that_comes_back_and_not_its_lease() {
+    let t = near("direct-death");
+    t.warm(&t.v4());
+    let agent = t.mesh.agent_of(&t.client);
+    let open = echo_to(&t.client, &t.v4()).unwrap();
+    echo(&open, 1000, 1).unwrap();
+    agent.kill();
+    echo(&open, 1000, 2).unwrap();
+    attempt(&t.client, &t.v4()).unwrap();
+    agent.start_again();
+    agent.wait_until_ready();
+    echo(&open, 1000, 3).unwrap();
+    // It knows of the connection, though another agent saw it begin.
+    until(SOON, "the connection's rows", || {
+        agent.connections().iter().filter(|r| r["transport"] == "direct").count() == 2
+    });
+    t.mesh.policy(
+        "default",
+        "nobody",
+        "{ selector: { matchLabels: { app: server } }, action: DENY, rules: [{}] }",
+    );
+    t.mesh.policy_bound("default/nobody", &t.server);
+    let end = open.within(SOON).read_exact(1).unwrap_err();
+    assert_eq!(end.kind(), "ECONNRESET", "{end}");
+    t.mesh.remove_policy("default", "nobody");
+    t.warm(&t.v4());
+    let open = echo_to(&t.client, &t.v4()).unwrap();
+    echo(&open, 1000, 1).unwrap();
+    agent.kill();
+    // The lease is of thirty seconds.
+    let begun = Instant::now();
+    until(Duration::from_secs(60), "the end of the lease", || attempt(&t.client, &t.v4()).is_err());
+    assert!(begun.elapsed() > Duration::from_secs(20), "{:?}", begun.elapsed());
+    open.write(b"still there?").unwrap();
+    let silent = open.within(Duration::from_secs(2)).read_exact(1).unwrap_err();
+    assert_eq!(silent.kind(), "timeout", "{silent}");
+    // An agent that comes back lets go on what policy still allows.
+    agent.start_again();
+    agent.wait_until_ready();
+    assert_eq!(open.within(SOON).read_exact(12).unwrap(), b"still there?");
+}
+
+#[test]
+fn a_pod_that_leaves_takes_its_ways_along() {
+    let t = near("direct-leaves");
+    t.warm(&t.v4());
+    let open = echo_to(&t.client, &t.v4()).unwrap();
+    t.mesh.unenroll(&t.server);
+    // What is open goes on: it is plain TCP.
+    echo(&open, 1000, 1).unwrap();
+    let before = t.went_direct();
+    attempt(&t.client, &t.v4()).unwrap();
+    assert_eq!(t.went_direct(), before);
+    t.mesh.enroll(&t.server);
+    t.warm(&t.v4());
+    t.mesh.unenroll(&t.client);
+    // In plaintext, as from any pod that is not of the mesh.
+    let denied_plaintext =
+        "{ action: ALLOW, rules: [{ from: [{ source: { principals: ['*'] } }] }] }";
+    t.mesh.policy("default", "of-the-mesh", denied_plaintext);
+    denied(&t.client, &t.v4());
+}
+
+#[test]
+fn by_the_mapped_address_and_with_a_bound_socket() {
+    let t = near("direct-mapped");
+    let mapped = at(t.server.ipv4().to_ipv6_mapped(), PORT);
+    t.warm(&mapped);
+    let seen = whoami(&t.client, &mapped).unwrap();
+    assert_eq!(seen.client.peer.to_string(), mapped);
+    assert_eq!(seen.peer.ip(), IpAddr::from(t.client.ipv4()));
+    let opts =
+        |bind: String| ConnectOpts { bind: Some(bind.parse().unwrap()), ..ConnectOpts::default() };
+    t.warm(&t.v4());
+    let before = t.went_direct();
+    let puppet = t.client.puppet().unwrap();
+    let own = puppet.connect(t.v4(), opts(at(t.client.ipv4(), 0))).unwrap();
+    own.write(b"echo\nx").unwrap();
+    assert_eq!(own.read_exact(1).unwrap(), b"x");
+    assert_eq!(t.went_direct(), before + 1);
+    // Bound to what is not the pod's own address: the agent's business, as before.
+    let loopback = puppet.connect(t.v4(), opts("127.0.0.1:0".to_owned())).unwrap();
+    loopback.write(b"echo\nx").unwrap();
+    assert_eq!(loopback.read_exact(1).unwrap(), b"x");
+    assert_eq!(t.went_direct(), before + 1);
+    drop(connect(&t.client, &t.v4()));
+}
