@@ -96,13 +96,11 @@ async fn answer(agent: &Agent, stream: UnixStream) -> std::io::Result<()> {
         }
         "policies" => Box::new(agent.mesh.policies().into_iter().map(|p| policy(&p))),
         "certificates" => Box::new(agent.certs.status().into_iter().map(|c| certificate(&c))),
-        "connections" => Box::new(
-            agent
-                .connections
-                .rows()
-                .into_iter()
-                .map(|r| serde_json::to_value(r).unwrap_or_default()),
-        ),
+        "connections" => {
+            agent.direct.hear(agent);
+            let rows = agent.connections.rows().into_iter();
+            Box::new(rows.map(|r| serde_json::to_value(r).unwrap_or_default()))
+        }
         other => Box::new(std::iter::once(json!({
             "error": format!(
                 "{other:?} is not one of status, workloads, services, policies, certificates, connections, why"
@@ -261,6 +259,7 @@ pub fn serve_http(
 /// Prometheus' text format.
 pub fn metrics(agent: &Agent) -> String {
     let mut out = String::new();
+    agent.direct.hear(agent);
     agent.metrics.encode(&mut out);
     let (pooled, streams) = agent.pool.size();
     let pods = agent.pods.all();
@@ -276,7 +275,6 @@ pub fn metrics(agent: &Agent) -> String {
         "Log lines dropped because the reader was slow.",
         telemetry::log::lost(),
     );
-    agent.direct.hear(agent);
     let mut totals = capture_abi::Counts::default();
     for p in &pods {
         totals += &agent.capture.counts(p.owner);

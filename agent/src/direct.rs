@@ -20,11 +20,14 @@ use policy::Request;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// How long ways and what came by them outlive the agent that has allowed them.
 const LEASE: Duration = Duration::from_secs(30);
@@ -41,6 +44,9 @@ const MOST_WAYS: usize = 16_384;
 #[derive(Default)]
 pub struct Direct {
     state: Mutex<State>,
+    /// Goes up with whatever ways rest on.
+    generation: AtomicU64,
+    changed: Notify,
 }
 
 #[derive(Default)]
@@ -94,10 +100,20 @@ impl Direct {
         if state.ways.contains_key(&key) || state.ways.len() >= MOST_WAYS {
             return;
         }
-        // Judged under the lock: a change of policy is looked at after this, or was seen by it.
-        if let Some(kept) = find(agent, source, asked) {
+        // What changes from here on makes the way one of an earlier generation.
+        let generation = self.generation.load(Ordering::Acquire);
+        if let Some(kept) = find(agent, source, asked, generation) {
             agent.capture.set_way(key, kept.way);
             state.ways.insert(key, kept);
+        }
+    }
+
+    /// Something that ways rest on has changed: none is used until it has been looked at again.
+    pub fn expire(&self, agent: &Agent) {
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        if *agent.serving.borrow() {
+            agent.capture.set_generation(generation);
+            self.changed.notify_one();
         }
     }
 
@@ -124,6 +140,8 @@ impl Direct {
     fn begin(&self, agent: &Agent) {
         let mut state = lock(&self.state);
         agent.capture.clear_ways();
+        self.generation.store(agent.capture.generation().wrapping_add(1), Ordering::Release);
+        self.expire(agent);
         for (key, flow) in agent.capture.direct_flows() {
             let event = Event {
                 kind: event_kind::OPENED,
@@ -151,6 +169,10 @@ impl Direct {
 
     /// What the kernel says has happened since the last time.
     pub fn hear(&self, agent: &Agent) {
+        // Of two agents that share the news, the one that serves reads them.
+        if !*agent.serving.borrow() {
+            return;
+        }
         let mut state = lock(&self.state);
         agent.capture.news(|event| match event.kind {
             event_kind::OPENED => state.opened(agent, event),
@@ -162,7 +184,8 @@ impl Direct {
     /// Looks again at everything that ways and connections rest on.
     fn look_again(&self, agent: &Agent) {
         let mut state = lock(&self.state);
-        state.ways.retain(|key, kept| match find(agent, &kept.source, kept.asked) {
+        let generation = self.generation.load(Ordering::Acquire);
+        state.ways.retain(|key, kept| match find(agent, &kept.source, kept.asked, generation) {
             Some(now) => {
                 if now.way != kept.way {
                     agent.capture.set_way(*key, now.way);
@@ -180,7 +203,7 @@ impl Direct {
             if open.outbound.denied().is_none()
                 && let Some(why) = forbidden(agent, open)
             {
-                open.end(agent, &why);
+                open.end(&why);
             }
         }
         state.renew(agent);
@@ -213,7 +236,7 @@ impl State {
         }
         let Some(open) = self.open(agent, event) else { return };
         if let Some(why) = open.inbound.denied() {
-            open.end(agent, &why);
+            open.end(&why);
         }
         self.flows.insert(event.cookie, open);
     }
@@ -305,18 +328,17 @@ impl State {
 impl Open {
     /// Ends the connection in the kernel. The server's socket first, whose reset is all that the client
     /// sees; then the client's, which a reset may not have reached.
-    fn end(&self, agent: &Agent, why: &str) {
+    fn end(&self, why: &str) {
         self.outbound.deny(why);
         self.inbound.deny(why);
         let destroy = |pod: &Pod, local, remote| {
-            pod.netns.run(|| netlink::destroy_tcp(local, remote)).and_then(|done| done)
+            let destroyed = pod.netns.run(|| netlink::destroy_tcp(local, remote));
+            if let Err(error) = destroyed.and_then(|done| done) {
+                tracing::error!(%local, %remote, %error, "a connection that is no longer allowed goes on");
+            }
         };
-        let _ = destroy(&self.destination, self.server, self.client);
-        if let Err(error) = destroy(&self.source, self.client, self.server) {
-            tracing::warn!(client = %self.client, server = %self.server, %error,
-                "a connection that is no longer allowed could not be reset: its packets are dropped");
-            agent.capture.stop_flow(self.source.owner, self.client, self.server);
-        }
+        destroy(&self.destination, self.server, self.client);
+        destroy(&self.source, self.client, self.server);
     }
 }
 
@@ -326,28 +348,25 @@ pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
         return;
     }
     let mut serving = agent.serving.subscribe();
-    let mut judgements = agent.mesh.judgements();
     while serving.wait_for(|s| *s).await.is_ok() {
         agent.direct.begin(&agent);
         let mut tick = tokio::time::interval(NEWS);
-        let (mut seen, mut renewed) = (agent.mesh.epoch(), Instant::now());
+        let mut renewed = Instant::now();
         while *serving.borrow_and_update() {
-            let judged = tokio::select! {
+            let has_changed = tokio::select! {
                 _ = tick.tick() => false,
-                changed = judgements.changed() => match changed {
-                    Ok(()) => true,
-                    Err(_) => return,
-                },
+                () = agent.direct.changed.notified() => true,
                 changed = serving.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
                 },
             };
             agent.direct.hear(&agent);
-            let now = agent.mesh.epoch();
-            if judged || now != seen || renewed.elapsed() >= RENEWAL {
-                (seen, renewed) = (now, Instant::now());
+            if has_changed || renewed.elapsed() >= RENEWAL {
+                renewed = Instant::now();
                 agent.direct.look_again(&agent);
+                // However often it changes, no more than half of a processor is spent on this.
+                tokio::time::sleep(renewed.elapsed()).await;
             }
         }
         agent.direct.end();
@@ -363,7 +382,7 @@ fn key(source: &Pod, asked: SocketAddr) -> WayKey {
 }
 
 /// The way of `source` to `asked`, if there is one now.
-fn find(agent: &Agent, source: &Arc<Pod>, asked: SocketAddr) -> Option<Kept> {
+fn find(agent: &Agent, source: &Arc<Pod>, asked: SocketAddr, generation: u64) -> Option<Kept> {
     let own = agent.mesh.workload(&source.uid)?;
     let ends = agent.mesh.ends(&own, asked)?;
     let here: Vec<End> = ends
@@ -378,6 +397,7 @@ fn find(agent: &Agent, source: &Arc<Pod>, asked: SocketAddr) -> Option<Kept> {
         return None;
     }
     let mut way = Way {
+        generation,
         endpoints: u32::try_from(ends.all).ok()?,
         here: u32::try_from(here.len()).ok()?,
         ..Way::default()

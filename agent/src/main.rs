@@ -424,7 +424,7 @@ fn build(
         pool: Pool::new(dial, PoolConfig { idle }),
         connections: Arc::default(),
         direct: Direct::default(),
-        goes_direct: run.same_node == SameNode::Direct,
+        goes_direct: run.same_node == SameNode::Direct && can_end_connections(),
         metrics: Arc::new(Metrics::new(SeriesLimits::default())),
         pods: Pods::new(run.run_dir.join("pods"))?,
         trust_domain_aliases: run.trust_domain_aliases.iter().map(|a| a.as_str().into()).collect(),
@@ -439,12 +439,29 @@ fn build(
     });
     let _ = late.set(Arc::downgrade(&agent));
     let told = Arc::downgrade(&agent);
+    agent.mesh.tell_changed(move || {
+        if let Some(agent) = told.upgrade() {
+            agent.direct.expire(&agent);
+        }
+    });
+    let told = Arc::downgrade(&agent);
     agent.mesh.tell_meshed(move |changes| {
         if let Some(agent) = told.upgrade() {
             agent.capture.set_meshed(changes);
         }
     });
     Ok(agent)
+}
+
+/// Connections past the agent are ended in the kernel when policy changes, or there are none.
+fn can_end_connections() -> bool {
+    let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+    let outcome = netlink::destroy_tcp(nobody, nobody);
+    if let Err(error) = &outcome {
+        tracing::warn!(%error, "this kernel does not let connections be reset (CONFIG_INET_DIAG_DESTROY): \
+            those between pods of this node go through the agent");
+    }
+    outcome.is_ok()
 }
 
 fn read_roots(run: &Run) -> anyhow::Result<Roots> {

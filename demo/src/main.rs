@@ -4,6 +4,7 @@
 //! cluster: the kernel programs, an agent per node, a control plane.
 
 mod bookinfo;
+mod fast_path;
 mod gateway;
 mod proofs;
 mod waypoint;
@@ -33,6 +34,8 @@ enum Scenario {
     Mesh,
     /// Routes, faults, retries, mirrors and policy of requests
     Waypoint,
+    /// Two pods of one node, past the agent
+    FastPath,
     /// Bookinfo opened to the outside, and an outside host opened to Bookinfo
     Gateway,
 }
@@ -46,6 +49,10 @@ fn main() -> ExitCode {
         let _proxies = match cli.scenario {
             Scenario::Mesh => {
                 proofs::all(&bookinfo)?;
+                Vec::new()
+            }
+            Scenario::FastPath => {
+                fast_path::all(&bookinfo)?;
                 Vec::new()
             }
             Scenario::Waypoint => vec![waypoint::all(&bookinfo)?],

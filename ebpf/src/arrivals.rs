@@ -7,7 +7,8 @@
 //! comes by this way is somebody else's.
 //!
 //! Nor does anybody take the place of a pod of this node that connects past the agent: its packets
-//! enter the node at the host end of its own interface, and the kernel keeps by which they came.
+//! are its own socket's, or else, where a router between has cut that tie, entered the node at the host
+//! end of its own interface, which the kernel keeps, too.
 
 use crate::{
     guard::{
@@ -16,6 +17,7 @@ use crate::{
     },
     lookup::POD_OWNER,
     maps::{FLOWS, count},
+    origin,
 };
 use aya_ebpf::{
     EbpfContext as _, bindings::__sk_buff, macros::classifier, programs::TcContext,
@@ -27,6 +29,9 @@ use core::ptr::read_volatile;
 pub fn arrivals(ctx: TcContext) -> i32 {
     // SAFETY: a constant of the program.
     let owner = unsafe { read_volatile(&raw const POD_OWNER) };
+    if matches!(origin::of_direct(&ctx), Some(sock) if sock.peer == owner) {
+        return TCX_NEXT;
+    }
     if let Some(key) = tuple(&ctx, owner) {
         // SAFETY: the entry is read at once; a field of the program's context.
         let impostor = match unsafe { FLOWS.get(&key) } {

@@ -8,6 +8,7 @@
 use crate::{
     lookup::POD_OWNER,
     maps::{EARLIER, FLOWS, count},
+    origin,
     ways::lease_holds,
 };
 use aya_ebpf::{
@@ -61,7 +62,11 @@ enum Verdict {
 pub fn guard(ctx: TcContext) -> i32 {
     // SAFETY: a constant of the program.
     let owner = unsafe { read_volatile(&raw const POD_OWNER) };
-    match judge(&ctx, owner) {
+    let verdict = match origin::of_direct(&ctx) {
+        Some(sock) if sock.owner == owner => past_the_agent(),
+        _ => judge(&ctx, owner),
+    };
+    match verdict {
         Verdict::Pass => TCX_NEXT,
         Verdict::Udp => {
             count(owner, |c| c.passed_udp += 1);
@@ -229,10 +234,7 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
     };
     // SAFETY: the entry is read at once.
     let announced = match unsafe { FLOWS.get(&key) } {
-        Some(f) if f.kind == flow_kind::DIRECT => match lease_holds() {
-            true => return Verdict::Pass,
-            false => return Verdict::DropLease,
-        },
+        Some(f) if f.kind == flow_kind::DIRECT => return past_the_agent(),
         Some(f) => f.kind == flow_kind::AGENT || f.kind == flow_kind::ACCEPTED,
         // SAFETY: as above.
         None => match unsafe { EARLIER.get(&key) } {
@@ -245,6 +247,14 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
         (true, _) => Verdict::Pass,
         (false, true) => Verdict::DropSyn,
         (false, false) => Verdict::DropSegment,
+    }
+}
+
+#[inline(always)]
+fn past_the_agent() -> Verdict {
+    match lease_holds() {
+        true => Verdict::Pass,
+        false => Verdict::DropLease,
     }
 }
 

@@ -3,7 +3,8 @@
 //! `connect` turns an application's connect to the agent, `dns` its questions for a name server;
 //! `ways` lets a connect to a pod of this node go past the agent; `names` keeps all that invisible,
 //! `sockops` announces connections, `lookup` admits or captures what arrives, `guard` drops what was
-//! never announced, `arrivals` what takes an announced one's name.
+//! never announced, `arrivals` what takes an announced one's name; `origin` tells both who made a
+//! packet.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
@@ -17,6 +18,7 @@ mod guard;
 mod lookup;
 mod maps;
 mod names;
+mod origin;
 mod sockops;
 mod ways;
 

@@ -45,9 +45,9 @@ pub static LISTENERS: SockHash<ListenerKey, 32768> = SockHash::new();
 #[btf_map]
 pub static WAYS: HashMap<WayKey, Way, 16384, ON_DEMAND> = HashMap::new();
 
-/// Until when `WAYS` and what came of them hold, on the monotonic clock in nanoseconds.
+/// What `WAYS` and what came of them rest on; written by the agent.
 #[btf_map]
-pub static LEASE: Array<u64, 1> = Array::new();
+pub static LEASE: Array<u64, 2> = Array::new();
 
 /// Openings and ends of connections that go past the agent, for its log and metrics.
 #[btf_map]

@@ -36,8 +36,8 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
 /// A socket that the connect hook did not authorise is not announced, and so goes nowhere.
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
-    let Some(pod) = owner(ctx.as_ptr()) else { return };
     let Some(sock) = SOCKS.get(sk(ctx)) else { return };
+    let Some(pod) = owner(ctx.as_ptr()) else { return };
     let kind = match sock.kind {
         sock_kind::CAPTURED => flow_kind::CAPTURED,
         sock_kind::AGENT => flow_kind::AGENT,
@@ -62,12 +62,18 @@ fn connecting(ctx: &SockOpsContext) {
 /// At both ends: for the guard of this pod, and for `lookup` and `arrivals` of the other. Only from the
 /// pod's own address: another is not what policy was asked about.
 #[inline(always)]
-fn connecting_directly(ctx: &SockOpsContext, pod: &Pod, sock: &Sock) {
+fn connecting_directly(ctx: &SockOpsContext, pod: &Pod, sock: &mut Sock) {
     let here = key(ctx, pod.owner);
-    if here.local != pod.ipv4 && here.local != pod.ipv6 {
+    let own = here.local == pod.ipv4 || here.local == pod.ipv6;
+    if !own || !announce_at_both_ends(ctx, pod, sock, &here) {
+        // Of a socket that is nothing to them, guard and `arrivals` let nothing pass.
+        sock.kind = sock_kind::NONE;
         count(pod.owner, |c| c.announce_failed += 1);
-        return;
     }
+}
+
+#[inline(always)]
+fn announce_at_both_ends(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &FlowKey) -> bool {
     let flow = Flow {
         kind: flow_kind::DIRECT,
         port: sock.port,
@@ -76,19 +82,18 @@ fn connecting_directly(ctx: &SockOpsContext, pod: &Pod, sock: &Sock) {
         peer: sock.peer,
         by: 0,
     };
-    let there = FlowKey { owner: sock.peer, ..here };
+    let there = FlowKey { owner: sock.peer, ..*here };
     let admitted =
         Flow { kind: flow_kind::ADMITTED, peer: pod.owner, by: pod.host_end, ..flow };
     if !announce(&there, &admitted) {
-        count(pod.owner, |c| c.announce_failed += 1);
-        return;
+        return false;
     }
-    if announce(&here, &flow) {
-        let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
-    } else {
+    if !announce(here, &flow) {
         withdraw(&there);
-        count(pod.owner, |c| c.announce_failed += 1);
+        return false;
     }
+    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    true
 }
 
 /// A connection that goes past the agent has come about.
@@ -196,6 +201,9 @@ fn accepted(ctx: &SockOpsContext) {
     if announce(&here, &flow) {
         let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else {
+        if flow.kind == flow_kind::DIRECT {
+            SOCKS.clear(sk(ctx));
+        }
         count(pod.owner, |c| c.announce_failed += 1);
     }
 }

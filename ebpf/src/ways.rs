@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
 };
-use capture_abi::{Addr, MOST_TARGETS, Pod, Target, WayKey, pod_flags};
+use capture_abi::{Addr, MOST_TARGETS, Pod, Target, WayKey, lease, pod_flags};
 use core::ptr::read_volatile;
 
 /// Where a connect goes.
@@ -27,7 +27,7 @@ pub enum Choice {
 pub fn lease_holds() -> bool {
     // SAFETY: no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    matches!(LEASE.get(0), Some(until) if now < *until)
+    matches!(LEASE.get(lease::UNTIL), Some(until) if now < *until)
 }
 
 /// `a` is the connect hook's context, with the address that the application asks for.
@@ -39,7 +39,8 @@ pub fn choose(a: *mut bpf_sock_addr, pod: &Pod, address: &Addr, port: u16) -> Ch
     let key = WayKey { owner: pod.owner, port: port as u32, address: *address };
     // SAFETY: an entry that the agent rewrites in place stays valid memory until the program ends.
     let Some(way) = (unsafe { WAYS.get(key) }) else { return Choice::Unknown };
-    if !lease_holds() || !unbound(a, pod) {
+    let is_current = matches!(LEASE.get(lease::GENERATION), Some(g) if *g == way.generation);
+    if !is_current || !lease_holds() || !unbound(a, pod) {
         return Choice::Unknown;
     }
     // SAFETY: no arguments.

@@ -20,7 +20,7 @@ use aya::{
 };
 use capture_abi::{
     ABI_VERSION, Addr, Counts, DNS_SLOTS, ELSEWHERE, Event, Flow, FlowKey, IPPROTO_TCP,
-    ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind, sock_kind,
+    ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind, lease, sock_kind,
 };
 use std::{
     fs, io,
@@ -192,7 +192,16 @@ impl Capture {
     pub fn renew_lease(&self, lease: Duration) {
         let until = sys::monotonic().saturating_add(lease);
         let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
-        let _ = lock(&self.lease).set(0, until, 0);
+        let _ = lock(&self.lease).set(lease::UNTIL, until, 0);
+    }
+
+    /// From here on ways of other generations are not used.
+    pub fn set_generation(&self, generation: u64) {
+        let _ = lock(&self.lease).set(lease::GENERATION, generation, 0);
+    }
+
+    pub fn generation(&self) -> u64 {
+        lock(&self.lease).get(&lease::GENERATION, 0).unwrap_or_default()
     }
 
     /// What became of connections past the agent since this was asked last.
@@ -216,11 +225,6 @@ impl Capture {
                 there.is_ok_and(|t| t.kind == flow_kind::ADMITTED && t.cookie == flow.cookie)
             })
             .collect()
-    }
-
-    /// Lets no packet of a connection past the agent leave the pod that connected.
-    pub fn stop_flow(&self, owner: u32, client: SocketAddr, server: SocketAddr) {
-        let _ = lock(&self.flows).remove(&flow_key(owner, client, server));
     }
 
     /// Gives new connections of the pod to `socket`.

@@ -178,6 +178,8 @@ pub struct WayKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Way {
+    /// Of what the agent knew when it wrote this: a way of another generation is not used.
+    pub generation: u64,
     /// Endpoints to choose among, here and elsewhere. What falls to one elsewhere is the agent's.
     pub endpoints: u32,
     /// How many of `targets` are there.
@@ -194,12 +196,20 @@ pub struct Target {
     pub address: Addr,
 }
 
+/// What ways rest on, by its place in the array.
+pub mod lease {
+    /// Until when ways and what came of them hold, on the monotonic clock in nanoseconds.
+    pub const UNTIL: u32 = 0;
+    /// Ways of this generation are good.
+    pub const GENERATION: u32 = 1;
+}
+
 /// Pods of this node that one [`Way`] leads to; connections to more of them go through the agent.
 pub const MOST_TARGETS: usize = 16;
 
 impl Default for Way {
     fn default() -> Self {
-        Way { endpoints: 0, here: 0, targets: [Target::default(); MOST_TARGETS] }
+        Way { generation: 0, endpoints: 0, here: 0, targets: [Target::default(); MOST_TARGETS] }
     }
 }
 
@@ -247,6 +257,8 @@ pub struct Sock {
 }
 
 pub mod sock_kind {
+    /// Nothing to anybody.
+    pub const NONE: u32 = 0;
     /// The agent's own: set through the socket's descriptor, which nobody in a pod can do.
     pub const AGENT: u32 = 1;
     /// An application's, captured; the destination is the one it asked for.
@@ -392,7 +404,7 @@ mod tests {
         assert_eq!(size_of::<Flow>(), 4 + 4 + 16 + 8 + 4 + 4);
         assert_eq!(size_of::<Sock>(), 4 + 4 + 4 + 4 + 16);
         assert_eq!(size_of::<WayKey>(), 4 + 4 + 16);
-        assert_eq!(size_of::<Way>(), 4 + 4 + MOST_TARGETS * (4 + 4 + 16));
+        assert_eq!(size_of::<Way>(), 8 + 4 + 4 + MOST_TARGETS * (4 + 4 + 16));
         let (flow, asked) = (size_of::<FlowKey>(), 16);
         assert_eq!(size_of::<Event>(), 4 + 4 + 8 + flow + 4 + asked + 4 + 4 + 8 + 8);
         assert_eq!(size_of::<ListenerKey>(), 8);

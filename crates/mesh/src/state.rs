@@ -60,6 +60,8 @@ pub struct Mesh {
     /// Told which addresses of this network have come to be, or have ceased to be, those of
     /// workloads that are reached by HBONE.
     meshed: OnceLock<MeshedSink>,
+    /// Told that something has changed, before whoever sent it hears that it is taken.
+    changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Goes up with every change of workloads and services.
     pub(crate) epoch: AtomicU64,
     /// Goes up when policies, or the workloads that name them, have changed.
@@ -94,6 +96,7 @@ impl Mesh {
             shared: Mutex::default(),
             sets: Mutex::default(),
             meshed: OnceLock::new(),
+            changed: OnceLock::new(),
             synced: watch::Sender::default(),
             epoch: AtomicU64::new(0),
             judged: watch::Sender::default(),
@@ -158,6 +161,11 @@ impl Mesh {
     /// be, that of a workload that is reached by HBONE. Only the first who asks is told.
     pub fn tell_meshed(&self, tell: impl Fn(&[(IpAddr, bool)]) + Send + Sync + 'static) {
         let _ = self.meshed.set(Box::new(tell));
+    }
+
+    /// `tell` hears of every change. Only the first who asks is told.
+    pub fn tell_changed(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.changed.set(Box::new(tell));
     }
 
     /// Whether a workload of this network has the address, and is reached by HBONE.
@@ -268,11 +276,15 @@ impl Apply for Mesh {
         resources: &[Delivered<'_>],
         removed: &[String],
     ) -> Vec<Rejected> {
-        match type_url {
+        let rejected = match type_url {
             ADDRESS_TYPE => self.apply_addresses(resources, removed),
             AUTHORIZATION_TYPE => self.apply_policies(resources, removed),
             _ => Vec::new(),
+        };
+        if let Some(tell) = self.changed.get() {
+            tell();
         }
+        rejected
     }
 
     fn keeps_versions(&self, type_url: &str) -> bool {

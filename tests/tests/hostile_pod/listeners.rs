@@ -247,6 +247,6 @@ fn the_last_hops_tuple_lets_in_nobody_from_the_wire() {
 }
 
 /// An address as /proc/net/tcp has it.
-fn hex_of(ip: Ipv4Addr) -> String {
+pub(crate) fn hex_of(ip: Ipv4Addr) -> String {
     format!("{:08X}", u32::from_ne_bytes(ip.octets()))
 }

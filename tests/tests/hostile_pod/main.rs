@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod addresses;
+mod direct;
 mod flood;
 mod forged;
 mod interfaces;
