@@ -12,7 +12,7 @@ pub struct Args {
     /// Leave the mesh running, and print commands to try
     #[arg(long)]
     keep: bool,
-    /// What to show: mesh, waypoint or gateway
+    /// What to show: mesh, fast-path, waypoint or gateway
     #[arg(long, default_value = "mesh")]
     scenario: String,
 }
