@@ -98,6 +98,7 @@ async fn answer(agent: &Agent, stream: UnixStream) -> std::io::Result<()> {
         "certificates" => Box::new(agent.certs.status().into_iter().map(|c| certificate(&c))),
         "connections" => {
             agent.direct.hear(agent);
+            agent.direct.count_bytes();
             let rows = agent.connections.rows().into_iter();
             Box::new(rows.map(|r| serde_json::to_value(r).unwrap_or_default()))
         }

@@ -13,7 +13,7 @@ use std::{
     },
     time::Instant,
 };
-use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, access_log_line};
+use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, Series, access_log_line};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Default)]
@@ -49,7 +49,7 @@ pub struct Row {
 /// A connection's entry; removed, logged and counted when it is dropped or finished.
 pub struct Entry {
     all: Arc<Connections>,
-    metrics: Arc<Metrics>,
+    series: Arc<Series>,
     live: Arc<Live>,
     close: Option<CloseReason>,
     forgotten: bool,
@@ -62,11 +62,22 @@ impl Connections {
 
     pub fn open(
         self: &Arc<Self>,
-        metrics: &Arc<Metrics>,
+        metrics: &Metrics,
         record: FlowRecord,
         judged: Option<Judged>,
     ) -> Entry {
-        metrics.opened(&record);
+        let series = metrics.series(&record);
+        self.open_in(series, record, judged)
+    }
+
+    /// The same, where the series that it counts in is known.
+    pub fn open_in(
+        self: &Arc<Self>,
+        series: Arc<Series>,
+        record: FlowRecord,
+        judged: Option<Judged>,
+    ) -> Entry {
+        series.opened();
         let live = Arc::new(Live {
             record,
             relayed: Relayed::default(),
@@ -76,7 +87,7 @@ impl Connections {
             begun: Instant::now(),
         });
         self.lock().insert(live.record.id, live.clone());
-        Entry { all: self.clone(), metrics: metrics.clone(), live, close: None, forgotten: false }
+        Entry { all: self.clone(), series, live, close: None, forgotten: false }
     }
 
     /// A connection that never opened.
@@ -166,10 +177,15 @@ impl Entry {
         self.live.end(why.to_owned());
     }
 
-    /// The end of a connection that nothing relays.
-    pub fn finish(mut self, sent: u64, received: u64, close: CloseReason) {
+    /// What a connection has moved that nothing relays.
+    pub fn has_moved(&self, sent: u64, received: u64) {
         self.live.relayed.forward.store(sent, Ordering::Relaxed);
         self.live.relayed.backward.store(received, Ordering::Relaxed);
+    }
+
+    /// The end of such a connection.
+    pub fn finish(mut self, sent: u64, received: u64, close: CloseReason) {
+        self.has_moved(sent, received);
         self.close = Some(self.denied().map_or(close, CloseReason::Denied));
     }
 
@@ -205,7 +221,7 @@ impl Drop for Entry {
         }
         let close = self.close.take().unwrap_or(CloseReason::Stopped);
         let record = self.live.snapshot(Some(close));
-        self.metrics.closed(&record);
+        self.series.closed(record.sent, record.received);
         tracing::info!(target: "access", "{}", access_log_line(&record));
     }
 }
@@ -214,7 +230,7 @@ impl Drop for Entry {
 pub fn endpoint(
     address: Option<std::net::SocketAddr>,
     workload: Option<&Workload>,
-    identity: Option<String>,
+    identity: Option<Arc<str>>,
 ) -> telemetry::Endpoint {
     match workload {
         Some(w) => telemetry::Endpoint {

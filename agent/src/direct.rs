@@ -26,7 +26,9 @@ use std::{
     },
     time::{Duration, Instant, SystemTime},
 };
-use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
+use telemetry::{
+    CloseReason, Direction, FlowRecord, ResponseFlags, Series, ServiceName, Transport,
+};
 use tokio::sync::{Notify, watch};
 
 /// How long ways and what came by them outlive the agent that has allowed them.
@@ -71,11 +73,12 @@ struct End {
     records: Records,
 }
 
-/// What is said of a connection at its source and at its destination.
+/// What is said of a connection, and where it is counted, of a connection at its source and at its destination.
 #[derive(Clone)]
 struct Records {
     outbound: FlowRecord,
     inbound: FlowRecord,
+    series: [Arc<Series>; 2],
     judged: Judged,
 }
 
@@ -181,6 +184,23 @@ impl Direct {
         });
     }
 
+    /// Asks the kernel how many bytes the connections that are open have moved.
+    pub fn count_bytes(&self) {
+        let state = lock(&self.state);
+        let mut by_pod: HashMap<u64, HashMap<(SocketAddr, SocketAddr), (u64, u64)>> =
+            HashMap::new();
+        for open in state.flows.values() {
+            let netns = &open.source.netns;
+            let bytes = by_pod.entry(netns.cookie()).or_insert_with(|| {
+                netns.run(netlink::tcp_bytes).and_then(|bytes| bytes).unwrap_or_default()
+            });
+            if let Some((sent, received)) = bytes.get(&(open.client, open.server)) {
+                open.outbound.has_moved(*sent, *received);
+                open.inbound.has_moved(*sent, *received);
+            }
+        }
+    }
+
     /// Looks again at everything that ways and connections rest on.
     fn look_again(&self, agent: &Agent) {
         let mut state = lock(&self.state);
@@ -273,15 +293,15 @@ impl State {
         let (source, destination, records) = self.ends_of(agent, event)?;
         let client = crate::capture::address(&event.flow.local, event.flow.local_port);
         let server = crate::capture::address(&event.flow.remote, event.flow.remote_port);
-        let Records { mut outbound, mut inbound, mut judged } = records;
+        let Records { mut outbound, mut inbound, series: [from, to], mut judged } = records;
         for record in [&mut outbound, &mut inbound] {
             record.id = agent.connections.next_id();
             record.opened = SystemTime::now();
             record.source.address = Some(client);
         }
         judged.request.source = client;
-        let outbound = agent.connections.open(&agent.metrics, outbound, None);
-        let inbound = agent.connections.open(&agent.metrics, inbound, Some(judged));
+        let outbound = agent.connections.open_in(from, outbound, None);
+        let inbound = agent.connections.open_in(to, inbound, Some(judged));
         if !self.is_by_a_way(event) {
             inbound.judge_again(|judged| agent.no_longer_allowed(judged));
         }
@@ -320,7 +340,8 @@ impl State {
         let service = ends.as_ref().and_then(|e| e.service.as_deref());
         let request = request(agent, &source, &target, server)?;
         let decision = agent.judge(&target, &request).decision.to_string();
-        let records = records((&source, &own), (&destination, &target), service, request, decision);
+        let records =
+            records(agent, (&source, &own), (&destination, &target), service, request, decision);
         Some((source, destination, records))
     }
 }
@@ -443,7 +464,7 @@ fn end(
         return None;
     }
     let decision = verdict.decision.to_string();
-    let records = records((source, own), (&pod, target), service, request, decision);
+    let records = records(agent, (source, own), (&pod, target), service, request, decision);
     Some(End { pod, address, records })
 }
 
@@ -473,14 +494,15 @@ fn request(agent: &Agent, source: &Pod, target: &Workload, to: SocketAddr) -> Op
 }
 
 fn records(
+    agent: &Agent,
     (source, own): (&Pod, &Workload),
     (pod, target): (&Pod, &Workload),
     service: Option<&Service>,
     request: Request,
     decision: String,
 ) -> Records {
-    let from = endpoint(None, Some(own), Some(source.identity.to_string()));
-    let to = endpoint(Some(request.destination), Some(target), Some(pod.identity.to_string()));
+    let from = endpoint(None, Some(own), Some(source.identity.text()));
+    let to = endpoint(Some(request.destination), Some(target), Some(pod.identity.text()));
     let outbound = FlowRecord {
         id: 0,
         direction: Direction::Outbound,
@@ -507,7 +529,13 @@ fn records(
         verdict: Some(decision),
         ..outbound.clone()
     };
-    Records { outbound, inbound, judged: Judged { destination_uid: pod.uid.clone(), request } }
+    let series = [agent.metrics.series(&outbound), agent.metrics.series(&inbound)];
+    Records {
+        outbound,
+        inbound,
+        series,
+        judged: Judged { destination_uid: pod.uid.clone(), request },
+    }
 }
 
 /// Bytes that applications have sent and received. The kernel counts the SYN and the FINs, too.

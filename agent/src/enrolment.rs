@@ -250,7 +250,12 @@ fn capture(
     let dns = sockets::dns_ports(&listeners);
     fault::point("enroll-listening");
     let programs = capture.pod_programs();
-    let mut ebpf = programs.load(pod.owner, pod.flags)?;
+    let host_end = match host_ends {
+        [only] => *only,
+        _ => 0,
+    };
+    let entry = sockets::kernel_entry(pod.owner, pod.flags, &pod.addresses, dns, host_end);
+    let mut ebpf = programs.load(&entry)?;
     let mut saved = Saved {
         uid: pod.uid.to_string(),
         owner: pod.owner,
@@ -264,18 +269,20 @@ fn capture(
     fault::point("enroll-saved");
     programs.attach_lookup(&mut ebpf, pod.owner, &pod.netns)?;
     fault::point("enroll-looking-up");
-    let host_end = match host_ends {
-        [only] => *only,
-        _ => 0,
-    };
-    let entry = sockets::kernel_entry(pod.owner, pod.flags, &pod.addresses, dns, host_end);
     capture.enroll(cookie, entry)?;
     fault::point("enroll-captured");
     // What is connected now was connected before: everything after the entry is captured.
     let earlier = earlier_connections(pod)?;
     if !saved.earlier_listed {
-        for s in earlier.iter().filter(|s| !s.time_wait) {
+        let room = capture.room_for_earlier();
+        let open: Vec<&TcpSocket> = earlier.iter().filter(|s| !s.time_wait).collect();
+        for s in open.iter().take(room) {
             capture.allow_earlier(pod.owner, s)?;
+        }
+        if open.len() > room {
+            tracing::warn!(uid = %pod.uid, open = open.len(), room,
+                "the pod has more connections from before its enrolment than it is given room for in \
+                 the kernel: those beyond carry nothing from now on");
         }
         saved.earlier_listed = true;
         save(&file, &saved)?;

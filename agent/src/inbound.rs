@@ -234,7 +234,7 @@ async fn judge(
         trust_domains: agent.trust_domains(&own),
     };
     let verdict = agent.judge(&own, &request);
-    let identity = peer.as_ref().map(ToString::to_string);
+    let identity = peer.as_ref().map(SpiffeId::text);
     // Names in `baggage` are the peer's word: used where nothing better is known.
     let mut source_end = endpoint(Some(source), client.as_deref(), identity);
     if client.is_none()
@@ -250,7 +250,7 @@ async fn judge(
         id: agent.connections.next_id(),
         direction: Direction::Inbound,
         source: source_end,
-        destination: endpoint(Some(to), Some(&own), Some(pod.identity.to_string())),
+        destination: endpoint(Some(to), Some(&own), Some(pod.identity.text())),
         service: None,
         hbone_address: peer.is_some().then(|| SocketAddr::new(to.ip(), capture_abi::HBONE_PORT)),
         transport: if peer.is_some() { Transport::Hbone } else { Transport::Passthrough },

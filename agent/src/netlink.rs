@@ -5,6 +5,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
@@ -143,16 +144,41 @@ pub struct TcpSocket {
 
 /// Every TCP connection of this thread's namespace, from SYN_SENT on (sock_diag).
 pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
+    let mut out = Vec::new();
+    each_tcp_socket(0, |socket, _| out.push(socket))?;
+    Ok(out)
+}
+
+/// Bytes that the connections of this thread's namespace have sent and received.
+pub fn tcp_bytes() -> io::Result<HashMap<(SocketAddr, SocketAddr), (u64, u64)>> {
+    const INET_DIAG_INFO: u16 = 2;
+    // Of struct tcp_info: tcpi_bytes_acked, tcpi_bytes_received.
+    const ACKED: usize = 120;
+    const RECEIVED: usize = 128;
+    let mut out = HashMap::new();
+    each_tcp_socket(1 << (INET_DIAG_INFO - 1), |socket, more| {
+        if let Some((_, info)) = attributes(more).find(|(kind, _)| *kind == INET_DIAG_INFO)
+            && let (Some(acked), Some(received)) = (u64_at(info, ACKED), u64_at(info, RECEIVED))
+        {
+            // The SYN counts as one.
+            out.insert((socket.local, socket.remote), (acked.saturating_sub(1), received));
+        }
+    })?;
+    Ok(out)
+}
+
+/// `extensions`: what is to be told beside; it comes as attributes.
+fn each_tcp_socket(extensions: u8, mut each: impl FnMut(TcpSocket, &[u8])) -> io::Result<()> {
     const TCP_LISTEN: u32 = 10;
     const TCP_CLOSE: u32 = 7;
     const TCP_TIME_WAIT: u8 = 6;
     const TCP_SYN_SENT: u8 = 2;
     const IPPROTO_TCP: u8 = 6;
-    let mut out = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = [0u8; 56];
         request[0] = u8::try_from(family).unwrap_or_default();
         request[1] = IPPROTO_TCP;
+        request[2] = extensions;
         let states = !(1u32 << TCP_LISTEN | 1 << TCP_CLOSE);
         request[4..8].copy_from_slice(&states.to_ne_bytes());
         let diag = SockProtocol::NetlinkSockDiag;
@@ -163,16 +189,17 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
             };
             let address = |at: usize| ip(body.get(at..at + if v4 { 4 } else { 16 })?);
             if let (Some(src), Some(dst)) = (address(8), address(24)) {
-                out.push(TcpSocket {
+                let socket = TcpSocket {
                     time_wait: body.get(1) == Some(&TCP_TIME_WAIT),
                     connecting: body.get(1) == Some(&TCP_SYN_SENT),
                     local: SocketAddr::new(src.to_canonical(), sport),
                     remote: SocketAddr::new(dst.to_canonical(), dport),
-                });
+                };
+                each(socket, body.get(72..).unwrap_or_default());
             }
         })?;
     }
-    Ok(out)
+    Ok(())
 }
 
 /// Resets a TCP connection of this thread's namespace (`SOCK_DESTROY`).
@@ -365,6 +392,10 @@ fn u16_at(b: &[u8], at: usize) -> Option<u16> {
 
 fn be_u16_at(b: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(b.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u64_at(b: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(b.get(at..at + 8)?.try_into().ok()?))
 }
 
 fn u32_at(b: &[u8], at: usize) -> Option<u32> {

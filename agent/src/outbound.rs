@@ -175,7 +175,7 @@ struct Route<'a> {
     address: SocketAddr,
     hbone: Option<SocketAddr>,
     transport: Transport,
-    peer: Option<String>,
+    peer: Option<Arc<str>>,
 }
 
 impl Begun<'_> {
@@ -183,7 +183,7 @@ impl Begun<'_> {
         FlowRecord {
             id: self.agent.connections.next_id(),
             direction: Direction::Outbound,
-            source: endpoint(Some(self.source), route.own, Some(self.pod.identity.to_string())),
+            source: endpoint(Some(self.source), route.own, Some(self.pod.identity.text())),
             destination: endpoint(Some(route.address), route.workload, route.peer.clone()),
             service: route.service.map(|s| ServiceName {
                 hostname: s.key.hostname.clone(),
@@ -269,7 +269,7 @@ async fn to_itself(
         address,
         hbone: None,
         transport: Transport::Local,
-        peer: Some(begun.pod.identity.to_string()),
+        peer: Some(begun.pod.identity.text()),
     };
     let request = PolicyRequest {
         peer: Some(begun.pod.identity.clone()),
@@ -325,7 +325,7 @@ async fn over_hbone(
             return;
         }
     };
-    route.peer = Some(destination.to_string());
+    route.peer = Some(destination.text());
     let Some(source_address) = same_family(begun.source.ip(), hbone_address.ip())
         .or_else(|| begun.pod.address_like(hbone_address.ip()))
     else {

@@ -8,7 +8,7 @@ use crate::{
     pods::Pod,
 };
 use anyhow::{Context as _, bail};
-use capture_abi::{DNS_SLOTS, DNS_V4, DNS_V6, ListenerKey, SPREAD_V6, listener};
+use capture_abi::{DNS_SLOTS, DNS_V4, DNS_V6, LAST_HOP_MARK, ListenerKey, SPREAD_V6, listener};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
     SockaddrStorage, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
@@ -22,10 +22,6 @@ use std::{
     time::Duration,
 };
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
-
-/// On the last hop's packets, so that the application's answers stay on `lo`. It decides routing
-/// within the pod and nothing else: a pod that sets it on its own packets only loses them.
-pub const LAST_HOP_MARK: u32 = 0x0c75_0001;
 
 /// Of the rule and the table for that mark, in the pod's namespace.
 const LAST_HOP_TABLE: u32 = 0x0c75;

@@ -1,12 +1,12 @@
 //! `tcx` ingress on the host end of an enrolled pod's veth: what was never announced does not leave.
 //!
 //! A TCP segment leaves only on a flow that `sockops` or the agent has announced. Without payload
-//! and without SYN it may leave anyway: it opens nothing and carries nothing (the last ACK out of
-//! TIME_WAIT, a RST for a closed port, a SYN-ACK before the flow is established). What cannot be
-//! parsed is dropped.
+//! and without SYN it may leave anyway, from the pod's own address: it opens nothing and carries nothing
+//! (the last ACK out of TIME_WAIT, a RST for a closed port, a SYN-ACK before the flow is established).
+//! What cannot be parsed is dropped.
 
 use crate::{
-    lookup::POD_OWNER,
+    lookup::{POD_OWNER, POD_V4, POD_V6},
     maps::{EARLIER, FLOWS, count},
     origin,
     ways::lease_holds,
@@ -220,7 +220,12 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
     }
     let flags = h[13] & FIN_ACK_RST_SYN;
     let opens = flags & (SYN | ACK) == SYN;
-    if left == header && !opens {
+    // SAFETY: constants of the program.
+    let own = unsafe {
+        same(&key.local, read_volatile(&raw const POD_V4))
+            || same(&key.local, read_volatile(&raw const POD_V6))
+    };
+    if left == header && !opens && own {
         return Verdict::Pass;
     }
     // Link-local IPv4 (a node's metadata server or DNS cache) is not captured, and is no pod's.
@@ -248,6 +253,11 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
         (false, true) => Verdict::DropSyn,
         (false, false) => Verdict::DropSegment,
     }
+}
+
+#[inline(always)]
+fn same(a: &Addr, b: Addr) -> bool {
+    a.0[0] == b.0[0] && a.0[1] == b.0[1] && a.0[2] == b.0[2] && a.0[3] == b.0[3]
 }
 
 #[inline(always)]

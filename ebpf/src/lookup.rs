@@ -22,6 +22,12 @@ use core::ptr::read_volatile;
 #[unsafe(no_mangle)]
 pub static POD_OWNER: u32 = 0;
 
+/// Its addresses.
+#[unsafe(no_mangle)]
+pub static POD_V4: Addr = Addr::UNSPECIFIED;
+#[unsafe(no_mangle)]
+pub static POD_V6: Addr = Addr::UNSPECIFIED;
+
 const AF_INET: u32 = 2;
 
 #[sk_lookup]

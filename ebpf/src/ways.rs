@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
 };
-use capture_abi::{Addr, MOST_TARGETS, Pod, Target, WayKey, lease, pod_flags};
+use capture_abi::{Addr, LAST_HOP_MARK, MOST_TARGETS, Pod, Target, WayKey, lease, pod_flags};
 use core::ptr::read_volatile;
 
 /// Where a connect goes.
@@ -62,13 +62,16 @@ pub fn choose(a: *mut bpf_sock_addr, pod: &Pod, address: &Addr, port: u16) -> Ch
 }
 
 /// Whether the socket is bound to nothing, or to the pod's own address: as another it is not
-/// announced, and to a device of its own it may not find the way.
+/// announced, and to a device of its own, or with the agent's mark, it may not find the way.
 #[inline(always)]
 fn unbound(a: *mut bpf_sock_addr, pod: &Pod) -> bool {
     // SAFETY: `sk` was checked in `connect::captures`; fields of it, each read as one word.
     unsafe {
         let sk = (*a).__bindgen_anon_1.sk;
-        if sk.is_null() || read_volatile(&raw const (*sk).bound_dev_if) != 0 {
+        if sk.is_null()
+            || read_volatile(&raw const (*sk).bound_dev_if) != 0
+            || read_volatile(&raw const (*sk).mark) == LAST_HOP_MARK
+        {
             return false;
         }
         let v4 = read_volatile(&raw const (*sk).src_ip4);

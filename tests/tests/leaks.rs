@@ -79,7 +79,7 @@ fn tokens_are_seen_before_enrolment_and_not_after() {
 
 #[test]
 fn between_pods_of_one_node_nothing_leaves_in_the_clear_either() {
-    let mesh = Mesh::new("near");
+    let mesh = Mesh::builder("near").agent_args(&["--same-node", "hbone"]).build();
     let (a, b) = (mesh.pod(1, "a"), mesh.pod(1, "b"));
     mesh.enroll_all(&[a.clone(), b.clone()]);
     let tokens = [Token::new(), Token::new()];

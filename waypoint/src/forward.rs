@@ -55,7 +55,7 @@ pub fn telemetry_end(
     workload: Option<&Workload>,
     identity: Option<&SpiffeId>,
 ) -> telemetry::Endpoint {
-    let identity = identity.map(ToString::to_string);
+    let identity = identity.map(SpiffeId::text);
     match workload {
         Some(w) => telemetry::Endpoint {
             address,

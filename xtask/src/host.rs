@@ -99,6 +99,19 @@ pub fn require_network_tools() -> anyhow::Result<()> {
     require_packages(&[("ip", "iproute2"), ("nft", "nftables")])
 }
 
+/// What the tests run between pods, to see that it fares as without a mesh.
+pub fn require_test_programs() -> anyhow::Result<()> {
+    require_packages(&[
+        ("iperf3", "iperf3"),
+        ("nginx", "nginx-light"),
+        ("wrk", "wrk"),
+        ("redis-server", "redis-server"),
+        // Its programs by version are not on the path; these are.
+        ("psql", "postgresql"),
+        ("runuser", "util-linux"),
+    ])
+}
+
 /// The cargo that runs this.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

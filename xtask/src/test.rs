@@ -32,6 +32,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     host::require_root()?;
     host::require_build_tools()?;
     host::require_network_tools()?;
+    host::require_test_programs()?;
     ebpf::build()?;
     let begun = Instant::now();
     eprintln!("building the programs and their tests (several minutes when cold)");

@@ -20,7 +20,7 @@ use aya::{
 };
 use capture_abi::{
     ABI_VERSION, Addr, Counts, DNS_SLOTS, ELSEWHERE, Event, Flow, FlowKey, IPPROTO_TCP,
-    ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind, lease, sock_kind,
+    ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind, lease, pod_flags, sock_kind,
 };
 use std::{
     fs, io,
@@ -245,6 +245,13 @@ impl Capture {
         })
     }
 
+    /// How many of a pod's earlier connections there is room for: as many as are left for whoever comes
+    /// after it.
+    pub fn room_for_earlier(&self) -> usize {
+        const ALL: usize = 65536;
+        ALL.saturating_sub(lock(&self.earlier).keys().count()) / 2
+    }
+
     /// Forgets earlier connections of the pod for which `alive` is false.
     pub fn retain_earlier(
         &self,
@@ -388,7 +395,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Reads the object, with maps pinned in `dir`; `pod` sets the constants of a pod's own programs.
-pub(crate) fn load(dir: &Path, sizes: Sizes, pod: Option<(&u32, &u32)>) -> anyhow::Result<Ebpf> {
+pub(crate) fn load(dir: &Path, sizes: Sizes, pod: Option<&Pod>) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     let maps = dir.join("maps");
     // A map that is pinned keeps the size it was made with.
@@ -412,12 +419,14 @@ pub(crate) fn load(dir: &Path, sizes: Sizes, pod: Option<(&u32, &u32)>) -> anyho
     for (name, path) in MAPS.iter().zip(&paths) {
         loader.map_pin_path(name, path.as_path());
     }
-    if let Some((owner, allow_other)) = pod {
-        loader.override_global("POD_OWNER", owner, true).override_global(
-            "ALLOW_OTHER",
-            allow_other,
-            true,
-        );
+    let allow_other =
+        pod.map(|p| u32::from(p.flags & pod_flags::ALLOW_OTHER_PROTOCOLS != 0)).unwrap_or_default();
+    if let Some(pod) = pod {
+        loader
+            .override_global("POD_OWNER", &pod.owner, true)
+            .override_global("POD_V4", &pod.ipv4, true)
+            .override_global("POD_V6", &pod.ipv6, true)
+            .override_global("ALLOW_OTHER", &allow_other, true);
     }
     loader.load(OBJECT).context(
         "loading the eBPF object; `culvert-agent check` says what this kernel offers and lacks",

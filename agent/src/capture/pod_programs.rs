@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use aya::Ebpf;
-use capture_abi::pod_flags;
+use capture_abi::Pod;
 use std::{fs, os::fd::AsFd as _, path::Path};
 
 pub struct PodPrograms<'a> {
@@ -19,9 +19,8 @@ pub struct PodPrograms<'a> {
 
 impl PodPrograms<'_> {
     /// Loads the object for one pod; `attach_lookup` and `attach_guard` use it.
-    pub fn load(&self, owner: u32, flags: u32) -> anyhow::Result<Ebpf> {
-        let allow_other = u32::from(flags & pod_flags::ALLOW_OTHER_PROTOCOLS != 0);
-        load(self.dir, self.sizes, Some((&owner, &allow_other)))
+    pub fn load(&self, pod: &Pod) -> anyhow::Result<Ebpf> {
+        load(self.dir, self.sizes, Some(pod))
     }
 
     /// From here on what arrives in the namespace is the agent's.

@@ -338,6 +338,10 @@ impl core::ops::AddAssign<&Counts> for Counts {
     }
 }
 
+/// On the last hop's packets, so that the application's answers stay on `lo`. It decides routing
+/// within the pod and nothing else: a pod that sets it on its own packets only loses them.
+pub const LAST_HOP_MARK: u32 = 0x0c75_0001;
+
 /// The port on which peers speak HBONE to a pod.
 pub const HBONE_PORT: u16 = 15008;
 

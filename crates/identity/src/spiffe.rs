@@ -62,6 +62,11 @@ impl SpiffeId {
         })
     }
 
+    /// The id with its scheme.
+    pub fn text(&self) -> Arc<str> {
+        self.to_string().into()
+    }
+
     /// The id without its scheme, as policies compare it.
     pub fn principal(&self) -> &str {
         &self.principal

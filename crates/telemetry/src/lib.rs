@@ -13,7 +13,7 @@ mod request;
 pub use access_log::access_log_line;
 pub use format::{Format, Logged};
 pub use grpc::Messages;
-pub use metrics::{Metrics, SeriesLimits};
+pub use metrics::{Metrics, Series, SeriesLimits};
 pub use record::{
     CloseReason, Direction, Endpoint, FlowRecord, Reporter, ResponseFlags, ServiceName, Transport,
 };

@@ -9,7 +9,7 @@ use std::{
     fmt::Write as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -36,6 +36,25 @@ pub struct Series {
     failed: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
+    /// Since the last sweep.
+    touched: AtomicBool,
+}
+
+impl Series {
+    /// Counts a connection of this series. Finding a series costs more than many of these: who has
+    /// many connections of one keeps it.
+    pub fn opened(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        self.touched.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts the end of one that [`Series::opened`] counted.
+    pub fn closed(&self, sent: u64, received: u64) {
+        self.closed.fetch_add(1, Ordering::Relaxed);
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+        self.received.fetch_add(received, Ordering::Relaxed);
+        self.touched.store(true, Ordering::Relaxed);
+    }
 }
 
 struct Entry {
@@ -54,30 +73,31 @@ impl Metrics {
     }
 
     pub fn opened(&self, r: &FlowRecord) {
-        self.of(r).opened.fetch_add(1, Ordering::Relaxed);
+        self.series(r).opened();
     }
 
     /// Counts a connection that [`Metrics::opened`] counted, at its end.
     pub fn closed(&self, r: &FlowRecord) {
-        let s = self.of(r);
-        s.closed.fetch_add(1, Ordering::Relaxed);
-        s.sent.fetch_add(r.sent, Ordering::Relaxed);
-        s.received.fetch_add(r.received, Ordering::Relaxed);
+        self.series(r).closed(r.sent, r.received);
     }
 
     /// Counts a connection that never opened.
     pub fn failed(&self, r: &FlowRecord) {
-        self.of(r).failed.fetch_add(1, Ordering::Relaxed);
+        self.series(r).failed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Drops what nothing has touched; call it now and then.
     pub fn sweep(&self, now: Instant) {
         let idle = self.limits.idle;
         self.lock().retain(|_, e| {
-            // Connections that are still open hold their series.
+            if e.series.touched.swap(false, Ordering::Relaxed) {
+                e.touched = now;
+            }
+            // Connections that are still open hold their series, and so does whoever keeps it.
             let open =
                 e.series.opened.load(Ordering::Relaxed) > e.series.closed.load(Ordering::Relaxed);
-            open || now.saturating_duration_since(e.touched) < idle
+            open || Arc::strong_count(&e.series) > 1
+                || now.saturating_duration_since(e.touched) < idle
         });
     }
 
@@ -115,7 +135,8 @@ impl Metrics {
         }
     }
 
-    fn of(&self, r: &FlowRecord) -> Arc<Series> {
+    /// The series that the connection counts in.
+    pub fn series(&self, r: &FlowRecord) -> Arc<Series> {
         let labels = labels(r);
         let now = Instant::now();
         let mut all = self.lock();
@@ -137,6 +158,28 @@ impl Metrics {
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+const SOURCE: [&str; 8] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+];
+
+const DESTINATION: [&str; 8] = [
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+];
 
 /// Labels as Prometheus' text format has them.
 pub(crate) struct LabelSet(pub(crate) String);
@@ -162,15 +205,20 @@ impl LabelSet {
     }
 
     pub(crate) fn ends(&mut self, source: &Endpoint, destination: &Endpoint) {
-        for (side, e) in [("source", source), ("destination", destination)] {
-            self.add(&format!("{side}_workload"), &e.workload);
-            self.add(&format!("{side}_canonical_service"), &e.canonical_service);
-            self.add(&format!("{side}_canonical_revision"), &e.canonical_revision);
-            self.add(&format!("{side}_workload_namespace"), &e.namespace);
-            self.add(&format!("{side}_principal"), e.identity.as_deref().unwrap_or_default());
-            self.add(&format!("{side}_app"), &e.canonical_service);
-            self.add(&format!("{side}_version"), &e.canonical_revision);
-            self.add(&format!("{side}_cluster"), &e.cluster);
+        for (names, e) in [(&SOURCE, source), (&DESTINATION, destination)] {
+            let values: [&str; 8] = [
+                &e.workload,
+                &e.canonical_service,
+                &e.canonical_revision,
+                &e.namespace,
+                e.identity.as_deref().unwrap_or_default(),
+                &e.canonical_service,
+                &e.canonical_revision,
+                &e.cluster,
+            ];
+            for (name, value) in names.iter().zip(values) {
+                self.add(name, value);
+            }
         }
     }
 

@@ -96,7 +96,7 @@ pub struct Endpoint {
     pub canonical_revision: Arc<str>,
     pub cluster: Arc<str>,
     /// `spiffe://...`: the certificate's, where there was one.
-    pub identity: Option<String>,
+    pub identity: Option<Arc<str>>,
 }
 
 /// One connection, from the first byte to its end.

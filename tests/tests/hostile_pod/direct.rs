@@ -34,7 +34,7 @@ fn warm(scene: &Scene, pod: &MeshPod, to: &str) {
 /// it is being made, and when it is open.
 #[test]
 fn nobody_on_the_wire_takes_a_direct_connections_place() {
-    let scene = Scene::new("direct-wire");
+    let scene = Scene::past_the_agent("direct-wire");
     let outside = scene.mesh.pod(1, "outside");
     let (client, near) = (&scene.client, &scene.near);
     let to = SocketAddr::new(near.ipv4().into(), 9100);
@@ -106,7 +106,7 @@ fn warm_raw(scene: &Scene, app: &testbed::RawSocket, to: SocketAddr) {
 /// From an address that is not the pod's own, whatever its capabilities: by the agent, and as the pod.
 #[test]
 fn a_way_is_for_the_pods_own_address() {
-    let scene = Scene::new("direct-address");
+    let scene = Scene::past_the_agent("direct-address");
     let to = at(scene.near.ipv4(), PORT);
     warm(&scene, &scene.hostile, &to);
     let stranger = IpAddr::from(scene.silent.ipv4());

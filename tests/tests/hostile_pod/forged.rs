@@ -100,6 +100,13 @@ fn forged_segments_do_not_leave_the_pod() {
                     send(flags, token.bytes());
                     sent.1 += 1;
                 }
+                // Without payload they may leave, from the pod's own address.
+                if source != scene.own(to) {
+                    for flags in [ACK, RST, RST | ACK, FIN | ACK, SYN | ACK] {
+                        send(flags, b"");
+                        sent.1 += 1;
+                    }
+                }
             }
         }
     });

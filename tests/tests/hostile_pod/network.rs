@@ -19,9 +19,14 @@ fn try_to(from: &MeshPod, to: SocketAddr, token: &Token) -> Result<(), PuppetErr
     Ok(())
 }
 
-/// After each command: connections from and to the hostile pod, whatever becomes of them.
+/// After each command: connections from and to the hostile pod, whatever becomes of them; where the node's
+/// own traffic is encrypted, and where it goes past the agent.
 fn upside_down(name: &str, commands: &[String]) {
-    let scene = Scene::new(name);
+    upside_down_in(&Scene::new(name), commands);
+    upside_down_in(&Scene::past_the_agent(&format!("{name}-direct")), commands);
+}
+
+fn upside_down_in(scene: &Scene, commands: &[String]) {
     let token = Token::new();
     let watch = scene.watch();
     for command in commands {
@@ -30,7 +35,7 @@ fn upside_down(name: &str, commands: &[String]) {
         let carried = std::thread::scope(|scope| {
             let mut tries = Vec::new();
             for to in scene.targets() {
-                let (scene, token) = (&scene, &token);
+                let token = &token;
                 tries.push(scope.spawn(move || try_to(&scene.hostile, to, token)));
             }
             for from in [&scene.near, &scene.far] {

@@ -10,6 +10,7 @@ pub(crate) const PORT: u16 = 8080;
 
 /// All of these are enrolled.
 pub(crate) struct Scene {
+    encrypted: bool,
     pub(crate) mesh: Mesh,
     /// On the first node.
     pub(crate) hostile: MeshPod,
@@ -25,8 +26,14 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
+    /// Within a node, too, everything is encrypted, so that whatever goes another way is seen.
     pub(crate) fn new(name: &str) -> Self {
-        Self::on(Mesh::new(name))
+        Self::on(Mesh::builder(name).agent_args(&["--same-node", "hbone"]).build())
+    }
+
+    /// Pods of one node talk past the agent; what leaves the node is watched.
+    pub(crate) fn past_the_agent(name: &str) -> Self {
+        Self { encrypted: false, ..Self::on(Mesh::new(name)) }
     }
 
     pub(crate) fn on(mesh: Mesh) -> Self {
@@ -36,7 +43,7 @@ impl Scene {
         for pod in [&hostile, &near, &far, &server] {
             serve(pod, PORT, Serve::Script);
         }
-        let scene = Self { mesh, hostile, near, far, silent, client, server };
+        let scene = Self { encrypted: true, mesh, hostile, near, far, silent, client, server };
         scene.mesh.enroll_all(&scene.pods().map(Clone::clone));
         scene
     }
@@ -68,10 +75,10 @@ impl Scene {
 
     /// Everyone watches from here on.
     pub(crate) fn watch(&self) -> Watch<'_> {
-        let captures = vec![
-            self.mesh.agent(1).node.capture_link("link").unwrap(),
-            self.near.capture_host_end("near").unwrap(),
-        ];
+        let mut captures = vec![self.mesh.agent(1).node.capture_link("link").unwrap()];
+        if self.encrypted {
+            captures.push(self.near.capture_host_end("near").unwrap());
+        }
         let token = Token::new();
         let bystanders = [at(self.server.ipv4(), PORT), at(self.server.ipv6(), PORT)]
             .map(|to| Traffic::start(&self.client, &to, token));

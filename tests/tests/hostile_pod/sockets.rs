@@ -44,13 +44,23 @@ pub(crate) fn works_or_fails(
     }
 }
 
-/// Runs `each` for every target, on a fresh socket.
+/// Runs `each` for every target, on a fresh socket; where the node's own traffic is encrypted, and where
+/// it goes past the agent.
 fn with_sockets(name: &str, each: impl Fn(&Scene, RawSocket, SocketAddr, &Token)) {
-    let scene = Scene::new(name);
+    with_sockets_in(&Scene::new(name), &each);
+    let scene = Scene::past_the_agent(&format!("{name}-direct"));
+    for to in scene.targets() {
+        culvert_tests::attempt(&scene.hostile, &to.to_string()).unwrap();
+    }
+    with_sockets_in(&scene, &each);
+    assert!(scene.counted("direct") > 0);
+}
+
+fn with_sockets_in(scene: &Scene, each: &impl Fn(&Scene, RawSocket, SocketAddr, &Token)) {
     let token = Token::new();
     let watch = scene.watch();
     for to in scene.targets() {
-        each(&scene, scene.puppet().tcp_socket(to).unwrap(), to, &token);
+        each(scene, scene.puppet().tcp_socket(to).unwrap(), to, &token);
     }
     watch.ends_quietly(&[token]);
     for (agent, server) in [(1, &scene.near), (2, &scene.far)] {
