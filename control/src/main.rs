@@ -16,7 +16,6 @@ use ca::Authority;
 use clap::{Args, Parser, Subcommand};
 use control::Control;
 use grant::{Caller, CertificateService, Tokens};
-use istio_api::Code;
 use source::{Directory, Source as _};
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tonic::transport::{Identity, Server, ServerTlsConfig};
@@ -132,17 +131,13 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     let control = Control::new(cluster, run.state_dir.join("vips.json"))?;
     monitor::serve(control.clone(), run.monitor).await?;
     let mut batches = Directory { path: run.config.clone() }.start()?;
-    // The trust domain is in the first batch. A file that cannot be read at all may hold policies:
-    // nothing is served before it is mended.
+    // The trust domain is in the first batch.
     loop {
         let batch = batches.recv().await.context("the source ended before it began")?;
-        let unreadable =
-            batch.diagnostics.iter().any(|d| d.code == Code::Malformed && d.object == "-");
-        control.apply(batch, !unreadable);
-        if !unreadable {
-            break;
-        }
-        tracing::error!("not serving until every manifest can be read");
+        let missing = batch.missing().map(ToString::to_string);
+        control.apply(batch, missing.is_none());
+        let Some(missing) = missing else { break };
+        tracing::error!(missing, "not serving until this is mended");
     }
 
     let life = Duration::from_secs(run.cert_ttl_seconds);

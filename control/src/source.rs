@@ -29,6 +29,19 @@ pub struct Batch {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+impl Batch {
+    /// What nothing may be served without: a file that cannot be read at all may hold policies, and
+    /// MeshConfig says which trust domain and which root namespace are the mesh's.
+    pub fn missing(&self) -> Option<&Diagnostic> {
+        self.diagnostics.iter().find(|d| {
+            let is_mesh_config =
+                d.object.starts_with("MeshConfig ") && d.object.ends_with("/istio");
+            d.code == Code::Malformed && d.object == "-"
+                || is_mesh_config && d.code.is_error() && d.code != Code::Duplicate
+        })
+    }
+}
+
 /// A stream of batches; the first holds everything.
 pub trait Source {
     fn start(self) -> anyhow::Result<mpsc::Receiver<Batch>>;
@@ -374,6 +387,27 @@ mod tests {
             panic!("{changes:?}")
         };
         assert_eq!((p.action, p.rules.len()), (AuthorizationAction::Deny, 1));
+    }
+
+    #[test]
+    fn nothing_is_served_without_mesh_config_that_is_refused() {
+        let config = |name: &str, port: &str| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: istio-system}}\n\
+                 data: {{mesh: \"{{rootNamespace: root, proxyListenPort: {port}}}\"}}\n"
+            )
+        };
+        let read = |text: &str| {
+            let mut files = Files::default();
+            files.file("m.yaml".into(), text.to_owned(), &mut Vec::new());
+            let batch = Batch { changes: Vec::new(), diagnostics: files.diagnostics() };
+            batch.missing().map(|d| d.path.clone())
+        };
+        assert_eq!(read(&config("istio", "15001")), None);
+        assert_eq!(read(&config("istio", "0")).as_deref(), Some("data.mesh.proxyListenPort"));
+        assert_eq!(read(&config("another", "0")), None);
+        assert_eq!(read(BAD_POLICY), None);
+        assert_eq!(read("a: [").as_deref(), Some("-"));
     }
 
     #[test]

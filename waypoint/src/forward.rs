@@ -6,13 +6,14 @@ use crate::{
     exchange::Exchange,
     head::Head,
     http::Downstream,
+    interim::ToClient,
     proxy::Proxy,
     reply::Refusal,
     retry::{Tried, wanted},
     upstream::{self, Answered, Attempt, GoesBack, TryError},
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, ext::on_informational};
 use hyper_util::rt::TokioIo;
 use identity::SpiffeId;
 use mesh::Workload;
@@ -36,6 +37,8 @@ pub struct Given {
     pub downstream: Arc<Downstream>,
     pub head: Head,
     pub client_http2: bool,
+    /// Whoever takes interim answers.
+    pub interim: Option<ToClient>,
 }
 
 /// An answer's head, and what is to be done when its body has gone through.
@@ -227,7 +230,10 @@ async fn try_one(
         slot,
     };
     let scheme = if attempt.tls.is_some() { "https" } else { "http" };
-    let request = given.head.request(http2, scheme, body)?;
+    let mut request = given.head.request(http2, scheme, body)?;
+    if let Some(client) = given.interim.clone().filter(|_| !http2) {
+        on_informational(&mut request, move |a| client.send(a.status(), a.headers()));
+    }
     let sending = upstream::send(&given.proxy, attempt, request);
     Ok(match retry.and_then(|r| r.per_try_timeout) {
         None => sending.await,

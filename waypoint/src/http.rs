@@ -320,6 +320,7 @@ async fn along(
     let upgrade = head::end_of_hop(request.headers_mut());
     let on_client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
+    let interim = parts.extensions.remove();
     let form = changed(&route, weighted, matched, form, &mut parts.headers);
     let body = Replay::new(body, route.retry.is_some(), exchange.is_grpc);
     exchange.received = Some(body.taken());
@@ -336,6 +337,7 @@ async fn along(
             upgrade,
         },
         client_http2: exchange.downstream.http2,
+        interim,
     };
     let cluster = match resolve(&exchange.proxy, &weighted.target) {
         Ok(cluster) => cluster,
@@ -462,6 +464,7 @@ fn mirror(
                 upgrade: None,
             },
             client_http2: exchange.downstream.http2,
+            interim: None,
         };
         let body: OutBody = body.mirror();
         tokio::spawn(forward::mirror(given, cluster, body));

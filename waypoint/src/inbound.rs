@@ -4,12 +4,17 @@
 use crate::{
     doors::Admitted,
     http::{self as request, Came, Downstream},
+    interim,
     proxy::{PATIENCE, Proxy},
     tcp, upstream,
 };
 use hbone::{Authority, InboundStream, StreamIo};
 use http::StatusCode;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use identity::SpiffeId;
 use routes::proto::Protocol;
@@ -251,6 +256,17 @@ pub async fn serve_http(
             .serve_connection(TokioIo::new(io), service);
         drained(&proxy, connection, |c| c.graceful_shutdown()).await
     } else {
+        let io = interim::Beneath::new(io);
+        let interim = io.answers();
+        let service = service_fn(move |mut r: http::Request<Incoming>| {
+            let open = interim.open(&mut r);
+            let answer = service.call(r);
+            async move {
+                let answer = answer.await;
+                drop(open);
+                answer
+            }
+        });
         let connection = http1().serve_connection(TokioIo::new(io), service).with_upgrades();
         drained(&proxy, connection, |c| c.graceful_shutdown()).await
     };

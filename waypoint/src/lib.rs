@@ -14,6 +14,7 @@ mod gateway;
 mod head;
 mod http;
 mod inbound;
+mod interim;
 mod proxy;
 mod reply;
 mod retry;

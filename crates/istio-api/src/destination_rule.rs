@@ -15,6 +15,10 @@ use std::collections::BTreeSet;
 /// The largest table that Maglev may have.
 const LARGEST_TABLE: u64 = 5_000_011;
 
+/// Labels by which `failover` goes.
+const TOPOLOGY: [&str; 3] =
+    ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+
 pub(crate) fn destination_rule(d: &DestinationRule, namespace: &str, found: &mut Found<'_>) {
     if !form::is_wildcard_host(&d.host) {
         found.invalid("spec.host", format!("{:?}", d.host), "a service's host, or a wildcard");
@@ -280,7 +284,12 @@ fn is_prime(n: u64) -> bool {
     n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
-fn locality(l: &LocalityLoadBalancerSetting, ejects: bool, path: &str, found: &mut Found<'_>) {
+pub(crate) fn locality(
+    l: &LocalityLoadBalancerSetting,
+    ejects: bool,
+    path: &str,
+    found: &mut Found<'_>,
+) {
     if !l.distribute.is_empty() && !l.failover.is_empty() {
         found.invalid(
             format!("{path}.distribute"),
@@ -296,17 +305,22 @@ fn locality(l: &LocalityLoadBalancerSetting, ejects: bool, path: &str, found: &m
             "nothing fails over until outlierDetection says what has failed",
         );
     }
+    if !l.failover.is_empty() {
+        for (i, label) in l.failover_priority.iter().enumerate() {
+            if TOPOLOGY.contains(&label.as_str()) {
+                let at = format!("{path}.failoverPriority[{i}]");
+                let remedy = "failover says that already: leave one of them out";
+                found.invalid(at, format!("{label:?} beside failover"), remedy);
+            }
+        }
+    }
+    let mut from: Vec<&String> = Vec::new();
     for (i, d) in l.distribute.iter().enumerate() {
         let at = format!("{path}.distribute[{i}]");
-        for name in std::iter::once(&d.from).chain(d.to.keys()) {
-            let wild = name.find('*').is_some_and(|at| at + 1 != name.len());
-            if name.is_empty() || wild || name.split('/').any(str::is_empty) {
-                found.invalid(
-                    &at,
-                    format!("{name:?}"),
-                    "region, region/zone or region/zone/subzone, with * at the end for all",
-                );
-            }
+        place(&d.from, &mut from, format!("{at}.from"), found);
+        let mut to = Vec::new();
+        for name in d.to.keys() {
+            place(name, &mut to, format!("{at}.to"), found);
         }
         let sum: u64 = d.to.values().map(|w| u64::from(*w)).sum();
         if sum != 100 || d.to.values().any(|w| *w == 0) {
@@ -326,6 +340,27 @@ fn locality(l: &LocalityLoadBalancerSetting, ejects: bool, path: &str, found: &m
     }
 }
 
+/// A locality, which none of those before it covers.
+fn place<'a>(name: &'a String, before: &mut Vec<&'a String>, path: String, found: &mut Found<'_>) {
+    let wild = name.find('*').is_some_and(|at| at + 1 != name.len());
+    if name.is_empty() || wild || name.split('/').any(str::is_empty) {
+        found.invalid(
+            path,
+            format!("{name:?}"),
+            "region, region/zone or region/zone/subzone, with * at the end for all",
+        );
+    } else if let Some(other) = before.iter().find(|other| covers(other, name)) {
+        found.invalid(path, format!("{name:?}"), format!("{other:?} has it: give each place once"));
+    }
+    before.push(name);
+}
+
+/// As Istio has it: what is more specific may come first, and then the rest.
+fn covers(earlier: &str, later: &str) -> bool {
+    let parts = earlier.split('/').zip(later.split('/'));
+    parts.take_while(|(e, _)| *e != "*").all(|(e, l)| e == l)
+}
+
 fn client_tls(t: &ClientTlsSettings, path: &str, found: &mut Found<'_>) {
     match t.mode {
         // What the mesh does in any case.
@@ -343,6 +378,14 @@ fn client_tls(t: &ClientTlsSettings, path: &str, found: &mut Found<'_>) {
     }
     if !t.sni.is_empty() && !form::is_host(&t.sni) {
         found.invalid(format!("{path}.sni"), format!("{:?}", t.sni), "a host's whole name");
+    }
+    tls_settings(t, path, found);
+}
+
+/// How TLS is begun, to whomever.
+pub(crate) fn tls_settings(t: &ClientTlsSettings, path: &str, found: &mut Found<'_>) {
+    if !matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) {
+        return;
     }
     let files = [
         ("clientCertificate", !t.client_certificate.is_empty()),
@@ -368,13 +411,14 @@ fn client_tls(t: &ClientTlsSettings, path: &str, found: &mut Found<'_>) {
             );
         }
     }
+    let secret = t.mode == ClientTlsMode::Simple && !t.credential_name.is_empty();
     if t.insecure_skip_verify == Some(true)
-        && (!t.ca_certificates.is_empty() || !t.subject_alt_names.is_empty())
+        && (secret || !t.ca_certificates.is_empty() || !t.subject_alt_names.is_empty())
     {
         found.invalid(
             format!("{path}.insecureSkipVerify"),
             "beside what is to be verified",
-            "leave caCertificates and subjectAltNames out, or verify",
+            "leave caCertificates, subjectAltNames and SIMPLE's credentialName out, or verify",
         );
     }
 }

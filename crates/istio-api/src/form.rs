@@ -1,7 +1,7 @@
 //! The forms of words in Istio's API: labels, hosts, regular expressions, headers.
 
 use regex::RegexBuilder;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Longest regular expression, in bytes.
 const LONGEST_REGEX: usize = 1024;
@@ -44,6 +44,17 @@ pub fn is_wildcard_host(s: &str) -> bool {
 
 pub fn is_ip(s: &str) -> bool {
     s.parse::<IpAddr>().is_ok()
+}
+
+/// `<host or IP address>:<port>`
+pub fn is_address(s: &str) -> bool {
+    let Some((host, port)) = s.rsplit_once(':') else { return false };
+    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let is_host = match bracketed {
+        Some(host) => is_ip(host),
+        None => is_host(host) || host.parse::<Ipv4Addr>().is_ok(),
+    };
+    is_host && port.parse::<u16>().is_ok_and(|p| p != 0)
 }
 
 /// Whether a host that one of them means may be meant by the other, too.
@@ -133,6 +144,17 @@ mod tests {
         }
         for bad in ["*.", "a*.com", "*.*.com", "**", "*.10"] {
             assert!(!is_wildcard_host(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for good in ["a:1", "a.b.example:65535", "10.0.0.1:80", "[::1]:80"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", "a", ":80", "a:", "a:0", "a:65536", "a:http", "::1:80", "[a]:80", "a b:80"]
+        {
+            assert!(!is_address(bad), "{bad}");
         }
     }
 

@@ -177,7 +177,7 @@ fn one_port(p: &Port, unix: bool, path: &str, found: &mut Found<'_>) -> Option<P
     kind
 }
 
-fn is_gateway_host(h: &str) -> bool {
+pub(crate) fn is_gateway_host(h: &str) -> bool {
     let (namespace, host) = h.split_once('/').map_or((None, h), |(n, h)| (Some(n), h));
     let whole =
         host == "*" || form::is_ip(host) || host.contains('.') && form::is_wildcard_host(host);

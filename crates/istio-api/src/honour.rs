@@ -56,10 +56,20 @@ pub(crate) fn check(
         found.push(Code::NotServed, "kind", kind, words);
     }
     let told = matches!(whole, Some((Fate::Refused, _)));
-    walk(shape, spec, path, &mut |given| one(kind, &given, told, found));
+    // Within what is not obeyed the same is not said again.
+    let mut idle: Option<String> = None;
+    walk(shape, spec, path, &mut |given| {
+        let rest = idle.as_ref().and_then(|idle| given.path.strip_prefix(idle));
+        let within = rest.is_some_and(|rest| rest.starts_with(['.', '[']));
+        let key = format!("{}.{}", given.message, given.field);
+        if !within && matches!(fate(kind, &key), Some((Fate::Idle, _))) {
+            idle = Some(given.path.clone());
+        }
+        one(kind, &given, told || within, found)
+    });
 }
 
-/// Whether to look further within.
+/// `told`: that it is not obeyed. Whether to look further within.
 fn one(kind: &'static str, given: &Given<'_>, told: bool, found: &mut Found<'_>) -> bool {
     if let Some(rival) = given.rivals.first() {
         found.push(
@@ -72,11 +82,11 @@ fn one(kind: &'static str, given: &Given<'_>, told: bool, found: &mut Found<'_>)
     let key = format!("{}.{}", given.message, given.field);
     match fate(kind, &key) {
         Some((Fate::Obeyed | Fate::Told, _)) => true,
-        // Of its kind as a whole it has been said already.
+        // Of its kind as a whole, or of what it is within, it has been said already.
         Some(_) if told => true,
         Some((Fate::Idle, words)) => {
             found.push(Code::Warning, &given.path, "not obeyed", words);
-            false
+            true
         }
         Some((Fate::Refused, words)) => {
             found.push(Code::NotServed, &given.path, "not served", words);

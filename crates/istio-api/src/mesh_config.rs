@@ -1,5 +1,8 @@
 //! What is read of MeshConfig.
 
+mod providers;
+pub(crate) mod validate;
+
 use crate::kubernetes::nullable;
 use serde::Deserialize;
 

@@ -7,8 +7,8 @@ use crate::{
     istio::mesh_config::MeshConfig as WholeMeshConfig,
     kinds::{Kind, Object, ObjectKey, Spec},
     kubernetes::{ConfigMap, Meta},
-    mesh_config::MeshConfig,
-    schema::Schema,
+    mesh_config::{self, MeshConfig},
+    schema::{Schema, keep_known},
     validate,
 };
 use serde::de::DeserializeOwned;
@@ -233,6 +233,10 @@ fn mesh_config(text: &str, found: &mut Found<'_>) -> Option<MeshConfig> {
                 "data.mesh",
                 found,
             );
+            let mut known = value.clone();
+            keep_known(WholeMeshConfig::shape(), &mut known);
+            let whole: WholeMeshConfig = typed(known, "data.mesh", found)?;
+            mesh_config::validate::mesh_config(&whole, found);
             typed(value, "data.mesh", found)
         }
         Err(e) => {

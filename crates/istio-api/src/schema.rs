@@ -366,6 +366,29 @@ pub fn walk(shape: Shape, value: &Value, path: &str, visit: &mut impl FnMut(Give
     }
 }
 
+/// Takes out what is no field of the message, nor of those within it.
+pub fn keep_known(shape: Shape, value: &mut Value) {
+    match (shape, value) {
+        (Shape::List(of), Value::Array(items)) => {
+            items.iter_mut().for_each(|item| keep_known(of(), item));
+        }
+        (Shape::Map(of), Value::Object(items)) => {
+            items.values_mut().for_each(|item| keep_known(of(), item));
+        }
+        (Shape::Message(_, fields), Value::Object(items)) => {
+            let fields = fields();
+            items.retain(|name, value| {
+                let field = fields.iter().find(|f| f.name == *name);
+                field.is_some_and(|f| {
+                    keep_known(f.shape, value);
+                    true
+                })
+            });
+        }
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

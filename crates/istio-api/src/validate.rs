@@ -11,7 +11,6 @@ use crate::{
     },
     kinds::{Object, Spec},
     kubernetes::Labels,
-    mesh_config::MeshConfig,
     parse::Found,
     security::{AuthorizationAction, AuthorizationPolicy, PeerAuthentication, Source},
     service_entry::{service_entry, workload_entry},
@@ -27,7 +26,6 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::PeerAuthentication(p) => peer_authentication(p, found),
         Spec::WorkloadEntry(w) => workload_entry(w, "spec", found),
         Spec::ServiceEntry(s) => service_entry(s, found),
-        Spec::MeshConfig(m) => mesh_config(m, found),
         Spec::Service(s) => {
             for (i, p) in s.spec.ports.iter().enumerate() {
                 if p.port == 0 {
@@ -43,7 +41,9 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::GrpcRoute(r) => grpc_route(r, found),
         Spec::Telemetry(t) => telemetry(t, found),
         Spec::Pod(_) | Spec::Namespace(_) => same_node(&object.meta.annotations, found),
-        Spec::ReferenceGrant(_)
+        // Judged where it is read whole.
+        Spec::MeshConfig(_)
+        | Spec::ReferenceGrant(_)
         | Spec::Secret(_)
         | Spec::EndpointSlice(_)
         | Spec::Node(_)
@@ -429,25 +429,5 @@ fn peer_authentication(p: &PeerAuthentication, found: &mut Found<'_>) {
             "without a selector",
             "ports differ by workload: add spec.selector.matchLabels",
         );
-    }
-}
-
-fn mesh_config(m: &MeshConfig, found: &mut Found<'_>) {
-    for domain in m.trust_domain_aliases.iter().chain([&m.trust_domain]) {
-        let fine = !domain.is_empty()
-            && domain.bytes().all(|c| {
-                c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'.' | b'-' | b'_')
-            });
-        if !fine {
-            found.push(
-                Code::InvalidValue,
-                "data.mesh.trustDomain",
-                format!("{domain:?}"),
-                "a trust domain has characters a-z 0-9 . - _ only",
-            );
-        }
-    }
-    if m.root_namespace.is_empty() {
-        found.push(Code::InvalidValue, "data.mesh.rootNamespace", "empty", "name a namespace");
     }
 }

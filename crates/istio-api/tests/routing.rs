@@ -279,12 +279,29 @@ fn destination_rules_are_held_to_istios_rules() {
             ".loadBalancer.localityLbSetting.distribute[0].to",
             "100",
         ),
+        at(
+            "{loadBalancer: {localityLbSetting: {distribute: \
+             [{from: a, to: {b: 100}}, {from: a/b, to: {c: 100}}]}}}",
+            ".loadBalancer.localityLbSetting.distribute[1].from",
+            "\"a\" has it",
+        ),
+        at(
+            "{outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}], \
+             failoverPriority: [topology.istio.io/subzone]}}}",
+            ".loadBalancer.localityLbSetting.failoverPriority[0]",
+            "beside failover",
+        ),
         at("{loadBalancer: {warmup: {}}}", ".loadBalancer.warmup.duration", "how long"),
         at("{tls: {mode: MUTUAL, clientCertificate: a}}", ".tls.privateKey", "credentialName"),
         at(
             "{tls: {mode: SIMPLE, credentialName: a, caCertificates: b}}",
             ".tls.caCertificates",
             "secret",
+        ),
+        at(
+            "{tls: {mode: SIMPLE, credentialName: a, insecureSkipVerify: true}}",
+            ".tls.insecureSkipVerify",
+            "credentialName",
         ),
         at(
             "{portLevelSettings: [{tls: {mode: ISTIO_MUTUAL}}]}",

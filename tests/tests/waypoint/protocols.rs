@@ -135,6 +135,44 @@ fn a_client_that_waits_to_be_told_is_told() {
 }
 
 #[test]
+fn interim_answers_come_before_the_answer() {
+    let p = Played::new("wp-interim", "http", Serve::Manual);
+    let client = p.raw();
+    let ask = |line: &str| {
+        client.write(format!("GET / {line}\r\nhost: played:{PORT}\r\n\r\n").as_bytes()).unwrap();
+    };
+    ask("HTTP/1.1");
+    let app = p.accept();
+    read_until(&app, "\r\n\r\n");
+    for link in ["</style.css>", "</script.js>"] {
+        let hints = format!(
+            "HTTP/1.1 103 Early Hints\r\nlink: {link}\r\nconnection: x-hop\r\nx-hop: 1\r\n\r\n"
+        );
+        app.write(hints.as_bytes()).unwrap();
+        let come = read_until(&client, "\r\n\r\n");
+        assert_eq!(come, format!("HTTP/1.1 103 Early Hints\r\nlink: {link}\r\n\r\n"));
+    }
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n";
+    app.write(format!("{answer}ok").as_bytes()).unwrap();
+    let come = read_until(&client, "\r\n\r\nok");
+    assert!(come.starts_with("HTTP/1.1 200"), "{come}");
+    // The next request, whose interim answers come with the answer.
+    ask("HTTP/1.1");
+    read_until(&app, "\r\n\r\n");
+    let processing = "HTTP/1.1 102 Processing\r\n\r\n";
+    app.write(format!("{processing}{processing}{answer}go").as_bytes()).unwrap();
+    let come = read_until(&client, "\r\n\r\ngo");
+    let rest = come.strip_prefix(&processing.repeat(2)).unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200"), "{come}");
+    // Whoever speaks HTTP/1.0 does not know of them.
+    ask("HTTP/1.0");
+    read_until(&app, "\r\n\r\n");
+    app.write(format!("{processing}{answer}no").as_bytes()).unwrap();
+    let come = read_until(&client, "\r\n\r\nno");
+    assert!(come.starts_with("HTTP/1.0 200"), "{come}");
+}
+
+#[test]
 fn a_connection_switches_to_another_protocol_and_carries_it() {
     let s = Scene::new("wp-upgrade");
     let client = s.raw();
