@@ -69,7 +69,7 @@ pub fn run(runs: usize) -> anyhow::Result<Vec<Row>> {
             measures.mesh(&format!("{name}-p50"), "us", seen.p50);
             measures.mesh(
                 &format!("{name}-agent-cpu"),
-                "us/request",
+                "us/connection",
                 spent / all.len() as f64 * 1e6,
             );
         }

@@ -54,7 +54,10 @@ pub fn cross_node(runs: usize) -> anyhow::Result<Vec<Row>> {
     let mesh = Mesh::new("bench-cross-node");
     let pairs = Pairs::new(&mesh, 2, &Value::Null)?;
     let mut rows = under_loads(CROSS_NODE, &mesh, &pairs, runs)?.rows();
-    rows.extend(floors::measure(CROSS_NODE, &pairs.plain, runs.min(MOST_TURNS))?);
+    match floors::measure(CROSS_NODE, &pairs.plain, runs.min(MOST_TURNS)) {
+        Ok(floors) => rows.extend(floors),
+        Err(error) => eprintln!("{CROSS_NODE}: floors are left out: {error:#}"),
+    }
     Ok(rows)
 }
 
