@@ -6,8 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod dns;
+mod load;
+mod machine;
 mod memory;
+mod path;
 mod peers;
+mod process;
 mod report;
 mod role;
 mod scale;
@@ -23,7 +27,8 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measures Culvert beside its goals and a peer")]
 struct Cli {
-    /// What to measure: scale, dns, waypoint [default: everything]
+    /// What to measure: scale, dns, waypoint, same-node, spliced, cross-node, connect, memory, enroll
+    /// [default: everything]
     suites: Vec<String>,
     /// Writes the rows to this file, too
     #[arg(long)]
@@ -51,33 +56,57 @@ fn main() -> ExitCode {
     }
 }
 
-type Suite = fn(usize) -> anyhow::Result<Vec<report::Row>>;
+/// Takes how often what is repeated is to be.
+type Run = fn(usize) -> anyhow::Result<Vec<report::Row>>;
+
+struct Suite {
+    name: &'static str,
+    run: Run,
+    /// For network namespaces.
+    needs_root: bool,
+}
+
+const fn of_nodes(name: &'static str, run: Run) -> Suite {
+    Suite { name, run, needs_root: true }
+}
+
+const SUITES: [Suite; 9] = [
+    Suite { name: scale::SUITE, run: scale::run, needs_root: false },
+    of_nodes(dns::SUITE, dns::run),
+    of_nodes(waypoint::SUITE, waypoint::run),
+    of_nodes(path::SAME_NODE, path::same_node),
+    of_nodes(path::SPLICED, path::spliced),
+    of_nodes(path::CROSS_NODE, path::cross_node),
+    of_nodes(path::CONNECT, path::connect),
+    of_nodes(path::MEMORY, path::memory),
+    of_nodes(path::ENROLL, path::enroll),
+];
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    let all = [scale::SUITE, dns::SUITE, waypoint::SUITE];
-    if let Some(unknown) = cli.suites.iter().find(|s| !all.contains(&s.as_str())) {
-        bail!("there is no suite {unknown:?}, only {}", all.join(" and "));
+    let names = SUITES.map(|s| s.name);
+    if let Some(unknown) = cli.suites.iter().find(|s| !names.contains(&s.as_str())) {
+        bail!("there is no suite {unknown:?}, only {}", names.join(", "));
     }
-    let wanted = |suite: &str| cli.suites.is_empty() || cli.suites.iter().any(|s| s == suite);
-    let runs = cli.runs.max(1);
-    let mut rows = Vec::new();
-    if wanted(scale::SUITE) {
-        rows.extend(scale::run(runs)?);
-    }
-    for (suite, run) in [(dns::SUITE, dns::run as Suite), (waypoint::SUITE, waypoint::run)] {
-        if !wanted(suite) {
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    for suite in SUITES {
+        if !cli.suites.is_empty() && !cli.suites.iter().any(|s| s == suite.name) {
             continue;
         }
-        if nix::unistd::geteuid().is_root() {
-            rows.extend(run(runs)?);
-        } else {
-            eprintln!("not root: {suite} is left out, which needs network namespaces");
+        if suite.needs_root && !nix::unistd::geteuid().is_root() {
+            eprintln!("not root: {} is left out, which needs network namespaces", suite.name);
+            continue;
+        }
+        match (suite.run)(cli.runs.max(1)) {
+            Ok(measured) => rows.extend(measured),
+            // What the others have measured is worth having.
+            Err(error) => failed.push(format!("{}: {error:#}", suite.name)),
         }
     }
-    ensure!(!rows.is_empty(), "nothing was measured");
-    println!("{}", report::table(&rows));
+    println!("{}\n\n{}", machine::name()?, report::tables(&rows));
     if let Some(path) = &cli.json {
         fs::write(path, format!("{:#}\n", report::json(&rows)))?;
     }
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
+    ensure!(!rows.is_empty(), "nothing was measured");
     Ok(())
 }

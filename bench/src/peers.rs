@@ -48,3 +48,34 @@ pub fn dns(name: &str) -> Beside {
         _ => NONE,
     }
 }
+
+/// By suite and measure; by the ratio to plain, where there is one.
+pub fn path(suite: &str, name: &str) -> Beside {
+    let at_most = |figure| Some(Goal::AtMost(figure));
+    let at_least = |figure| Some(Goal::AtLeast(figure));
+    match (suite, name) {
+        ("same-node", "iperf3-1") => (at_least(0.97), Some(0.38)),
+        ("same-node", "wrk-64") => (at_least(0.95), Some(0.28)),
+        ("same-node", "pingpong-p50") => (at_most(1.03), None),
+        ("same-node", "connect-16") => (at_least(0.9), None),
+        ("spliced", "iperf3-1") => (at_least(3.0), Some(0.38)),
+        ("spliced", "wrk-64") => (at_least(1.2), Some(0.28)),
+        ("spliced", "pingpong-p50") => (at_most(0.55), None),
+        ("cross-node", "iperf3-1") => (at_least(0.55), Some(0.36)),
+        ("cross-node", "iperf3-1-agent-cpu") => (at_most(1.0), Some(1.5)),
+        ("cross-node", "iperf3-4") => (None, Some(0.18)),
+        ("cross-node", "wrk-1") => (None, Some(0.41)),
+        ("cross-node", "wrk-16") => (None, Some(0.25)),
+        ("cross-node", "wrk-64") => (at_least(0.5), Some(0.27)),
+        ("cross-node", "rate-1000-p50-added") => (at_most(355.0 / 2.0), Some(355.0)),
+        ("cross-node", "rate-1000-p99-added") => (at_most(2200.0 / 2.0), Some(2200.0)),
+        ("cross-node", "connect-1") => (None, Some(0.18)),
+        ("cross-node", "connect-16") => (at_least(0.5), Some(0.29)),
+        ("cross-node", "bulk-beside-p50") => (None, Some(6.6 / 0.3)),
+        ("cross-node", "bulk-beside-p99") => (at_most(2.0), Some(20.7 / 3.9)),
+        ("connect", "unpooled-16") => (None, Some(1200.0)),
+        ("memory", "idle") => (at_most(8.0), Some(ZTUNNEL_IDLE)),
+        ("memory", n) if n.contains("-connections-") => (at_most(3.2), Some(6.4)),
+        _ => NONE,
+    }
+}

@@ -1,12 +1,14 @@
 //! Child processes: started with a role and its arguments, they print samples, a line each.
 
-use crate::{dns, scale, waypoint};
+use crate::{dns, path, scale, waypoint};
 use anyhow::{Context as _, bail, ensure};
 use std::{
     env,
     io::{BufRead as _, BufReader, Read as _},
     process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
 };
+use testbed::Proc;
 
 /// The samples of each measure, in the order in which they were first measured.
 #[derive(Default)]
@@ -34,6 +36,7 @@ pub fn play(role: &[String]) -> anyhow::Result<()> {
         ["decide"] => scale::decide::play(),
         ["ask", args @ ..] => dns::ask::play(args),
         ["backend", args @ ..] => waypoint::backend::play(args),
+        ["path", args @ ..] => path::play(args),
         _ => bail!("there is no role {role:?}"),
     }
 }
@@ -67,6 +70,32 @@ pub fn samples(said: &str) -> anyhow::Result<Vec<(String, f64)>> {
         Ok((name.to_owned(), value.parse()?))
     };
     said.lines().map(sample).collect()
+}
+
+/// Waits for a role that runs in a pod; what it said of these names.
+pub fn said<const N: usize>(
+    role: &Proc,
+    patience: Duration,
+    names: [&str; N],
+) -> anyhow::Result<[f64; N]> {
+    let status = role.wait(patience)?;
+    ensure!(status.success(), "a role ended with {status}: {}", role.stderr());
+    let samples = samples(&role.stdout())?;
+    let mut values = [0.0; N];
+    for (value, name) in values.iter_mut().zip(names) {
+        let found = samples.iter().find(|(n, _)| n == name);
+        *value = found.with_context(|| format!("the role did not say {name}"))?.1;
+    }
+    Ok(values)
+}
+
+/// What so many of a hundred took less than.
+///
+/// # Panics
+/// Without any.
+pub fn microseconds(took: &mut [Duration], percent: usize) -> f64 {
+    took.sort_unstable();
+    took[(took.len() - 1) * percent / 100].as_secs_f64() * 1e6
 }
 
 /// A role that serves until it is dropped. Its standard input is its line to its parent: the

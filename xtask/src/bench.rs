@@ -6,7 +6,8 @@ use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to measure: scale, dns, waypoint [default: everything]
+    /// What to measure: scale, dns, waypoint, same-node, spliced, cross-node, connect, memory, enroll
+    /// [default: everything]
     suites: Vec<String>,
     /// Write the figures to this file, too
     #[arg(long)]
@@ -59,6 +60,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     host::run(&mut build)?;
     let mut bench = Command::new(host::target().join("release/culvert-bench"));
+    let loaded = ["same-node", "spliced", "cross-node"];
+    if nix::unistd::geteuid().is_root() && loaded.iter().any(|suite| wants(args, suite)) {
+        host::require_packages(&[("iperf3", "iperf3"), ("wrk", "wrk"), ("nginx", "nginx-light")])?;
+    }
     if nix::unistd::geteuid().is_root() && wants(args, "waypoint") {
         host::require_packages(&[("wrk", "wrk"), ("h2load", "nghttp2-client")])?;
         bench.env("CULVERT_BENCH_ENVOY", envoy()?);

@@ -3,11 +3,12 @@
 
 use super::{
     apply, backends, envoy, gateway,
-    load::{self, Load},
     place::{self, BACKEND_PORT, BACKENDS, OTHERS, Place},
-    process, rows, to,
+    rows, to,
 };
 use crate::{
+    load::{self, Load},
+    process,
     report::{Goal, Row},
     role::Samples,
 };

@@ -5,11 +5,12 @@ use super::{
     SUITE,
     alone::measure,
     apply, gateway,
-    load::{Load, SECONDS},
     place::{self, Client, OTHERS, Place},
     to, unit,
 };
 use crate::{
+    load::{Load, SECONDS},
+    process,
     report::{Goal, Row},
     role::Samples,
 };
@@ -88,7 +89,7 @@ pub fn run(mesh: &Mesh, rounds: usize) -> anyhow::Result<Vec<Row>> {
         }
     }
     for (shape, place) in shapes.iter().zip(&places) {
-        let resident = super::process::resident(place.gateway.pid())?;
+        let resident = process::resident(place.gateway.pid())?;
         samples.add(&format!("{}: resident", shape.name), resident);
     }
     Ok(with_goals(&samples, &shapes))

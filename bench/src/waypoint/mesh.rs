@@ -1,12 +1,13 @@
 //! The whole way: a client's agent, a waypoint, the server's agent; beside the same client and server
 //! outside the mesh.
 
-use super::{
-    SUITE,
-    load::{Load, SECONDS},
-    place, process, unit,
+use super::{SUITE, place, unit};
+use crate::{
+    load::{Load, SECONDS, Seen},
+    process,
+    report::Row,
+    role::Samples,
 };
-use crate::{report::Row, role::Samples};
 use culvert_tests::{Ask, Mesh, MeshPod, SOON};
 use testbed::eventually;
 
@@ -60,9 +61,8 @@ fn through(
     load: Load,
     way: &str,
     into: &mut Samples,
-) -> anyhow::Result<super::load::Seen> {
-    let everywhere = format!("0-{}", place::proxys_processor());
-    let seen = load.run(from, url, &everywhere, SECONDS)?;
+) -> anyhow::Result<Seen> {
+    let seen = load.run(from, url, &process::everywhere(), SECONDS)?;
     let name = format!("{way}: {}", load.name());
     if !matches!(load, Load::Paced(..)) {
         into.add(&format!("{name}: requests"), seen.per_second);

@@ -4,11 +4,9 @@
 mod alone;
 pub mod backend;
 mod envoy;
-mod load;
 mod many;
 mod mesh;
 mod place;
-mod process;
 
 use crate::{
     report::{Goal, Peer, Row},

@@ -1,7 +1,7 @@
 //! A pod with a gateway, a backend behind it, and room for clients: whatever goes to and fro stays on
 //! that pod's loopback.
 
-use crate::role;
+use crate::{process, role};
 use anyhow::{Context as _, ensure};
 use culvert_tests::{Mesh, SOON, Waypoint};
 use std::{
@@ -12,8 +12,6 @@ use std::{
     time::Duration,
 };
 use testbed::{Proc, eventually, inside};
-
-use super::process;
 
 /// The backend's addresses, one for each destination.
 pub const BACKENDS: [&str; 2] = ["192.0.2.1", "192.0.2.2"];

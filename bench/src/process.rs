@@ -1,4 +1,4 @@
-//! What a proxy's process costs.
+//! What a process costs, and where it runs.
 
 use crate::memory;
 use nix::{
@@ -16,6 +16,11 @@ pub fn pin(pid: i32, processor: usize) -> anyhow::Result<()> {
         sched_setaffinity(Pid::from_raw(name.to_string_lossy().parse()?), &set)?;
     }
     Ok(())
+}
+
+/// All processors, as taskset has it.
+pub fn everywhere() -> String {
+    format!("0-{}", std::thread::available_parallelism().map_or(0, |n| n.get() - 1))
 }
 
 /// Resident, in MB.

@@ -1,5 +1,5 @@
-//! Load on a proxy, and what came of it: wrk for HTTP/1.1 as fast as it goes, h2load for HTTP/2 and
-//! for rates that are held.
+//! HTTP's load, and what came of it: wrk for HTTP/1.1 as fast as it goes, h2load for HTTP/2 and for
+//! rates that are held.
 
 use anyhow::{Context as _, bail, ensure};
 use std::{fs, process::Command, time::Duration};
@@ -12,6 +12,8 @@ pub const SECONDS: u64 = 2;
 pub enum Load {
     /// So many connections of HTTP/1.1.
     Http1(u32),
+    /// So many connections of HTTP/1.1 at a time, each for one request.
+    Http1Once(u32),
     /// So many connections of HTTP/2, and streams on each.
     Http2(u32, u32),
     /// So many connections of HTTP/1.1, and requests a second in all.
@@ -32,6 +34,9 @@ impl Load {
     pub fn name(self) -> String {
         match self {
             Self::Http1(connections) => format!("HTTP/1.1, {connections} connections"),
+            Self::Http1Once(at_once) => {
+                format!("HTTP/1.1, a connection a request, {at_once} at a time")
+            }
             Self::Http2(connections, streams) => {
                 format!("HTTP/2, {connections} x {streams} streams")
             }
@@ -50,8 +55,11 @@ impl Load {
         command.args(["--cpu-list", on]);
         let seconds_given = seconds.to_string();
         match self {
-            Self::Http1(connections) => {
+            Self::Http1(connections) | Self::Http1Once(connections) => {
                 command.args(["wrk", "--threads", "1", "--latency"]);
+                if let Self::Http1Once(_) = self {
+                    command.args(["--header", "Connection: close"]);
+                }
                 command.args(["--connections", &text(connections), "--duration", &seconds_given]);
             }
             Self::Http2(connections, streams) => {
@@ -71,7 +79,7 @@ impl Load {
         let said = process.stdout();
         ensure!(status.success(), "{self:?} ended with {status}: {said}{}", process.stderr());
         let seen = match self {
-            Self::Http1(_) => of_wrk(&said),
+            Self::Http1(_) | Self::Http1Once(_) => of_wrk(&said),
             _ => of_h2load(&said, &fs::read_to_string(&log)?),
         };
         seen.with_context(|| format!("{url}, {self:?}:\n{said}"))
