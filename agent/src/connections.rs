@@ -226,6 +226,13 @@ impl Drop for Entry {
     }
 }
 
+/// A connection of which nobody had to know while it was open: counted and told of.
+pub fn came_and_went(series: &Series, record: &FlowRecord) {
+    series.opened();
+    series.closed(record.sent, record.received);
+    tracing::info!(target: "access", "{}", access_log_line(record));
+}
+
 /// The workload's part of a record.
 pub fn endpoint(
     address: Option<std::net::SocketAddr>,

@@ -10,7 +10,7 @@
 
 use crate::{
     agent::Agent,
-    connections::{Entry, Judged, endpoint},
+    connections::{self, Entry, Judged, endpoint},
     inbound, netlink,
     pods::{Pod, lock},
 };
@@ -177,11 +177,23 @@ impl Direct {
             return;
         }
         let mut state = lock(&self.state);
-        agent.capture.news(|event| match event.kind {
-            event_kind::OPENED => state.opened(agent, event),
-            event_kind::CLOSED => state.closed(agent, event),
-            _ => {}
-        });
+        let mut news = Vec::new();
+        agent.capture.news(|event| news.push(*event));
+        let ends = news.iter().filter(|e| e.kind == event_kind::CLOSED);
+        let mut ends: HashMap<u64, Event> = ends.map(|e| (e.cookie, *e)).collect();
+        for event in &news {
+            if event.kind == event_kind::OPENED {
+                match state.end_of_way(event) {
+                    // Most are short, and nobody has seen them open.
+                    Some((_, end)) if let Some(closed) = ends.remove(&event.cookie) => {
+                        came_and_went(agent, &end.records, event, &closed);
+                    }
+                    _ => state.opened(agent, event),
+                }
+            } else if let Some(closed) = ends.remove(&event.cookie) {
+                state.closed(agent, &closed);
+            }
+        }
     }
 
     /// Asks the kernel how many bytes the connections that are open have moved.
@@ -270,10 +282,7 @@ impl State {
                 None => return,
             },
         };
-        let close = match event.state {
-            TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT => CloseReason::Finished,
-            _ => CloseReason::Reset("one of the two ends reset it, or is gone".to_owned()),
-        };
+        let close = close_reason(event);
         let (sent, received) = payload(event);
         open.outbound.finish(sent, received, close.clone());
         open.inbound.finish(sent, received, close);
@@ -296,7 +305,7 @@ impl State {
         let Records { mut outbound, mut inbound, series: [from, to], mut judged } = records;
         for record in [&mut outbound, &mut inbound] {
             record.id = agent.connections.next_id();
-            record.opened = SystemTime::now();
+            record.opened = time_of(event);
             record.source.address = Some(client);
         }
         judged.request.source = client;
@@ -535,6 +544,41 @@ fn records(
         inbound,
         series,
         judged: Judged { destination_uid: pod.uid.clone(), request },
+    }
+}
+
+/// A connection whose end is known with its beginning.
+fn came_and_went(agent: &Agent, records: &Records, opened: &Event, closed: &Event) {
+    let client = crate::capture::address(&opened.flow.local, opened.flow.local_port);
+    let (sent, received) = payload(closed);
+    for (record, series) in [&records.outbound, &records.inbound].into_iter().zip(&records.series) {
+        let mut record = FlowRecord {
+            id: agent.connections.next_id(),
+            opened: time_of(opened),
+            duration_ms: closed.at.saturating_sub(opened.at) / 1_000_000,
+            sent,
+            received,
+            close: Some(close_reason(closed)),
+            ..record.clone()
+        };
+        record.source.address = Some(client);
+        connections::came_and_went(series, &record);
+    }
+}
+
+/// Nothing has a time where an earlier agent heard of it.
+fn time_of(event: &Event) -> SystemTime {
+    let ago = match event.at {
+        0 => Duration::ZERO,
+        at => crate::sys::monotonic().saturating_sub(Duration::from_nanos(at)),
+    };
+    SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn close_reason(closed: &Event) -> CloseReason {
+    match closed.state {
+        TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT => CloseReason::Finished,
+        _ => CloseReason::Reset("one of the two ends reset it, or is gone".to_owned()),
     }
 }
 

@@ -29,7 +29,7 @@ use core::ptr::read_volatile;
 pub fn arrivals(ctx: TcContext) -> i32 {
     // SAFETY: a constant of the program.
     let owner = unsafe { read_volatile(&raw const POD_OWNER) };
-    if matches!(origin::of_direct(&ctx), Some(sock) if sock.peer == owner) {
+    if matches!(origin::of_guarded(&ctx), Some(sock) if sock.peer == owner) {
         return TCX_NEXT;
     }
     if let Some(key) = tuple(&ctx, owner) {

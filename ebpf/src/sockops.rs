@@ -8,7 +8,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
     },
-    helpers::bpf_get_socket_cookie,
+    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -126,6 +126,8 @@ fn tell(ctx: &SockOpsContext, kind: u32, flow: &FlowKey, sock: &Sock) {
         reserved: 0,
         sent,
         received,
+        // SAFETY: no arguments.
+        at: unsafe { bpf_ktime_get_ns() },
     };
     if EVENTS.output(event, BPF_RB_NO_WAKEUP as u64).is_err() {
         count(sock.owner, |c| c.untold += 1);

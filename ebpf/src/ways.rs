@@ -7,7 +7,7 @@
 use crate::maps::{LEASE, WAYS, no_room};
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 use capture_abi::{Addr, LAST_HOP_MARK, MOST_TARGETS, Pod, Target, WayKey, lease, pod_flags};
 use core::ptr::read_volatile;
@@ -25,8 +25,9 @@ pub enum Choice {
 /// Whether the agent's lease on all ways has not ended.
 #[inline(always)]
 pub fn lease_holds() -> bool {
+    // A few milliseconds do not matter, and this clock costs a quarter of the exact one.
     // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     matches!(LEASE.get(lease::UNTIL), Some(until) if now < *until)
 }
 

@@ -231,6 +231,8 @@ pub struct Event {
     /// Bytes that the other end has acknowledged, and that came from it.
     pub sent: u64,
     pub received: u64,
+    /// On the monotonic clock, in nanoseconds.
+    pub at: u64,
 }
 
 pub mod event_kind {
@@ -410,7 +412,7 @@ mod tests {
         assert_eq!(size_of::<WayKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Way>(), 8 + 4 + 4 + MOST_TARGETS * (4 + 4 + 16));
         let (flow, asked) = (size_of::<FlowKey>(), 16);
-        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + flow + 4 + asked + 4 + 4 + 8 + 8);
+        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + flow + 4 + asked + 4 + 4 + 8 + 8 + 8);
         assert_eq!(size_of::<ListenerKey>(), 8);
     }
 

@@ -20,6 +20,9 @@ pub fn lost() -> usize {
 
 const QUEUE: usize = 8192;
 
+/// Bytes that are written at once, or a little more.
+const AT_ONCE: usize = 64 * 1024;
+
 static OUT: OnceLock<SyncSender<Vec<u8>>> = OnceLock::new();
 
 /// A line as it is, without time and level before it.
@@ -72,9 +75,15 @@ pub fn start() {
     let (tx, rx) = sync_channel::<Vec<u8>>(QUEUE);
     std::thread::spawn(move || {
         let mut stdout = io::stdout();
-        for line in rx {
+        for mut lines in &rx {
+            // Together with those that wait: one write for all of them.
+            while lines.len() < AT_ONCE
+                && let Ok(line) = rx.try_recv()
+            {
+                lines.extend_from_slice(&line);
+            }
             // A closed stdout is no reason to stop.
-            let _ = stdout.write_all(&line);
+            let _ = stdout.write_all(&lines);
         }
     });
     let _ = OUT.set(tx.clone());

@@ -19,7 +19,7 @@ fn endpoint(name: &str, address: &str) -> Endpoint {
         canonical_service: name.into(),
         canonical_revision: "v1".into(),
         cluster: "Kubernetes".into(),
-        identity: Some(format!("spiffe://cluster.local/ns/ns/sa/{name}")),
+        identity: Some(format!("spiffe://cluster.local/ns/ns/sa/{name}").into()),
     }
 }
 

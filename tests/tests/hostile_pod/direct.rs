@@ -75,7 +75,8 @@ fn nobody_on_the_wire_takes_a_direct_connections_place() {
     let before = impostors(&scene);
     let from = SocketAddr::new(client.ipv4().into(), waiting);
     for (flags, payload) in [(SYN, &b""[..]), (SYN, b"fast"), (PSH | ACK, b"evil"), (ACK, b"")] {
-        let packet = forge::tcp(from, to, flags, 7, payload);
+        let segment = forge::tcp(from, to, flags, 7, payload);
+        let packet = forge::ip(from.ip(), to.ip(), forge::TCP, &segment);
         let frame = forge::frame(outside.mac(), near.mac(), &[], &packet);
         packets.send_to(&frame, 0, &[]).unwrap();
     }

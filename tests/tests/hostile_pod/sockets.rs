@@ -50,7 +50,9 @@ fn with_sockets(name: &str, each: impl Fn(&Scene, RawSocket, SocketAddr, &Token)
     with_sockets_in(&Scene::new(name), &each);
     let scene = Scene::past_the_agent(&format!("{name}-direct"));
     for to in scene.targets() {
-        culvert_tests::attempt(&scene.hostile, &to.to_string()).unwrap();
+        for _ in 0..2 {
+            culvert_tests::attempt(&scene.hostile, &to.to_string()).unwrap();
+        }
     }
     with_sockets_in(&scene, &each);
     assert!(scene.counted("direct") > 0);
