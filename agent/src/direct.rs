@@ -199,8 +199,7 @@ impl Direct {
     /// Asks the kernel how many bytes the connections that are open have moved.
     pub fn count_bytes(&self) {
         let state = lock(&self.state);
-        let mut by_pod: HashMap<u64, HashMap<(SocketAddr, SocketAddr), (u64, u64)>> =
-            HashMap::new();
+        let mut by_pod = HashMap::new();
         for open in state.flows.values() {
             let netns = &open.source.netns;
             let bytes = by_pod.entry(netns.cookie()).or_insert_with(|| {

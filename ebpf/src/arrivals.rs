@@ -19,9 +19,7 @@ use crate::{
     maps::{FLOWS, count},
     origin,
 };
-use aya_ebpf::{
-    EbpfContext as _, bindings::__sk_buff, macros::classifier, programs::TcContext,
-};
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, macros::classifier, programs::TcContext};
 use capture_abi::{Addr, FlowKey, IPPROTO_TCP, flow_kind};
 use core::ptr::read_volatile;
 

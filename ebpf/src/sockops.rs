@@ -83,8 +83,7 @@ fn announce_at_both_ends(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &Fl
         by: 0,
     };
     let there = FlowKey { owner: sock.peer, ..*here };
-    let admitted =
-        Flow { kind: flow_kind::ADMITTED, peer: pod.owner, by: pod.host_end, ..flow };
+    let admitted = Flow { kind: flow_kind::ADMITTED, peer: pod.owner, by: pod.host_end, ..flow };
     if !announce(&there, &admitted) {
         return false;
     }

@@ -234,7 +234,7 @@ fn newest_postgres() -> PathBuf {
         .filter(|bin: &PathBuf| Path::is_file(&bin.join("postgres")))
         .collect();
     found.sort();
-    found.pop().expect("postgresql is installed")
+    found.pop().unwrap_or_else(|| panic!("postgresql is not installed"))
 }
 
 #[test]

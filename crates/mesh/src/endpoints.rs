@@ -119,7 +119,8 @@ impl EndpointSet {
         service_port: u16,
         rng: &mut impl Rng,
     ) -> Option<(&Arc<Workload>, PortMapping)> {
-        let (count, serving) = self.nearest(lb, service_port)?;
+        let serving = self.nearest(lb, service_port)?;
+        let count: usize = serving.clone().map(|(members, _)| members.len()).sum();
         let mut chosen = rng.random_range(0..count);
         for (members, port) in serving {
             if let Some(w) = members.get(chosen) {
@@ -130,26 +131,23 @@ impl EndpointSet {
         None
     }
 
-    /// The endpoints of the best rank in which any serves the port, together with how they do, and
-    /// how many they are: at least one.
+    /// The endpoints of the best rank in which any serves the port, together with how they do: at least
+    /// one.
     pub(crate) fn nearest(
         &self,
         lb: &LoadBalancing,
         service_port: u16,
-    ) -> Option<(usize, impl Iterator<Item = (&[Arc<Workload>], PortMapping)>)> {
+    ) -> Option<impl Iterator<Item = (&[Arc<Workload>], PortMapping)> + Clone> {
         for groups in self.groups.chunk_by(|a, b| a.rank == b.rank) {
             if lb.mode == Mode::Strict && groups.iter().any(|g| g.rank < lb.preference.len()) {
                 return None;
             }
-            let serving = move || {
-                groups.iter().filter_map(move |g| {
-                    let port = g.ports.iter().find(|p| p.service_port == service_port)?;
-                    Some((&*g.members, *port))
-                })
-            };
-            let count: usize = serving().map(|(members, _)| members.len()).sum();
-            if count > 0 {
-                return Some((count, serving()));
+            let serving = groups.iter().filter_map(move |g| {
+                let port = g.ports.iter().find(|p| p.service_port == service_port)?;
+                Some((&*g.members, *port))
+            });
+            if serving.clone().any(|(members, _)| !members.is_empty()) {
+                return Some(serving);
             }
         }
         None

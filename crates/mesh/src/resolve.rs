@@ -104,11 +104,7 @@ impl Mesh {
         let asked = SocketAddr::new(ip, destination.port());
         let t = self.tables();
         if let Some(service) = t.service_by_address(source, ip) {
-            if service.waypoint.is_some() {
-                return None;
-            }
-            let (all, here) = t.ends_of(service, asked)?;
-            return Some(Ends { all, here, service: Some(service.clone()) });
+            return service.waypoint.is_none().then(|| t.ends_of(service, asked))?;
         }
         let w = t.workload_by_address(&source.network, ip)?;
         let here = (w.waypoint.is_none() && t.is_here(w)).then(|| vec![(w.clone(), asked)])?;

@@ -10,7 +10,7 @@ use crate::{
         ByKey, ByUid, LoadBalancing, Local, NamespacedHostname, PortMapping, Service, Workload,
     },
     names::Hostnames,
-    resolve::Unreachable,
+    resolve::{Ends, Unreachable},
     shared::{Shared, undecodable},
     vips::Vips,
 };
@@ -479,26 +479,22 @@ impl Tables {
             .ok_or_else(|| Unreachable::NoEndpoint(service.key.to_string()))
     }
 
-    /// How many endpoints `choose` chooses among, and those of this node, if it has an address of
-    /// the family that was asked for.
-    pub(crate) fn ends_of(
-        &self,
-        service: &Service,
-        asked: SocketAddr,
-    ) -> Option<(usize, Vec<(Arc<Workload>, SocketAddr)>)> {
+    /// What `choose` chooses among; of this node, those that have an address of the family that was
+    /// asked for.
+    pub(crate) fn ends_of(&self, service: &Arc<Service>, asked: SocketAddr) -> Option<Ends> {
         let mapping = service.ports.iter().find(|p| p.service_port == asked.port())?;
         let set = self.endpoints.get(&service.key)?;
-        let (all, nearest) = set.nearest(&service.load_balancing, asked.port())?;
-        let mut here = Vec::new();
+        let nearest = set.nearest(&service.load_balancing, asked.port())?;
+        let mut ends = Ends { all: 0, here: Vec::new(), service: Some(service.clone()) };
         for (members, own) in nearest {
+            ends.all += members.len();
             for w in members.iter().filter(|w| self.is_here(w)) {
                 let ip = w.address_like(asked.ip()).filter(|ip| ip.is_ipv4() == asked.is_ipv4());
-                here.extend(
-                    ip.map(|ip| (w.clone(), SocketAddr::new(ip, target_port(mapping, own)))),
-                );
+                let at = ip.map(|ip| SocketAddr::new(ip, target_port(mapping, own)));
+                ends.here.extend(at.map(|at| (w.clone(), at)));
             }
         }
-        Some((all, here))
+        Some(ends)
     }
 
     /// Whether it runs on this node.
