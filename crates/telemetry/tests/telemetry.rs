@@ -246,6 +246,8 @@ fn series_that_nothing_touches_are_dropped_and_open_ones_stay() {
     assert_eq!(left[0].0["destination_canonical_service"], "open");
     assert!(samples(&m, "istio_tcp_connections_failed_total").is_empty());
     m.closed(&to("open"));
+    m.sweep(later);
+    assert_eq!(samples(&m, OPENED).len(), 1, "touched since the last sweep");
     m.sweep(later + Duration::from_secs(61));
     assert!(samples(&m, OPENED).is_empty());
 }
