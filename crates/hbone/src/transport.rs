@@ -87,7 +87,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Outlet<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Tls<T> {
     fn write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.session.wants_write() {
-            match self.session.write_tls(&mut Sync { io: &mut self.io, cx }) {
+            match self.session.write_tls(&mut AsRustls { io: &mut self.io, cx }) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
@@ -216,13 +216,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
     }
 }
 
-/// As rustls writes: `WouldBlock` stands for pending.
-struct Sync<'a, 'b, T> {
+/// The socket, as rustls writes: `WouldBlock` stands for pending.
+struct AsRustls<'a, 'b, T> {
     io: &'a mut T,
     cx: &'a mut Context<'b>,
 }
 
-impl<T: AsyncWrite + Unpin> Write for Sync<'_, '_, T> {
+impl<T: AsyncWrite + Unpin> Write for AsRustls<'_, '_, T> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.write_vectored(&[IoSlice::new(buf)])
     }
