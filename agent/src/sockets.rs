@@ -114,6 +114,7 @@ pub fn listen(
         if v6 && !ipv6 {
             continue;
         }
+        let is_hbone = matches!(kind, listener::HBONE_V4 | listener::HBONE_V6);
         let is_dns = matches!(kind, listener::DNS_V4 | listener::DNS_V6);
         let before = match dns {
             None if is_dns => continue,
@@ -125,6 +126,9 @@ pub fn listen(
             Some(fd) => Socket::from(fd),
             None => new_listener(capture, netns, owner, v6, is_dns, before)?,
         };
+        if !is_dns {
+            set_for_accepted(&socket, is_hbone).context("setting up a listener")?;
+        }
         capture.set_listener(ListenerKey { owner, kind }, &socket)?;
         all.push((kind, socket));
     }
@@ -162,6 +166,17 @@ fn new_listener(
         socket.listen(BACKLOG)?;
     }
     Ok(socket)
+}
+
+/// What the sockets inherit that are accepted here: seven system calls fewer for each.
+fn set_for_accepted(listener: &Socket, is_hbone: bool) -> io::Result<()> {
+    listener.set_tcp_nodelay(true)?;
+    if !is_hbone {
+        // Until both directions have ended, a close is a reset: whether the upstream fails, or the agent.
+        listener.set_linger(Some(Duration::ZERO))?;
+        probe_when_idle(listener);
+    }
+    Ok(())
 }
 
 /// The resolver's ports among the listeners.
@@ -283,10 +298,8 @@ pub fn stream_pair() -> io::Result<(TcpStream, TcpStream)> {
 }
 
 fn new_socket(like: IpAddr) -> io::Result<Socket> {
-    let socket =
-        Socket::new(Domain::for_address((like, 0).into()), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    let domain = Domain::for_address((like, 0).into());
+    Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
 }
 
 /// Ports that stand for the client's on the last hop: what is not privileged.
@@ -363,7 +376,7 @@ pub fn is_of_this_host(ip: IpAddr) -> bool {
 
 /// An end that is gone without a word, such as one that closed and whose kernel has given up waiting
 /// for the other, is noticed within two minutes, and what is kept for it is given back.
-pub fn probe_when_idle(socket: &Socket) {
+fn probe_when_idle(socket: &Socket) {
     let often = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(15))

@@ -260,3 +260,12 @@ pub fn forbid_dumps() {
     // SAFETY: takes no pointers.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
+
+/// What the allocator holds and nobody uses goes back to the kernel.
+pub fn give_memory_back() {
+    // SAFETY: it takes any number, and locks what it looks at.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,6 +1,9 @@
 //! The client's end of one HBONE connection.
 
-use crate::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PING_INTERVAL, PING_TIMEOUT, WINDOWS};
+use crate::{
+    ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PING_INTERVAL, PING_TIMEOUT, WINDOWS,
+    transport::{Outlet, Transport, transport},
+};
 use bytes::Bytes;
 use h2::{
     Ping, PingPong, RecvStream, SendStream,
@@ -10,8 +13,10 @@ use http::{Request, StatusCode};
 use identity::{Certified, PeerCertError, SpiffeId, peer_identity};
 use rustls::pki_types::ServerName;
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr},
+    pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -82,6 +87,8 @@ where
             .await
             .map_err(ClientError::Tls)?;
         let (peer, not_after) = check_peer(&tls, expected)?;
+        let (io, session) = tls.into_inner();
+        let (transport, outlet) = transport(io, session);
         let (requests, connection) = Builder::new()
             .initial_window_size(WINDOWS.stream)
             .initial_connection_window_size(WINDOWS.connection())
@@ -91,14 +98,14 @@ where
             .initial_max_send_streams(WINDOWS.streams as usize)
             .max_concurrent_reset_streams(crate::server::REMEMBERED_RESETS)
             .enable_push(false)
-            .handshake::<_, Bytes>(tls)
+            .handshake::<_, Bytes>(transport)
             .await
             .map_err(ClientError::Handshake)?;
         let ends = certified.not_after.min(not_after);
         let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
         let fresh_until = std::time::Instant::now() + left / 2;
         let client = ClientConnection { requests, peer, fresh_until };
-        Ok((client, drive(connection, ends), ends))
+        Ok((client, drive(connection, outlet, ends), ends))
     })
     .await
     .map_err(|_| ClientError::Timeout)?
@@ -123,13 +130,17 @@ pub(crate) fn unix(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
-async fn drive<T>(mut connection: Connection<T, Bytes>, ends: SystemTime)
-where
+async fn drive<T>(
+    mut connection: Connection<Transport<T>, Bytes>,
+    outlet: Outlet<T>,
+    ends: SystemTime,
+) where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let ping = connection.ping_pong();
+    let driven = poll_fn(|cx| outlet.drive(cx, |cx| Pin::new(&mut connection).poll(cx)));
     tokio::select! {
-        ended = connection => if let Err(error) = ended {
+        ended = driven => if let Err(error) = ended {
             tracing::debug!(%error, "HBONE connection ended");
         },
         () = keep_alive(ping) => tracing::info!("an HBONE peer no longer answers"),

@@ -14,6 +14,7 @@ mod pool;
 mod relay;
 mod server;
 mod stream_io;
+mod transport;
 
 pub use authority::{Authority, AuthorityError};
 pub use client::{ClientConnection, ClientError, ClientStream, Expected, handshake};

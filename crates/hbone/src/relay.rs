@@ -45,9 +45,9 @@ pub struct Broken {
     pub source: io::Error,
 }
 
-/// Bytes read at a time: a quarter of `Windows::send_buffer`, and what one TLS flight of four
-/// records holds.
-const CHUNK: usize = 64 * 1024;
+/// Bytes read at a time: with the frame's header of nine bytes, what four TLS records hold. Four times
+/// as much at a time is no faster.
+const CHUNK: usize = 64 * 1024 - 9;
 
 /// Relays until both directions have ended. Dropping the future resets both ends.
 pub async fn relay(first: End, second: End, counters: &Relayed) -> Result<(), Broken> {

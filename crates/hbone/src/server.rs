@@ -3,6 +3,7 @@
 use crate::{
     Authority, HANDSHAKE_TIMEOUT, WINDOWS,
     client::{keep_alive, unix, until},
+    transport::{Outlet, Transport, transport},
 };
 use bytes::Bytes;
 use h2::{
@@ -12,13 +13,13 @@ use h2::{
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use identity::{PeerCertError, SpiffeId, peer_identity};
 use rustls::ServerConfig;
-use std::{io, sync::Arc, time::SystemTime};
+use std::{future::poll_fn, io, sync::Arc, time::SystemTime};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 
 /// Streams that were reset lately and are remembered, so that what is still under way for them is
 /// no offence: as many as can be open, twice.
@@ -40,7 +41,8 @@ pub enum ServerError {
 
 /// A client whose identity is proven, and the streams it opens.
 pub struct ServerConnection<T> {
-    connection: Connection<TlsStream<T>, Bytes>,
+    connection: Connection<Transport<T>, Bytes>,
+    outlet: Outlet<T>,
     pub peer: SpiffeId,
     ends: SystemTime,
 }
@@ -65,6 +67,8 @@ where
             return Err(ServerError::Alpn);
         }
         let (peer, not_after) = peer_identity(session.peer_certificates())?;
+        let (io, session) = tls.into_inner();
+        let (transport, outlet) = transport(io, session);
         let connection = Builder::new()
             .initial_window_size(WINDOWS.stream)
             .initial_connection_window_size(WINDOWS.connection())
@@ -74,9 +78,9 @@ where
             .max_concurrent_streams(WINDOWS.streams)
             .max_concurrent_reset_streams(REMEMBERED_RESETS)
             .max_pending_accept_reset_streams(32)
-            .handshake(tls)
+            .handshake(transport)
             .await?;
-        Ok(ServerConnection { connection, peer, ends: unix(not_after) })
+        Ok(ServerConnection { connection, outlet, peer, ends: unix(not_after) })
     })
     .await
     .map_err(|_| ServerError::Timeout)?
@@ -101,7 +105,7 @@ where
         let mut told = false;
         loop {
             let next = tokio::select! {
-                next = self.connection.accept() => next,
+                next = poll_fn(|cx| self.outlet.drive(cx, |cx| self.connection.poll_accept(cx))) => next,
                 () = &mut alive => {
                     tracing::info!(peer = %self.peer, "an HBONE client no longer answers");
                     return Ok(());
