@@ -14,16 +14,13 @@ use crate::{
     inbound, netlink,
     pods::{Pod, lock},
 };
-use capture_abi::{Event, MOST_TARGETS, Target, Way, WayKey, event_kind, pod_flags};
-use mesh::{SameNode, Service, Workload};
+use capture_abi::{Event, Flow, FlowKey, MOST_TARGETS, Target, Way, WayKey, event_kind, pod_flags};
+use mesh::{Service, Workload};
 use policy::Request;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 use telemetry::{
@@ -46,8 +43,8 @@ const MOST_WAYS: usize = 16_384;
 #[derive(Default)]
 pub struct Direct {
     state: Mutex<State>,
-    /// Goes up with whatever ways rest on.
-    generation: AtomicU64,
+    /// Goes up with whatever ways rest on. The lock is held until the kernel has it, too.
+    generation: Mutex<u64>,
     changed: Notify,
 }
 
@@ -90,12 +87,20 @@ struct Open {
     server: SocketAddr,
     outbound: Entry,
     inbound: Entry,
+    /// The kernel did not have it when it was looked for last.
+    missed: bool,
 }
 
 impl Direct {
+    /// `generation`: the kernel's, by which ways of an earlier agent may be good.
+    pub fn after(generation: u64) -> Self {
+        Self { generation: Mutex::new(generation.wrapping_add(1)), ..Self::default() }
+    }
+
     /// Called when a connection that the agent carried has come about: the next one may go by itself.
     pub fn learn(&self, agent: &Agent, source: &Arc<Pod>, asked: SocketAddr) {
-        if source.flags & pod_flags::DIRECT == 0 || !*agent.serving.borrow() {
+        let by_the_resolver = source.dns && asked.port() == capture_abi::DNS_PORT;
+        if source.flags & pod_flags::DIRECT == 0 || by_the_resolver || !*agent.serving.borrow() {
             return;
         }
         let key = key(source, asked);
@@ -104,7 +109,7 @@ impl Direct {
             return;
         }
         // What changes from here on makes the way one of an earlier generation.
-        let generation = self.generation.load(Ordering::Acquire);
+        let generation = *lock(&self.generation);
         if let Some(kept) = find(agent, source, asked, generation) {
             agent.capture.set_way(key, kept.way);
             state.ways.insert(key, kept);
@@ -113,9 +118,10 @@ impl Direct {
 
     /// Something that ways rest on has changed: none is used until it has been looked at again.
     pub fn expire(&self, agent: &Agent) {
-        let generation = self.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let mut generation = lock(&self.generation);
+        *generation = generation.wrapping_add(1);
         if *agent.serving.borrow() {
-            agent.capture.set_generation(generation);
+            agent.capture.set_generation(*generation);
             self.changed.notify_one();
         }
     }
@@ -143,20 +149,13 @@ impl Direct {
     fn begin(&self, agent: &Agent) {
         let mut state = lock(&self.state);
         agent.capture.clear_ways();
-        self.generation.store(agent.capture.generation().wrapping_add(1), Ordering::Release);
+        // The agent before this one may have gone on counting.
+        *lock(&self.generation) = agent.capture.generation();
         self.expire(agent);
-        for (key, flow) in agent.capture.direct_flows() {
-            let event = Event {
-                kind: event_kind::OPENED,
-                cookie: flow.cookie,
-                flow: key,
-                peer: flow.peer,
-                asked: flow.destination,
-                asked_port: flow.port,
-                ..Event::default()
-            };
-            state.opened(agent, &event);
+        if let Err(error) = agent.capture.take_up_news() {
+            tracing::error!(error = format!("{error:#}"), "news of connections past the agent");
         }
+        state.take_up(agent, &agent.capture.direct_flows());
         state.renew(agent);
     }
 
@@ -179,20 +178,24 @@ impl Direct {
         let mut state = lock(&self.state);
         let mut news = Vec::new();
         agent.capture.news(|event| news.push(*event));
-        let ends = news.iter().filter(|e| e.kind == event_kind::CLOSED);
-        let mut ends: HashMap<u64, Event> = ends.map(|e| (e.cookie, *e)).collect();
+        // A socket that connects again keeps its cookie: one after the other.
+        let mut begun: HashMap<u64, Event> = HashMap::new();
         for event in &news {
-            if event.kind == event_kind::OPENED {
-                match state.end_of_way(event) {
-                    // Most are short, and nobody has seen them open.
-                    Some((_, end)) if let Some(closed) = ends.remove(&event.cookie) => {
-                        came_and_went(agent, &end.records, event, &closed);
-                    }
-                    _ => state.opened(agent, event),
+            match (event.kind, begun.remove(&event.cookie)) {
+                (event_kind::OPENED, _) => drop(begun.insert(event.cookie, *event)),
+                // Most are short, and nobody has seen them open.
+                (_, Some(opened)) if let Some((_, end)) = state.end_of_way(&opened) => {
+                    came_and_went(agent, &end.records, &opened, event);
                 }
-            } else if let Some(closed) = ends.remove(&event.cookie) {
-                state.closed(agent, &closed);
+                (_, Some(opened)) => {
+                    state.opened(agent, &opened);
+                    state.closed(agent, event);
+                }
+                (_, None) => state.closed(agent, event),
             }
+        }
+        for event in begun.values() {
+            state.opened(agent, event);
         }
     }
 
@@ -213,9 +216,13 @@ impl Direct {
     }
 
     /// Looks again at everything that ways and connections rest on.
-    fn look_again(&self, agent: &Agent) {
+    fn look_again(&self, agent: &Agent) -> Duration {
+        // Not all tell of themselves: a pod that fills the ring, or that has its kernel believe it was
+        // connected to. What carries packets is announced.
+        let flows = agent.capture.direct_flows();
         let mut state = lock(&self.state);
-        let generation = self.generation.load(Ordering::Acquire);
+        state.take_up(agent, &flows);
+        let generation = *lock(&self.generation);
         state.ways.retain(|key, kept| match find(agent, &kept.source, kept.asked, generation) {
             Some(now) => {
                 if now.way != kept.way {
@@ -234,18 +241,43 @@ impl Direct {
             if open.outbound.denied().is_none()
                 && let Some(why) = forbidden(agent, open)
             {
-                open.end(&why);
+                open.end(agent, &why);
             }
         }
-        state.renew(agent);
+        state.renew(agent)
     }
 }
 
 impl State {
+    /// The connections that are open in the kernel.
+    fn take_up(&mut self, agent: &Agent, flows: &[(FlowKey, Flow)]) {
+        for (key, flow) in flows {
+            let event = Event {
+                kind: event_kind::OPENED,
+                cookie: flow.cookie,
+                flow: *key,
+                peer: flow.peer,
+                asked: flow.destination,
+                asked_port: flow.port,
+                ..Event::default()
+            };
+            self.opened(agent, &event);
+        }
+        // Those whose end was not told, after two looks: an end may be on its way.
+        let there: HashSet<u64> = flows.iter().map(|(_, flow)| flow.cookie).collect();
+        self.flows.retain(|cookie, open| {
+            let gone = !there.contains(cookie);
+            let stays = !(gone && open.missed);
+            open.missed = gone;
+            stays
+        });
+    }
+
     /// The lease ends no later than the first certificate of those that use it.
-    fn renew(&self, agent: &Agent) {
-        if *agent.draining.borrow() {
-            return;
+    fn renew(&self, agent: &Agent) -> Duration {
+        // Not before policies are known.
+        if *agent.draining.borrow() || !agent.mesh.synced().borrow().ready() {
+            return LEASE;
         }
         let now = SystemTime::now();
         let of_ways = self
@@ -259,6 +291,7 @@ impl State {
             .filter_map(|c| c.not_after.duration_since(now).ok())
             .fold(LEASE, Duration::min);
         agent.capture.renew_lease(lease);
+        lease
     }
 
     fn opened(&mut self, agent: &Agent, event: &Event) {
@@ -267,7 +300,7 @@ impl State {
         }
         let Some(open) = self.open(agent, event) else { return };
         if let Some(why) = open.inbound.denied() {
-            open.end(&why);
+            open.end(agent, &why);
         }
         self.flows.insert(event.cookie, open);
     }
@@ -313,7 +346,7 @@ impl State {
         if !self.is_by_a_way(event) {
             inbound.judge_again(|judged| agent.no_longer_allowed(judged));
         }
-        Some(Open { source, destination, client, server, outbound, inbound })
+        Some(Open { source, destination, client, server, outbound, inbound, missed: false })
     }
 
     fn is_by_a_way(&self, event: &Event) -> bool {
@@ -357,11 +390,14 @@ impl State {
 impl Open {
     /// Ends the connection in the kernel. The server's socket first, whose reset is all that the client
     /// sees; then the client's, which a reset may not have reached.
-    fn end(&self, why: &str) {
+    fn end(&self, agent: &Agent, why: &str) {
         self.outbound.deny(why);
         self.inbound.deny(why);
         let destroy = |pod: &Pod, local, remote| {
-            let destroyed = pod.netns.run(|| netlink::destroy_tcp(local, remote));
+            let Some(cookie) = agent.capture.direct_cookie(pod.owner, local, remote) else {
+                return;
+            };
+            let destroyed = pod.netns.run(|| netlink::destroy_tcp(local, remote, cookie));
             if let Err(error) = destroyed.and_then(|done| done) {
                 tracing::error!(%local, %remote, %error, "a connection that is no longer allowed goes on");
             }
@@ -380,7 +416,7 @@ pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
     while serving.wait_for(|s| *s).await.is_ok() {
         agent.direct.begin(&agent);
         let mut tick = tokio::time::interval(NEWS);
-        let mut renewed = Instant::now();
+        let (mut renewed, mut due) = (Instant::now(), RENEWAL);
         while *serving.borrow_and_update() {
             let has_changed = tokio::select! {
                 _ = tick.tick() => false,
@@ -391,9 +427,10 @@ pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
                 },
             };
             agent.direct.hear(&agent);
-            if has_changed || renewed.elapsed() >= RENEWAL {
+            if has_changed || renewed.elapsed() >= due {
                 renewed = Instant::now();
-                agent.direct.look_again(&agent);
+                // A lease that a certificate cuts short is looked at when it ends.
+                due = agent.direct.look_again(&agent).min(RENEWAL);
                 // However often it changes, no more than half of a processor is spent on this.
                 tokio::time::sleep(renewed.elapsed()).await;
             }
@@ -451,7 +488,7 @@ fn end(
     service: Option<&Service>,
 ) -> Option<End> {
     let pod = agent.pods.by_uid(&target.uid)?;
-    let directly = own.same_node.with(target.same_node) != SameNode::Hbone;
+    let directly = !own.encrypted_within && !target.encrypted_within;
     let is_as_enrolled = |p: &Pod, w: &Workload| {
         w.hbone && w.identity().is_ok_and(|id| id == p.identity) && is_certified(agent, p)
     };
@@ -466,7 +503,8 @@ fn end(
         return None;
     }
     let request = request(agent, source, target, address)?;
-    let verdict = agent.judge(target, &request);
+    // Not by `Agent::judge`, which tells of each dry-run policy that matches.
+    let verdict = agent.mesh.policies_for(target).evaluate(&request);
     // Dry-run policies are told of each connection that they match.
     if !verdict.allowed || !verdict.dry_run.is_empty() {
         return None;
@@ -485,9 +523,9 @@ fn forbidden(agent: &Agent, open: &Open) -> Option<String> {
     if let Some(why) = open.inbound.denied() {
         return Some(why);
     }
-    let expired = [&open.source, &open.destination].into_iter().find(|p| !is_certified(agent, p));
-    if let Some(pod) = expired {
-        return Some(format!("{} has no valid certificate any more", pod.identity));
+    let pods = [&open.source, &open.destination];
+    if let Some(pod) = pods.into_iter().find(|p| agent.certs.has_expired(&p.identity)) {
+        return Some(format!("the certificate of {} has expired", pod.identity));
     }
     open.inbound.judged().and_then(|judged| agent.no_longer_allowed(judged))
 }

@@ -413,6 +413,8 @@ async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     withdraw(agent, pod);
     pod.leave();
     lock(&agent.pods.all).remove(&pod.netns.cookie());
+    // Once more: the last connection that was captured may have made one.
+    agent.direct.forget(agent, pod.owner);
     tracing::info!(uid = %pod.uid, "pod un-enrolled");
     agent.pods.letting_go.send_modify(|pods| *pods += 1);
     let (agent, pod) = (agent.clone(), pod.clone());

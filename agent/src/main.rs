@@ -412,6 +412,7 @@ fn build(
     let certs = CertStore::new(Arc::new(control_plane(run)), roots.clone());
     let dial = AgentDial { agent: Arc::new(OnceLock::new()), certs: certs.clone() };
     let late = dial.agent.clone();
+    let capture_generation = capture.generation();
     let idle = Duration::from_secs(run.pool_idle_seconds);
     let agent = Arc::new(Agent {
         capture,
@@ -424,7 +425,7 @@ fn build(
         certs,
         pool: Pool::new(dial, PoolConfig { idle }),
         connections: Arc::default(),
-        direct: Direct::default(),
+        direct: Direct::after(capture_generation),
         goes_direct: run.same_node == SameNode::Direct && can_end_connections(),
         metrics: Arc::new(Metrics::new(SeriesLimits::default())),
         pods: Pods::new(run.run_dir.join("pods"))?,
@@ -457,7 +458,7 @@ fn build(
 /// Connections past the agent are ended in the kernel when policy changes, or there are none.
 fn can_end_connections() -> bool {
     let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-    let outcome = netlink::destroy_tcp(nobody, nobody);
+    let outcome = netlink::destroy_tcp(nobody, nobody, 1);
     if let Err(error) = &outcome {
         tracing::warn!(%error, "this kernel does not let connections be reset (CONFIG_INET_DIAG_DESTROY): \
             those between pods of this node go through the agent");

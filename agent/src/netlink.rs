@@ -202,8 +202,9 @@ fn each_tcp_socket(extensions: u8, mut each: impl FnMut(TcpSocket, &[u8])) -> io
     Ok(())
 }
 
-/// Resets a TCP connection of this thread's namespace (`SOCK_DESTROY`).
-pub fn destroy_tcp(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+/// Resets a TCP connection of this thread's namespace (`SOCK_DESTROY`). By its cookie: without one the
+/// kernel takes a listener where the connection is gone.
+pub fn destroy_tcp(local: SocketAddr, remote: SocketAddr, cookie: u64) -> io::Result<()> {
     const IPPROTO_TCP: u8 = 6;
     let mut body = vec![family(local.is_ipv6()), IPPROTO_TCP, 0, 0];
     body.extend_from_slice(&u32::MAX.to_ne_bytes());
@@ -217,16 +218,18 @@ pub fn destroy_tcp(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
         }
         body.extend_from_slice(&sixteen);
     }
-    // No interface; INET_DIAG_NOCOOKIE: the tuple names it.
+    // No interface; the cookie's lower half first.
     body.extend_from_slice(&[0; 4]);
-    body.extend_from_slice(&[0xff; 8]);
+    for half in [cookie & 0xffff_ffff, cookie >> 32] {
+        body.extend_from_slice(&u32::try_from(half).unwrap_or_default().to_ne_bytes());
+    }
     let s = open(SockProtocol::NetlinkSockDiag)?;
     send(&s, SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &body)?;
     let mut buffer = vec![0u8; 8192];
     let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
     match error_of(buffer.get(..n).unwrap_or_default()) {
         // Gone is as well.
-        Some(0 | libc::ENOENT) => Ok(()),
+        Some(0 | libc::ENOENT | libc::ESTALE) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(errno)),
         None => Err(io::Error::other("netlink answered something else")),
     }

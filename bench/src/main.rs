@@ -27,7 +27,7 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measures Culvert beside its goals and a peer")]
 struct Cli {
-    /// What to measure: scale, dns, waypoint, same-node, spliced, cross-node, connect, memory, enroll
+    /// What to measure: scale, dns, waypoint, same-node, cross-node, connect, memory, enroll
     /// [default: everything]
     suites: Vec<String>,
     /// Writes the rows to this file, too
@@ -70,12 +70,11 @@ const fn of_nodes(name: &'static str, run: Run) -> Suite {
     Suite { name, run, needs_root: true }
 }
 
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 8] = [
     Suite { name: scale::SUITE, run: scale::run, needs_root: false },
     of_nodes(dns::SUITE, dns::run),
     of_nodes(waypoint::SUITE, waypoint::run),
     of_nodes(path::SAME_NODE, path::same_node),
-    of_nodes(path::SPLICED, path::spliced),
     of_nodes(path::CROSS_NODE, path::cross_node),
     of_nodes(path::CONNECT, path::connect),
     of_nodes(path::MEMORY, path::memory),

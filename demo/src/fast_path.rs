@@ -3,10 +3,10 @@
 
 use crate::bookinfo::Bookinfo;
 use anyhow::ensure;
-use culvert_tests::{MeshPod, at, dialogue::connect};
+use culvert_tests::{MeshPod, at};
 use serde_json::Value;
 use std::time::Duration;
-use testbed::{Sock, eventually};
+use testbed::{ConnectOpts, Sock, eventually};
 
 const PORT: u16 = 9080;
 const SOON: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ pub fn all(b: &Bookinfo) -> anyhow::Result<()> {
 
 /// One request over a new connection, which stays open.
 fn asked(from: &MeshPod, to: &MeshPod) -> anyhow::Result<Sock> {
-    let sock = connect(from, &at(to.ipv4(), PORT)).within(SOON);
+    let sock = from.puppet()?.connect(at(to.ipv4(), PORT), ConnectOpts::default())?.within(SOON);
     sock.write(b"GET /ratings/0 HTTP/1.1\r\nHost: ratings:9080\r\n\r\n")?;
     ensure!(sock.read_exact(12)? == b"HTTP/1.1 200", "ratings does not answer with 200");
     Ok(sock)

@@ -13,9 +13,9 @@
 use crate::{
     guard::{
         DESTINATION, ETH_LEN, ETH_P_IP, ETH_P_IPV6, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, TCX_DROP,
-        TCX_NEXT, load,
+        TCX_NEXT, load, same,
     },
-    lookup::POD_OWNER,
+    lookup::{POD_OWNER, POD_V4, POD_V6},
     maps::{FLOWS, count},
     origin,
 };
@@ -27,10 +27,20 @@ use core::ptr::read_volatile;
 pub fn arrivals(ctx: TcContext) -> i32 {
     // SAFETY: a constant of the program.
     let owner = unsafe { read_volatile(&raw const POD_OWNER) };
-    if matches!(origin::of_guarded(&ctx), Some(sock) if sock.peer == owner) {
+    let direct = origin::of_direct(&ctx);
+    if matches!(direct, Some(sock) if sock.peer == owner) {
         return TCX_NEXT;
     }
     if let Some(key) = tuple(&ctx, owner) {
+        // Another pod's: a bridge that does not know where that pod is sends it to all.
+        // SAFETY: constants of the program.
+        let own = unsafe {
+            same(&key.remote, read_volatile(&raw const POD_V4))
+                || same(&key.remote, read_volatile(&raw const POD_V6))
+        };
+        if direct.is_some() && !own {
+            return TCX_DROP;
+        }
         // SAFETY: the entry is read at once; a field of the program's context.
         let impostor = match unsafe { FLOWS.get(&key) } {
             Some(f) if f.kind == flow_kind::AGENT => true,

@@ -188,7 +188,8 @@ fn captures(ctx: &SockAddrContext) -> Result<(&'static Pod, *mut bpf_sock), i32>
 /// Keeps the destination with the socket; without room for the announcement, refuses.
 #[inline(always)]
 fn remember(pod: &Pod, sk: *mut bpf_sock, destination: Addr, port: u32) -> bool {
-    let sock = Sock { kind: sock_kind::CAPTURED, owner: pod.owner, port, peer: 0, destination };
+    let sock =
+        Sock { kind: sock_kind::CAPTURED, owner: pod.owner, port, peer: 0, destination, at: 0 };
     let kept = !no_room(pod.owner) && SOCKS.set(sk.cast(), sock);
     if kept {
         count(pod.owner, |c| c.captured += 1);
@@ -207,6 +208,7 @@ fn direct(pod: &Pod, sk: *mut bpf_sock, asked: &Addr, port: u16, target: &Target
         port: port as u32,
         peer: target.owner,
         destination: *asked,
+        at: ways::now(),
     };
     let kept = !no_room(pod.owner) && SOCKS.set(sk.cast(), sock);
     if kept {

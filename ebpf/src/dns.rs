@@ -73,6 +73,7 @@ pub fn connects(ctx: &SockAddrContext, v4: bool) {
             Sock {
                 kind: sock_kind::CAPTURED,
                 peer: 0,
+                at: 0,
                 owner: pod.owner,
                 port: DNS_PORT as u32,
                 destination: server,

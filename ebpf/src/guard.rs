@@ -256,7 +256,7 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
 }
 
 #[inline(always)]
-fn same(a: &Addr, b: Addr) -> bool {
+pub fn same(a: &Addr, b: Addr) -> bool {
     a.0[0] == b.0[0] && a.0[1] == b.0[1] && a.0[2] == b.0[2] && a.0[3] == b.0[3]
 }
 

@@ -18,23 +18,11 @@ use core::ptr::{read_unaligned, read_volatile};
 /// TCP made it: no fragment, no tunnel around it, no other address.
 #[inline(always)]
 pub fn of_direct(ctx: &TcContext) -> Option<&'static Sock> {
-    let (sock, full) = maker(ctx)?;
-    is_its_segment(ctx, full).then_some(sock)
-}
-
-/// The same where the packet has been looked at already, by its own pod's guard.
-#[inline(always)]
-pub fn of_guarded(ctx: &TcContext) -> Option<&'static Sock> {
-    maker(ctx).map(|(sock, _)| sock)
-}
-
-#[inline(always)]
-fn maker(ctx: &TcContext) -> Option<(&'static Sock, *mut bpf_sock)> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: a field of the program's context; the helper takes what was found not to be null.
     let full = unsafe {
         let sk = (*skb).__bindgen_anon_2.sk;
-        if sk.is_null() {
+        if sk.is_null() || read_volatile(&raw const (*skb).vlan_present) != 0 {
             return None;
         }
         bpf_sk_fullsock(sk)
@@ -44,7 +32,7 @@ fn maker(ctx: &TcContext) -> Option<(&'static Sock, *mut bpf_sock)> {
     }
     let sock = SOCKS.get(full.cast())?;
     let goes_past = matches!(sock.kind, sock_kind::DIRECT | sock_kind::ADMITTED);
-    goes_past.then_some((&*sock, full))
+    (goes_past && is_its_segment(ctx, full)).then_some(&*sock)
 }
 
 #[inline(always)]

@@ -1,6 +1,9 @@
 //! `sockops`: announces connections, and hands a captured one's destination to the agent.
 
-use crate::maps::{EVENTS, FLOWS, SOCKS, announce, count, owner, withdraw};
+use crate::{
+    maps::{EVENTS, FLOWS, SOCKS, announce, count, owner, withdraw},
+    ways,
+};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
@@ -65,7 +68,8 @@ fn connecting(ctx: &SockOpsContext) {
 fn connecting_directly(ctx: &SockOpsContext, pod: &Pod, sock: &mut Sock) {
     let here = key(ctx, pod.owner);
     let own = here.local == pod.ipv4 || here.local == pod.ipv6;
-    if !own || !announce_at_both_ends(ctx, pod, sock, &here) {
+    let leads = ways::still_leads(sock, &here.remote, here.remote_port);
+    if !own || !leads || !announce_at_both_ends(ctx, pod, sock, &here) {
         // Of a socket that is nothing to them, guard and `arrivals` let nothing pass.
         sock.kind = sock_kind::NONE;
         count(pod.owner, |c| c.announce_failed += 1);
@@ -148,7 +152,12 @@ fn listening(ctx: &SockOpsContext) {
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
     let Some(pod) = owner(ctx.as_ptr()) else { return };
-    let agents = matches!(SOCKS.get(sk(ctx)), Some(sock) if sock.kind == sock_kind::AGENT);
+    let kind = SOCKS.get(sk(ctx)).map_or(sock_kind::NONE, |sock| sock.kind);
+    let agents = kind == sock_kind::AGENT;
+    if kind == sock_kind::DIRECT {
+        // Both ends have connected at once: it is announced, and told of as what it is.
+        return connected(ctx);
+    }
     let here = key(ctx, pod.owner);
     let there = FlowKey {
         local: here.remote,
@@ -175,6 +184,7 @@ fn accepted(ctx: &SockOpsContext) {
                 port: captured.port,
                 peer: 0,
                 destination: captured.destination,
+                at: 0,
             };
             SOCKS.set(sk(ctx), handed);
             withdraw(&there);
@@ -190,6 +200,7 @@ fn accepted(ctx: &SockOpsContext) {
                 port: 0,
                 peer: admitted.peer,
                 destination: Addr::UNSPECIFIED,
+                at: 0,
             };
             if !SOCKS.set(sk(ctx), sock) {
                 count(pod.owner, |c| c.announce_failed += 1);

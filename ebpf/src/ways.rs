@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
-use capture_abi::{Addr, LAST_HOP_MARK, MOST_TARGETS, Pod, Target, WayKey, lease, pod_flags};
+use capture_abi::{Addr, LAST_HOP_MARK, MOST_TARGETS, Pod, Sock, Target, WayKey, lease, pod_flags};
 use core::ptr::read_volatile;
 
 /// Where a connect goes.
@@ -60,6 +60,36 @@ pub fn choose(a: *mut bpf_sock_addr, pod: &Pod, address: &Addr, port: u16) -> Ch
         return Choice::Unknown;
     }
     Choice::Direct(*target)
+}
+
+/// In units of [`now`].
+const AT_ONCE: u32 = 20;
+
+/// The monotonic clock in 2^20 nanoseconds, about milliseconds.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 20) as u32
+}
+
+/// Whether the way by which a socket was let go past the agent still leads there. With TCP Fast Open its
+/// SYN may be sent long after the connect hook.
+#[inline(always)]
+pub fn still_leads(sock: &Sock, address: &Addr, port: u16) -> bool {
+    // Nearly always at once: what has changed since is seen when the agent hears of the connection.
+    if now().wrapping_sub(sock.at) < AT_ONCE {
+        return true;
+    }
+    let key = WayKey { owner: sock.owner, port: sock.port, address: sock.destination };
+    // SAFETY: as in `choose`.
+    let Some(way) = (unsafe { WAYS.get(key) }) else { return false };
+    let is_current = matches!(LEASE.get(lease::GENERATION), Some(g) if *g == way.generation);
+    is_current
+        && lease_holds()
+        && way
+            .targets
+            .iter()
+            .any(|t| t.owner == sock.peer && t.port == port as u32 && t.address == *address)
 }
 
 /// Whether the socket is bound to nothing, or to the pod's own address: as another it is not

@@ -204,6 +204,19 @@ impl Capture {
         lock(&self.lease).get(&lease::GENERATION, 0).unwrap_or_default()
     }
 
+    /// The socket cookie of the end of a connection past the agent that `owner` has at `local`.
+    pub fn direct_cookie(&self, owner: u32, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+        let flow = lock(&self.flows).get(&flow_key(owner, local, remote), 0).ok()?;
+        (flow.kind == flow_kind::DIRECT).then_some(flow.cookie)
+    }
+
+    /// Reads the news from where whoever read them before has stopped.
+    pub fn take_up_news(&self) -> anyhow::Result<()> {
+        let map = Map::RingBuf(MapData::from_pin(self.dir.join("maps/EVENTS"))?);
+        *lock(&self.events) = RingBuf::try_from(map)?;
+        Ok(())
+    }
+
     /// What became of connections past the agent since this was asked last.
     pub fn news(&self, mut each: impl FnMut(&Event)) {
         let mut events = lock(&self.events);

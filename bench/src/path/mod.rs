@@ -27,10 +27,8 @@ use culvert_tests::Mesh;
 use load::{Load, Moved};
 use measures::Measures;
 use pair::Pairs;
-use serde_json::{Value, json};
 
 pub const SAME_NODE: &str = "same-node";
-pub const SPLICED: &str = "spliced";
 pub const CROSS_NODE: &str = "cross-node";
 
 /// More turns than this say little more, and all of these suites are to be over in a quarter of an hour.
@@ -38,21 +36,13 @@ const MOST_TURNS: usize = 3;
 
 pub fn same_node(runs: usize) -> anyhow::Result<Vec<Row>> {
     let mesh = Mesh::new("bench-same-node");
-    let pairs = Pairs::new(&mesh, 1, &Value::Null)?;
+    let pairs = Pairs::new(&mesh, 1)?;
     under_loads(SAME_NODE, &mesh, &pairs, runs).map(Measures::rows)
-}
-
-pub fn spliced(runs: usize) -> anyhow::Result<Vec<Row>> {
-    let mesh = Mesh::new("bench-spliced");
-    let annotations =
-        json!({ "metadata": { "annotations": { "culvert.io/same-node": "spliced" } } });
-    let pairs = Pairs::new(&mesh, 1, &annotations)?;
-    under_loads(SPLICED, &mesh, &pairs, runs).map(Measures::rows)
 }
 
 pub fn cross_node(runs: usize) -> anyhow::Result<Vec<Row>> {
     let mesh = Mesh::new("bench-cross-node");
-    let pairs = Pairs::new(&mesh, 2, &Value::Null)?;
+    let pairs = Pairs::new(&mesh, 2)?;
     let mut rows = under_loads(CROSS_NODE, &mesh, &pairs, runs)?.rows();
     match floors::measure(CROSS_NODE, &pairs.plain, runs.min(MOST_TURNS)) {
         Ok(floors) => rows.extend(floors),

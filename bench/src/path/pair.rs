@@ -2,8 +2,7 @@
 
 use super::{echo, iperf, load::Load, nginx};
 use anyhow::ensure;
-use culvert_tests::{Mesh, MeshPod, Spec};
-use serde_json::Value;
+use culvert_tests::{Mesh, MeshPod};
 use testbed::Proc;
 
 pub struct Pair {
@@ -26,12 +25,11 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Clients on the first node, servers on this one; `more` is for the manifests of those in the mesh.
-    pub fn new(mesh: &Mesh, servers: usize, more: &Value) -> anyhow::Result<Self> {
-        let meshed = |node, name| mesh.pod(node, Spec::named(name).with(more.clone()));
+    /// Clients on the first node, servers on this one.
+    pub fn new(mesh: &Mesh, servers: usize) -> anyhow::Result<Self> {
         let pairs = Self {
             plain: Pair::new(mesh.pod(1, "plain-client"), mesh.pod(servers, "plain-server"))?,
-            mesh: Pair::new(meshed(1, "client"), meshed(servers, "server"))?,
+            mesh: Pair::new(mesh.pod(1, "client"), mesh.pod(servers, "server"))?,
         };
         mesh.enroll_all(&[pairs.mesh.client.clone(), pairs.mesh.server.clone()]);
         pairs.warm_up(mesh)?;

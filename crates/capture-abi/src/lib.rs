@@ -256,6 +256,8 @@ pub struct Sock {
     /// [`sock_kind::DIRECT`]: the pod at the other end.
     pub peer: u32,
     pub destination: Addr,
+    /// [`sock_kind::DIRECT`]: when it was let go, on the monotonic clock in 2^20 nanoseconds.
+    pub at: u32,
 }
 
 pub mod sock_kind {
@@ -408,7 +410,7 @@ mod tests {
         assert_eq!(size_of::<ServerKey>(), 8);
         assert_eq!(size_of::<FlowKey>(), 4 + 4 + 16 + 16 + 2 + 2);
         assert_eq!(size_of::<Flow>(), 4 + 4 + 16 + 8 + 4 + 4);
-        assert_eq!(size_of::<Sock>(), 4 + 4 + 4 + 4 + 16);
+        assert_eq!(size_of::<Sock>(), 4 + 4 + 4 + 4 + 16 + 4);
         assert_eq!(size_of::<WayKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Way>(), 8 + 4 + 4 + MOST_TARGETS * (4 + 4 + 16));
         let (flow, asked) = (size_of::<FlowKey>(), 16);

@@ -110,6 +110,13 @@ impl CertStore {
         }
     }
 
+    /// Whether there was a certificate, and it has run out.
+    pub fn has_expired(&self, identity: &SpiffeId) -> bool {
+        let now = SystemTime::now();
+        let expired = |s: &State| s.certified.as_ref().is_some_and(|c| c.expired(now));
+        self.state(identity).is_some_and(|s| expired(&s.borrow()))
+    }
+
     pub fn status(&self) -> Vec<CertStatus> {
         let mut all: Vec<CertStatus> = self
             .lock()

@@ -94,14 +94,14 @@ pub const SAME_NODE: &str = "culvert.io/same-node";
 
 fn same_node(annotations: &Labels, found: &mut Found<'_>) {
     if let Some(value) = annotations.get(SAME_NODE)
-        && !matches!(value.as_str(), "direct" | "spliced" | "hbone")
+        && !matches!(value.as_str(), "direct" | "hbone")
     {
         found.push(
             Code::Warning,
             format!("metadata.annotations[{SAME_NODE}]"),
             format!("{value:?}"),
-            "direct (past the agent), spliced (past TCP, too) or hbone (encrypted within the node \
-             as well); anything else is read as hbone",
+            "direct (past the agent) or hbone (encrypted within the node, too); anything else is read as \
+             hbone",
         );
     }
 }

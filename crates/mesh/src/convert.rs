@@ -3,8 +3,8 @@
 
 use crate::{
     model::{
-        Dns, HealthPolicy, Kin, LoadBalancing, Mode, NamespacedHostname, PortMapping, SameNode,
-        Scope, Service, Waypoint, Workload,
+        Dns, HealthPolicy, Kin, LoadBalancing, Mode, NamespacedHostname, PortMapping, Scope,
+        Service, Waypoint, Workload,
     },
     shared::Shared,
 };
@@ -81,7 +81,7 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
         })
         .unwrap_or_default();
     let dns = extension(&w.extensions, xds::DNS_EXTENSION).map(|s| Box::new(dns(s)));
-    let same_node = extension(&w.extensions, xds::SAME_NODE_EXTENSION).map(same_node);
+    let within = extension(&w.extensions, xds::SAME_NODE_EXTENSION);
     // Not by a getter, for which an unknown value is the default: healthy.
     let healthy = w.status == pb::WorkloadStatus::Healthy as i32;
     let kin = Kin {
@@ -103,7 +103,7 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
         waypoint: w.waypoint.map(waypoint),
         enroll: w.extensions.iter().any(|e| e.name == xds::ENROLL_EXTENSION),
         dns,
-        same_node: same_node.unwrap_or_default(),
+        encrypted_within: within.is_some_and(encrypted),
         hostname: (!w.hostname.is_empty()).then(|| w.hostname.into()),
     };
     kin.identity().map_err(|e| invalid("service_account", e.to_string()))?;
@@ -126,13 +126,9 @@ fn text(v: Value) -> Option<String> {
     }
 }
 
-/// What is not understood is taken for the one that is encrypted.
-fn same_node(mut s: Struct) -> SameNode {
-    match s.fields.remove("way").and_then(text).as_deref() {
-        Some("direct") => SameNode::Direct,
-        Some("spliced") => SameNode::Spliced,
-        _ => SameNode::Hbone,
-    }
+/// What is not understood is taken for the careful word.
+fn encrypted(mut s: Struct) -> bool {
+    s.fields.remove("way").and_then(text).as_deref() != Some("direct")
 }
 
 fn dns(mut s: Struct) -> Dns {

@@ -22,7 +22,7 @@ pub use convert::{
 };
 pub use model::{
     Addresses, Dns, HealthPolicy, Kin, Labels, LoadBalancing, Local, Locality, Mode,
-    NamespacedHostname, PortMapping, SameNode, Scope, Service, Services, Site, Waypoint, Workload,
+    NamespacedHostname, PortMapping, Scope, Service, Services, Site, Waypoint, Workload,
     incarnation,
 };
 pub use names::Named;

@@ -179,7 +179,8 @@ pub struct Kin {
     pub enroll: bool,
     /// What a control plane says about its names; most workloads need none of it.
     pub dns: Option<Box<Dns>>,
-    pub same_node: SameNode,
+    /// It wants its connections with others of its node encrypted, too.
+    pub encrypted_within: bool,
     /// The name that its addresses are found by, where it has none of its own.
     pub hostname: Option<Box<str>>,
 }
@@ -202,34 +203,6 @@ pub struct Dns {
     pub searches: Option<Vec<String>>,
     /// Its questions are its own affair.
     pub not_captured: bool,
-}
-
-/// How a workload wants its connections with others of its node to travel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum SameNode {
-    /// It does not say: as the other wants, or else direct.
-    #[default]
-    Unsaid,
-    /// Past the agent, as plain TCP.
-    Direct,
-    /// Past the agent and past TCP, where the other has nothing against it.
-    Spliced,
-    /// By the agent, encrypted.
-    Hbone,
-}
-
-impl SameNode {
-    /// How two of them travel: encrypted if one asks for it, spliced if one asks for it and the other
-    /// does not ask for anything else.
-    pub fn with(self, other: Self) -> Self {
-        let (a, b) = (self, other);
-        match (a, b) {
-            (Self::Hbone, _) | (_, Self::Hbone) => Self::Hbone,
-            (Self::Direct, _) | (_, Self::Direct) => Self::Direct,
-            (Self::Spliced, _) | (_, Self::Spliced) => Self::Spliced,
-            (Self::Unsaid, Self::Unsaid) => Self::Direct,
-        }
-    }
 }
 
 impl Kin {

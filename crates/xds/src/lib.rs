@@ -44,7 +44,7 @@ pub const LABELS_EXTENSION: &str = "culvert.io/labels";
 pub const DNS_EXTENSION: &str = "culvert.io/dns";
 
 /// Extension of `istio.workload.Workload` about connections with pods of its own node: a
-/// `google.protobuf.Struct` of `way`, which is `direct`, `spliced` or `hbone`.
+/// `google.protobuf.Struct` of `way`, which is `direct` or `hbone`.
 pub const SAME_NODE_EXTENSION: &str = "culvert.io/same-node";
 
 /// Extension of `istio.workload.Workload` without a value: the pod is to be captured before it
