@@ -70,7 +70,7 @@ struct End {
     records: Records,
 }
 
-/// What is said of a connection, and where it is counted, of a connection at its source and at its destination.
+/// What is said of a connection at its source and at its destination, and where it is counted.
 #[derive(Clone)]
 struct Records {
     outbound: FlowRecord,
@@ -343,16 +343,13 @@ impl State {
         judged.request.source = client;
         let outbound = agent.connections.open_in(from, outbound, None);
         let inbound = agent.connections.open_in(to, inbound, Some(judged));
-        if !self.is_by_a_way(event) {
+        if self.end_of_way(event).is_none() {
             inbound.judge_again(|judged| agent.no_longer_allowed(judged));
         }
         Some(Open { source, destination, client, server, outbound, inbound, missed: false })
     }
 
-    fn is_by_a_way(&self, event: &Event) -> bool {
-        self.end_of_way(event).is_some()
-    }
-
+    /// The way that a connection came by, if that is there still, and where on it.
     fn end_of_way(&self, event: &Event) -> Option<(&Kept, &End)> {
         let key = WayKey { owner: event.flow.owner, port: event.asked_port, address: event.asked };
         let kept = self.ways.get(&key)?;

@@ -56,6 +56,13 @@ impl Near {
         self.mesh.agent_of(&self.client).counter(&self.client, "captured")
     }
 
+    /// From here on policy lets nobody connect to the server.
+    fn nobody_to_the_server(&self) {
+        let spec = "{ selector: { matchLabels: { app: server } }, action: DENY, rules: [{}] }";
+        self.mesh.policy("default", "nobody", spec);
+        self.mesh.policy_bound("default/nobody", &self.server);
+    }
+
     /// Connects until one goes past the agent.
     #[track_caller]
     fn warm(&self, to: &str) {
@@ -141,12 +148,7 @@ fn a_policy_that_changes_ends_what_it_forbids() {
     t.warm(&t.v4());
     let open = echo_to(&t.client, &t.v4()).unwrap();
     echo(&open, 1000, 1).unwrap();
-    t.mesh.policy(
-        "default",
-        "nobody",
-        "{ selector: { matchLabels: { app: server } }, action: DENY, rules: [{}] }",
-    );
-    t.mesh.policy_bound("default/nobody", &t.server);
+    t.nobody_to_the_server();
     let end = open.within(SOON).read_exact(1).unwrap_err();
     assert_eq!(end.kind(), "ECONNRESET", "{end}");
     denied(&t.client, &t.v4());
@@ -154,6 +156,33 @@ fn a_policy_that_changes_ends_what_it_forbids() {
     t.mesh.remove_policy("default", "nobody");
     until(SOON, "allowed again", || attempt(&t.client, &t.v4()).is_ok());
     t.warm(&t.v4());
+}
+
+/// The kernel, asked to end a connection that it does not have, would find the listener by its tuple.
+#[test]
+fn a_policy_ends_connections_and_no_listener() {
+    let t = near("direct-listener");
+    let listener = serve(&t.server, 8081, Serve::Manual);
+    let to = at(t.server.ipv4(), 8081);
+    drop(by_hand(&t.client, &to, &listener));
+    let before = t.went_direct();
+    let (client, server) = by_hand(&t.client, &to, &listener);
+    assert_eq!(t.went_direct(), before + 1);
+    let port = format!(":{:04X} ", client.names().unwrap().local.port());
+    let gone = || {
+        let listed = t.server.inside(|| Ok(std::fs::read_to_string("/proc/thread-self/net/tcp6")?));
+        !listed.unwrap().lines().any(|l| l.contains(&port))
+    };
+    assert!(!gone(), "the server's socket is to be found while it is there");
+    // The server's end goes, and its kernel does not wait long for the client's.
+    t.server.sysctl("net.ipv4.tcp_fin_timeout", "1").unwrap();
+    server.close().unwrap();
+    assert_eq!(client.read_to_end().unwrap(), b"");
+    until(SOON, "the end of the server's socket", gone);
+    t.nobody_to_the_server();
+    until(SOON, "the end of the client's connection", || client.write(b"x").is_err());
+    t.mesh.remove_policy("default", "nobody");
+    drop(by_hand(&t.client, &to, &listener));
 }
 
 #[test]
@@ -281,12 +310,7 @@ fn flows_outlive_an_agent_that_comes_back_and_not_its_lease() {
     until(SOON, "the connection's rows", || {
         agent.connections().iter().filter(|r| r["transport"] == "direct").count() == 2
     });
-    t.mesh.policy(
-        "default",
-        "nobody",
-        "{ selector: { matchLabels: { app: server } }, action: DENY, rules: [{}] }",
-    );
-    t.mesh.policy_bound("default/nobody", &t.server);
+    t.nobody_to_the_server();
     let end = open.within(SOON).read_exact(1).unwrap_err();
     assert_eq!(end.kind(), "ECONNRESET", "{end}");
     t.mesh.remove_policy("default", "nobody");
