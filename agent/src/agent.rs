@@ -9,6 +9,7 @@ use crate::{
     fault,
     pods::Pods,
     sockets,
+    workers::Workers,
 };
 use hbone::Pool;
 use identity::CertStore;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 
 pub struct Agent {
     pub capture: Capture,
+    pub workers: Workers,
     pub mesh: Arc<Mesh>,
     pub certs: Arc<CertStore>,
     pub pool: Arc<Pool<PoolKey, AgentDial>>,

@@ -13,6 +13,8 @@ use std::{
 /// Connections are shared by streams that agree in all of this.
 #[derive(Clone)]
 pub struct PoolKey {
+    /// So that a connection and its streams are on one thread.
+    pub worker: usize,
     pub pod: Arc<Pod>,
     pub source: SpiffeId,
     pub source_address: IpAddr,
@@ -21,8 +23,15 @@ pub struct PoolKey {
 }
 
 impl PoolKey {
-    fn parts(&self) -> (u32, &SpiffeId, IpAddr, &SpiffeId, SocketAddr) {
-        (self.pod.owner, &self.source, self.source_address, &self.destination, self.address)
+    fn parts(&self) -> (usize, u32, &SpiffeId, IpAddr, &SpiffeId, SocketAddr) {
+        (
+            self.worker,
+            self.pod.owner,
+            &self.source,
+            self.source_address,
+            &self.destination,
+            self.address,
+        )
     }
 }
 

@@ -292,6 +292,7 @@ fn capture(
         programs.attach_guard(&mut ebpf, pod.owner, *end)?;
     }
     fault::point("enroll-guarded");
+    let _worker = agent.workers.enter_any();
     for (kind, socket) in listeners {
         let (agent, pod2) = (agent.clone(), pod.clone());
         lock(&pod.listeners).push((kind, socket.try_clone()?.into()));

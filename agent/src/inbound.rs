@@ -3,7 +3,7 @@
 
 use crate::{
     agent::{Agent, PATIENCE},
-    connections::{Judged, baggage, endpoint},
+    connections::{Entry, Judged, baggage, endpoint},
     fault,
     outbound::accept_each,
     pods::Pod,
@@ -22,7 +22,8 @@ pub const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
 
 pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(&agent, &pod, listener, |stream, peer| {
-        pod.scope.spawn(hbone_connection(agent.clone(), pod.clone(), stream, peer));
+        let (agent2, pod2) = (agent.clone(), pod.clone());
+        agent.workers.place(&pod.scope, stream, move |s| hbone_connection(agent2, pod2, s, peer));
     })
     .await;
 }
@@ -88,9 +89,24 @@ async fn hbone_stream(
     pod: Arc<Pod>,
     identity: SpiffeId,
     peer: SocketAddr,
-    mut stream: InboundStream,
+    stream: InboundStream,
 ) {
     let _counted = pod.scope.connection();
+    // Boxed: what it takes to open a stream is several times what it takes to keep one.
+    if let Some((entry, downstream, upstream)) =
+        Box::pin(open_stream(agent, pod, identity, peer, stream)).await
+    {
+        entry.relay(downstream, upstream).await;
+    }
+}
+
+async fn open_stream(
+    agent: Arc<Agent>,
+    pod: Arc<Pod>,
+    identity: SpiffeId,
+    peer: SocketAddr,
+    mut stream: InboundStream,
+) -> Option<(Entry, End, End)> {
     let to = match &stream.authority {
         Authority::Address(to)
             if pod.has_address(to.ip()) && !ILLEGAL_PORTS.contains(&to.port()) =>
@@ -101,7 +117,7 @@ async fn hbone_stream(
             tracing::warn!(pod = %pod.uid, peer = %identity, authority = %other,
                 "HBONE stream refused: its authority is not an address of this pod, or a reserved port");
             stream.refuse(StatusCode::BAD_REQUEST);
-            return;
+            return None;
         }
     };
     let sent = stream
@@ -115,42 +131,45 @@ async fn hbone_stream(
     // that were reset, so a client could otherwise have any number of them under way.
     let judged = tokio::select! {
         judged = judge(&agent, &pod, Some(identity), source, to, Some(&sent)) => judged,
-        () = stream.abandoned() => return,
+        () = stream.abandoned() => return None,
     };
     let Some(incoming) = judged else {
         stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
-        return;
+        return None;
     };
     if !incoming.verdict.allowed {
         incoming.denied(&agent);
         stream.refuse(StatusCode::UNAUTHORIZED);
-        return;
+        return None;
     }
     let connected = tokio::select! {
         connected = incoming.last_hop(&agent, &pod) => connected,
         () = stream.abandoned() => {
             incoming.failed(&agent, "not connected yet when the client reset the stream");
-            return;
+            return None;
         }
     };
     match connected {
         Err(why) => {
             stream.refuse(StatusCode::SERVICE_UNAVAILABLE);
             incoming.failed(&agent, &why.to_string());
+            None
         }
         Ok(upstream) => {
             let entry = incoming.open(&agent);
             let own = agent.mesh.workload(&pod.uid).map(|w| baggage(&w).encode());
-            if let Ok((send, receive)) = stream.accept(own) {
-                entry.relay(End::H2(send, receive), End::Tcp(upstream)).await;
-            }
+            let (send, receive) = stream.accept(own).ok()?;
+            Some((entry, End::H2(send, receive), End::Tcp(upstream)))
         }
     }
 }
 
 pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(&agent, &pod, listener, |stream, peer| {
-        pod.scope.spawn(plaintext_connection(agent.clone(), pod.clone(), stream, peer));
+        let (agent2, pod2) = (agent.clone(), pod.clone());
+        agent
+            .workers
+            .place(&pod.scope, stream, move |s| plaintext_connection(agent2, pod2, s, peer));
     })
     .await;
 }
@@ -173,29 +192,36 @@ async fn plaintext_connection(
         return;
     }
     let _noted = pod.note_accepted(to.port(), source);
-    let Some(mut incoming) = judge(&agent, &pod, None, source, to, None).await else {
-        return;
-    };
+    if let Some((entry, upstream)) = Box::pin(open_plaintext(&agent, &pod, source, to)).await {
+        entry.relay(End::Tcp(stream), End::Tcp(upstream)).await;
+    }
+}
+
+async fn open_plaintext(
+    agent: &Agent,
+    pod: &Pod,
+    source: SocketAddr,
+    to: SocketAddr,
+) -> Option<(Entry, TcpStream)> {
+    let mut incoming = judge(agent, pod, None, source, to, None).await?;
     if incoming.verdict.allowed && incoming.source_is_meshed {
         // Its agent would have come by HBONE: this is either forged, or discovery's delay.
         incoming.verdict.allowed = false;
         incoming.denied_because(
-            &agent,
+            agent,
             "the source is a workload of the mesh and must come by HBONE, not in plaintext",
         );
-        return;
+        return None;
     }
     if !incoming.verdict.allowed {
-        incoming.denied(&agent);
-        return;
+        incoming.denied(agent);
+        return None;
     }
-    match incoming.last_hop(&agent, &pod).await {
-        Ok(upstream) => {
-            let entry = incoming.open(&agent);
-            entry.relay(End::Tcp(stream), End::Tcp(upstream)).await;
-        }
+    match incoming.last_hop(agent, pod).await {
+        Ok(upstream) => Some((incoming.open(agent), upstream)),
         Err(why) => {
-            incoming.failed(&agent, &why.to_string());
+            incoming.failed(agent, &why.to_string());
+            None
         }
     }
 }
@@ -271,7 +297,7 @@ impl Incoming {
         sockets::connect_as(&agent.capture, pod, source.ip(), *destination).await
     }
 
-    fn open(self, agent: &Agent) -> crate::connections::Entry {
+    fn open(self, agent: &Agent) -> Entry {
         let entry = agent.connections.open(&agent.metrics, self.record, Some(self.judged));
         entry.judge_again(|judged| agent.no_longer_allowed(judged));
         entry

@@ -23,6 +23,7 @@ mod seqpacket;
 mod sockets;
 mod sys;
 mod why;
+mod workers;
 
 use agent::Agent;
 use agent_api::handover::NodeSocket;
@@ -55,6 +56,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
+use workers::Workers;
 use xds::ControlPlane;
 
 #[derive(Parser)]
@@ -133,6 +135,9 @@ struct Run {
     /// that policy allows; or encrypted like any other
     #[arg(long, value_enum, default_value_t = SameNode::Direct)]
     same_node: SameNode,
+    /// Threads that carry connections [default: one for each processor, at most 4]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: Option<u16>,
     /// An HBONE connection without streams is closed after this long
     #[arg(long, default_value_t = 90)]
     pool_idle_seconds: u64,
@@ -168,8 +173,17 @@ fn start(run: Run) -> anyhow::Result<()> {
     netns::remember_home()?;
     telemetry::log::start();
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(Box::pin(serve(run)))
+    let (workers, _threads) =
+        Workers::start(run.workers.map_or_else(default_workers, usize::from))?;
+    // All that carries no bytes: discovery, enrolment, what the node asks.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(Box::pin(serve(run, workers)))
+}
+
+/// Each has HBONE connections of its own: more than a few would rarely share any.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(4)
 }
 
 /// Each connection takes two descriptors.
@@ -183,7 +197,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(run: Run) -> anyhow::Result<()> {
+async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
     fs::create_dir_all(&run.run_dir)
         .with_context(|| format!("creating {}", run.run_dir.display()))?;
     let heritage = Heritage::claim(&run.run_dir).await?;
@@ -196,7 +210,7 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (drain, draining) = watch::channel(false);
-    let agent = build(&run, capture, draining, heritage.taking_over.is_none())?;
+    let agent = build(&run, capture, workers, draining, heritage.taking_over.is_none())?;
     let mut superseded = agent.superseded.subscribe();
 
     let (taken_up, is_taken_up) = watch::channel(false);
@@ -405,6 +419,7 @@ fn control_plane(run: &Run) -> ControlPlane {
 fn build(
     run: &Run,
     capture: Capture,
+    workers: Workers,
     draining: watch::Receiver<bool>,
     serving: bool,
 ) -> anyhow::Result<Arc<Agent>> {
@@ -416,6 +431,7 @@ fn build(
     let idle = Duration::from_secs(run.pool_idle_seconds);
     let agent = Arc::new(Agent {
         capture,
+        workers,
         mesh: Mesh::new(Local {
             node: run.node.as_str().into(),
             cluster: run.cluster.as_str().into(),

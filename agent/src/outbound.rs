@@ -7,9 +7,9 @@ use crate::{
     dial::PoolKey,
     dns,
     pods::Pod,
-    sockets,
+    sockets, workers,
 };
-use hbone::{Authority, ClientError, DialError, End, Forwarded, PoolError};
+use hbone::{Authority, ClientError, DialError, End, Forwarded, Lease, PoolError};
 use http::{Method, Request, Uri};
 use mesh::{Resolved, Service, Workload};
 use policy::Request as PolicyRequest;
@@ -23,7 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(&agent, &pod, listener, |stream, peer| {
-        pod.scope.spawn(connection(agent.clone(), pod.clone(), stream, peer));
+        let (agent2, pod2) = (agent.clone(), pod.clone());
+        agent.workers.place(&pod.scope, stream, move |s| connection(agent2, pod2, s, peer));
     })
     .await;
 }
@@ -98,32 +99,62 @@ async fn carry(
     asked: SocketAddr,
     elsewhere: bool,
 ) {
+    // Boxed: what it takes to open a connection is several times what it takes to keep one.
+    if let Some(open) = Box::pin(open(agent, pod, downstream, source, asked, elsewhere)).await {
+        open.run().await;
+    }
+}
+
+/// A connection whose other end is open, too.
+struct Open {
+    entry: Entry,
+    downstream: TcpStream,
+    upstream: End,
+    lease: Option<Lease>,
+}
+
+impl Open {
+    async fn run(self) {
+        let _lease = self.lease;
+        self.entry.relay(End::Tcp(self.downstream), self.upstream).await;
+    }
+}
+
+async fn open(
+    agent: &Arc<Agent>,
+    pod: &Arc<Pod>,
+    downstream: TcpStream,
+    source: SocketAddr,
+    asked: SocketAddr,
+    elsewhere: bool,
+) -> Option<Open> {
     let begun = Begun { agent, pod, source, asked };
     if !agent.synced().await {
         begun.failed(None, ResponseFlags::Connect, "discovery has not answered yet");
-        return;
+        return None;
     }
     let Some(own) = agent.mesh.workload(&pod.uid) else {
         begun.failed(None, ResponseFlags::Connect, "the control plane no longer has this pod");
-        return;
+        return None;
     };
     match resolve(&begun, &own, elsewhere) {
         Resolved::Unreachable(why) => {
             begun.failed(None, ResponseFlags::Connect, &why.to_string());
+            None
         }
         Resolved::Waypoint { proxy, address, asked, service } => {
-            over_hbone(&begun, &own, downstream, proxy, address, asked, service).await;
+            over_hbone(&begun, &own, downstream, proxy, address, asked, service).await
         }
         Resolved::Outside(to) => passthrough(&begun, &own, downstream, to, None, None).await,
         Resolved::Workload { workload, address, service } if workload.uid == own.uid => {
-            to_itself(&begun, &workload, downstream, address, service).await;
+            to_itself(&begun, &workload, downstream, address, service).await
         }
         Resolved::Workload { workload, address, service } if workload.hbone => {
             let hbone = SocketAddr::new(address.ip(), capture_abi::HBONE_PORT);
-            over_hbone(&begun, &own, downstream, workload, hbone, address, service).await;
+            over_hbone(&begun, &own, downstream, workload, hbone, address, service).await
         }
         Resolved::Workload { workload, address, service } => {
-            passthrough(&begun, &own, downstream, address, Some(workload), service).await;
+            passthrough(&begun, &own, downstream, address, Some(workload), service).await
         }
     }
 }
@@ -223,7 +254,7 @@ async fn passthrough(
     address: SocketAddr,
     workload: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
-) {
+) -> Option<Open> {
     let route = Route {
         own: Some(own),
         workload: workload.as_deref(),
@@ -236,10 +267,13 @@ async fn passthrough(
     let from = same_family(begun.source.ip(), address.ip());
     match sockets::connect(&begun.agent.capture, begun.pod, from, address).await {
         Ok(upstream) => {
-            let entry = begun.opened(&route);
-            entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
+            let (entry, upstream) = (begun.opened(&route), End::Tcp(upstream));
+            Some(Open { entry, downstream, upstream, lease: None })
         }
-        Err(e) => begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}")),
+        Err(e) => {
+            begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}"));
+            None
+        }
     }
 }
 
@@ -251,7 +285,7 @@ async fn to_itself(
     downstream: TcpStream,
     address: SocketAddr,
     service: Option<Arc<Service>>,
-) {
+) -> Option<Open> {
     let route = Route {
         own: Some(own),
         workload: Some(own),
@@ -271,7 +305,7 @@ async fn to_itself(
     if !verdict.allowed {
         let why = begun.agent.in_words(own, &request, &verdict);
         begun.failed(Some(&route), ResponseFlags::Deny, &why);
-        return;
+        return None;
     }
     let from = same_family(begun.source.ip(), address.ip());
     match sockets::connect(&begun.agent.capture, begun.pod, from, address).await {
@@ -282,9 +316,12 @@ async fn to_itself(
                 crate::connections::Judged { destination_uid: begun.pod.uid.clone(), request };
             let entry = begun.agent.connections.open(&begun.agent.metrics, record, Some(judged));
             entry.judge_again(|judged| begun.agent.no_longer_allowed(judged));
-            entry.relay(End::Tcp(downstream), End::Tcp(upstream)).await;
+            Some(Open { entry, downstream, upstream: End::Tcp(upstream), lease: None })
         }
-        Err(e) => begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}")),
+        Err(e) => {
+            begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}"));
+            None
+        }
     }
 }
 
@@ -298,7 +335,7 @@ async fn over_hbone(
     hbone_address: SocketAddr,
     address: SocketAddr,
     service: Option<Arc<Service>>,
-) {
+) -> Option<Open> {
     let mut route = Route {
         own: Some(own),
         workload: Some(&workload),
@@ -312,7 +349,7 @@ async fn over_hbone(
         Ok(id) => id,
         Err(e) => {
             begun.failed(Some(&route), ResponseFlags::IdentityError, &e.to_string());
-            return;
+            return None;
         }
     };
     route.peer = Some(destination.text());
@@ -321,9 +358,10 @@ async fn over_hbone(
     else {
         let why = format!("this pod has no address of the family of {hbone_address}");
         begun.failed(Some(&route), ResponseFlags::Connect, &why);
-        return;
+        return None;
     };
     let key = PoolKey {
+        worker: workers::here(),
         pod: begun.pod.clone(),
         source: begun.pod.identity.clone(),
         source_address,
@@ -331,17 +369,17 @@ async fn over_hbone(
         address: hbone_address,
     };
     let request = || connect_request(begun, own, address, service.as_deref());
-    // Boxed: the handshake's state is large, and needed only until the stream is open.
-    match Box::pin(begun.agent.pool.open(&key, request)).await {
+    match begun.agent.pool.open(&key, request).await {
         Ok((stream, lease)) => {
             let entry = begun.opened(&route);
             begun.agent.direct.learn(begun.agent, begun.pod, begun.asked);
-            entry.relay(End::Tcp(downstream), End::H2(stream.send, stream.receive)).await;
-            drop(lease);
+            let upstream = End::H2(stream.send, stream.receive);
+            Some(Open { entry, downstream, upstream, lease: Some(lease) })
         }
         Err(e) => {
             let (flags, why) = explain(&e, hbone_address);
             begun.failed(Some(&route), flags, &why);
+            None
         }
     }
 }

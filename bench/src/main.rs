@@ -36,9 +36,23 @@ struct Cli {
     /// How often each measurement that takes a process of its own is repeated
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Of the loads of same-node and cross-node, those alone whose names begin so (iperf3, wrk-64)
+    #[arg(long)]
+    load: Option<String>,
     /// A child process of a measurement, with its arguments
     #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
     role: Option<Vec<String>>,
+}
+
+impl Cli {
+    fn runs(&self) -> usize {
+        self.runs.max(1)
+    }
+
+    /// How the names of loads begin.
+    fn load(&self) -> &str {
+        self.load.as_deref().unwrap_or_default()
+    }
 }
 
 fn main() -> ExitCode {
@@ -56,8 +70,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Takes how often what is repeated is to be.
-type Run = fn(usize) -> anyhow::Result<Vec<report::Row>>;
+type Run = fn(&Cli) -> anyhow::Result<Vec<report::Row>>;
 
 struct Suite {
     name: &'static str,
@@ -71,14 +84,14 @@ const fn of_nodes(name: &'static str, run: Run) -> Suite {
 }
 
 const SUITES: [Suite; 8] = [
-    Suite { name: scale::SUITE, run: scale::run, needs_root: false },
-    of_nodes(dns::SUITE, dns::run),
-    of_nodes(waypoint::SUITE, waypoint::run),
-    of_nodes(path::SAME_NODE, path::same_node),
-    of_nodes(path::CROSS_NODE, path::cross_node),
-    of_nodes(path::CONNECT, path::connect),
-    of_nodes(path::MEMORY, path::memory),
-    of_nodes(path::ENROLL, path::enroll),
+    Suite { name: scale::SUITE, run: |c| scale::run(c.runs()), needs_root: false },
+    of_nodes(dns::SUITE, |c| dns::run(c.runs())),
+    of_nodes(waypoint::SUITE, |c| waypoint::run(c.runs())),
+    of_nodes(path::SAME_NODE, |c| path::same_node(c.runs(), c.load())),
+    of_nodes(path::CROSS_NODE, |c| path::cross_node(c.runs(), c.load())),
+    of_nodes(path::CONNECT, |c| path::connect(c.runs())),
+    of_nodes(path::MEMORY, |c| path::memory(c.runs())),
+    of_nodes(path::ENROLL, |c| path::enroll(c.runs())),
 ];
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
@@ -95,7 +108,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             eprintln!("not root: {} is left out, which needs network namespaces", suite.name);
             continue;
         }
-        match (suite.run)(cli.runs.max(1)) {
+        match (suite.run)(cli) {
             Ok(measured) => rows.extend(measured),
             // What the others have measured is worth having.
             Err(error) => failed.push(format!("{}: {error:#}", suite.name)),

@@ -12,6 +12,9 @@ pub struct Args {
     /// Write the figures to this file, too
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Of the loads of same-node and cross-node, those alone whose names begin so (iperf3, wrk-64)
+    #[arg(long)]
+    load: Option<String>,
     /// How often each measurement that takes a process of its own is repeated
     #[arg(long)]
     runs: Option<usize>,
@@ -71,6 +74,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     bench.args(&args.suites);
     if let Some(path) = &args.json {
         bench.arg("--json").arg(path);
+    }
+    if let Some(load) = &args.load {
+        bench.arg("--load").arg(load);
     }
     if let Some(runs) = args.runs {
         bench.arg("--runs").arg(runs.to_string());

@@ -1,7 +1,7 @@
-//! What the parts of the way across nodes cost at least: its three TCP connections without any mesh, the crypto, the
-//! copy loop.
+//! What the parts of the way across nodes cost at least: its three TCP connections without any mesh, the same with
+//! TLS between the two relays, the crypto, the copy loop.
 
-use super::{iperf, measures::Measures, pair::Pair};
+use super::{iperf, load::Load, measures::Measures, nginx, pair::Pair};
 use crate::{
     process,
     report::Row,
@@ -11,32 +11,48 @@ use culvert_tests::{MeshPod, SOON, at};
 use std::net::{IpAddr, Ipv4Addr};
 use testbed::Proc;
 
-/// The relays'.
-const PORT: u16 = 15000;
+/// A pair of relays, from the client's loopback to a server.
+struct Relayed {
+    name: &'static str,
+    /// What each of them does about TLS.
+    near: &'static str,
+    far: &'static str,
+    /// Where the near one listens, and the far one above it.
+    port: u16,
+    to: u16,
+}
+
+const BULK: [Relayed; 2] = [
+    Relayed { name: "relay", near: "plain", far: "plain", port: 15100, to: iperf::PORT },
+    Relayed {
+        name: "tls-relay",
+        near: "begins-tls",
+        far: "ends-tls",
+        port: 15200,
+        to: iperf::PORT,
+    },
+];
+const HTTP: Relayed =
+    Relayed { name: "relay", near: "plain", far: "plain", port: 15300, to: nginx::PORT };
 const SECONDS: u64 = 2;
 
 pub fn measure(suite: &'static str, plain: &Pair, turns: usize) -> anyhow::Result<Vec<Row>> {
-    let mut relayed = Measures::new(suite);
-    let far = relay(&plain.server, at(Ipv4Addr::LOCALHOST, iperf::PORT))?;
-    let near = relay(&plain.client, at(plain.server.ipv4(), PORT))?;
-    let relays = [near.pid(), far.pid()];
-    let bulk = |to: IpAddr, port| {
-        iperf::Run::start(&plain.client, to, port, 1, false, SECONDS)?.received()
-    };
+    let mut measures = Measures::new(suite);
+    let bulk = [BULK[0].start(plain)?, BULK[1].start(plain)?];
+    let http = HTTP.start(plain)?;
     let mut samples = Samples::default();
     for turn in 1..=turns {
         eprintln!("{suite}: floors, turn {turn} of {turns}");
-        let direct = bulk(plain.server.ipv4().into(), iperf::PORT)?;
-        let before = process::processor_seconds(&relays)?;
-        let through = bulk(Ipv4Addr::LOCALHOST.into(), PORT)?;
-        let spent = process::processor_seconds(&relays)? - before;
-        let rates = [&direct, &through].map(|r| r.bits_per_second / 1e9);
-        relayed.both("floor-relay-iperf3-1", "Gbit/s", rates[0], rates[1]);
-        relayed.mesh("floor-relay-cpu", "s/GB", spent / through.bytes * 1e9);
+        for (relayed, running) in BULK.iter().zip(&bulk) {
+            relayed.bulk(plain, running, &mut measures)?;
+        }
+        for load in [Load::Requests { connections: 64 }, Load::Connects { at_once: 16 }] {
+            HTTP.requests(plain, &http, load, &mut measures)?;
+        }
         role::measure(&["path", "crypto"], &mut samples)?;
         role::measure(&["path", "copy"], &mut samples)?;
     }
-    let mut rows = relayed.rows();
+    let mut rows = measures.rows();
     rows.extend(samples.iter().map(|(name, values)| {
         let unit = if name.ends_with("cpu") { "s/GB" } else { "GB/s" };
         Row::new(suite, name.to_owned(), unit, values)
@@ -44,8 +60,54 @@ pub fn measure(suite: &'static str, plain: &Pair, turns: usize) -> anyhow::Resul
     Ok(rows)
 }
 
-fn relay(pod: &MeshPod, to: String) -> anyhow::Result<Proc> {
-    let relay = pod.spawn(role::command(&["path", "relay", &PORT.to_string(), &to])?)?;
+impl Relayed {
+    fn start(&self, plain: &Pair) -> anyhow::Result<[Proc; 2]> {
+        let far = relay(&plain.server, self.port + 1, at(Ipv4Addr::LOCALHOST, self.to), self.far)?;
+        let through = at(plain.server.ipv4(), self.port + 1);
+        let near = relay(&plain.client, self.port, through, self.near)?;
+        Ok([near, far])
+    }
+
+    fn bulk(&self, plain: &Pair, running: &[Proc; 2], into: &mut Measures) -> anyhow::Result<()> {
+        let bulk = |to: IpAddr, port| {
+            iperf::Run::start(&plain.client, to, port, 1, false, SECONDS)?.received()
+        };
+        let direct = bulk(plain.server.ipv4().into(), iperf::PORT)?;
+        let relays = pids(running);
+        let before = process::processor_seconds(&relays)?;
+        let through = bulk(Ipv4Addr::LOCALHOST.into(), self.port)?;
+        let spent = process::processor_seconds(&relays)? - before;
+        let rates = [&direct, &through].map(|r| r.bits_per_second / 1e9);
+        into.both(&format!("floor-{}-iperf3-1", self.name), "Gbit/s", rates[0], rates[1]);
+        into.mesh(&format!("floor-{}-cpu", self.name), "s/GB", spent / through.bytes * 1e9);
+        Ok(())
+    }
+
+    fn requests(
+        &self,
+        plain: &Pair,
+        running: &[Proc; 2],
+        load: Load,
+        into: &mut Measures,
+    ) -> anyhow::Result<()> {
+        let relays = pids(running);
+        let direct = load.requests_to(plain, plain.server.ipv4(), nginx::PORT)?;
+        let before = process::processor_seconds(&relays)?;
+        let through = load.requests_to(plain, Ipv4Addr::LOCALHOST, self.port)?;
+        let spent = process::processor_seconds(&relays)? - before;
+        let name = format!("floor-{}-{}", self.name, load.name());
+        into.both(&name, "1/s", direct.per_second, through.per_second);
+        into.mesh(&format!("{name}-cpu"), "us/request", spent / through.requests * 1e6);
+        Ok(())
+    }
+}
+
+fn pids(relays: &[Proc; 2]) -> [i32; 2] {
+    [relays[0].pid(), relays[1].pid()]
+}
+
+fn relay(pod: &MeshPod, port: u16, to: String, tls: &str) -> anyhow::Result<Proc> {
+    let relay = pod.spawn(role::command(&["path", "relay", &port.to_string(), &to, tls])?)?;
     relay.wait_for_output("listens", SOON)?;
     Ok(relay)
 }

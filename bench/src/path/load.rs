@@ -2,8 +2,9 @@
 
 use super::{echo, iperf, nginx, paced, pair::Pair};
 use crate::{load, process};
+use anyhow::bail;
 use culvert_tests::at;
-use std::{thread, time::Duration};
+use std::{net::Ipv4Addr, thread, time::Duration};
 
 /// How long each lasts.
 const SECONDS: u64 = 2;
@@ -86,8 +87,13 @@ impl Load {
                     moved: Moved::Bytes(received.bytes),
                 })
             }
-            Self::Requests { connections } => wrk(pair, load::Load::Http1(connections)),
-            Self::Connects { at_once } => wrk(pair, load::Load::Http1Once(at_once)),
+            Self::Requests { .. } | Self::Connects { .. } => {
+                let seen = self.requests_to(pair, pair.server.ipv4(), nginx::PORT)?;
+                Ok(Outcome {
+                    figures: vec![Figure { suffix: "", unit: "1/s", value: seen.per_second }],
+                    moved: Moved::Requests(seen.requests),
+                })
+            }
             Self::Paced => {
                 let seen = PACED.run(pair, SECONDS)?;
                 Ok(Outcome {
@@ -116,15 +122,23 @@ impl Load {
     }
 }
 
-fn bulk(pair: &Pair, streams: u32, reverse: bool, seconds: u64) -> anyhow::Result<iperf::Run> {
-    iperf::Run::start(&pair.client, pair.server.ipv4(), iperf::PORT, streams, reverse, seconds)
+impl Load {
+    /// The client's HTTP as fast as it goes, to this address.
+    pub fn requests_to(self, pair: &Pair, ip: Ipv4Addr, port: u16) -> anyhow::Result<load::Seen> {
+        let load = match self {
+            Self::Requests { connections } => load::Load::Http1(connections),
+            Self::Connects { at_once } => load::Load::Http1Once(at_once),
+            _ => bail!("{} is not of that kind", self.name()),
+        };
+        load.run(
+            &pair.client,
+            &format!("http://{}/", at(ip, port)),
+            &process::everywhere(),
+            SECONDS,
+        )
+    }
 }
 
-fn wrk(pair: &Pair, load: load::Load) -> anyhow::Result<Outcome> {
-    let url = format!("http://{}/", at(pair.server.ipv4(), nginx::PORT));
-    let seen = load.run(&pair.client, &url, &process::everywhere(), SECONDS)?;
-    Ok(Outcome {
-        figures: vec![Figure { suffix: "", unit: "1/s", value: seen.per_second }],
-        moved: Moved::Requests(seen.requests),
-    })
+fn bulk(pair: &Pair, streams: u32, reverse: bool, seconds: u64) -> anyhow::Result<iperf::Run> {
+    iperf::Run::start(&pair.client, pair.server.ipv4(), iperf::PORT, streams, reverse, seconds)
 }

@@ -34,16 +34,16 @@ pub const CROSS_NODE: &str = "cross-node";
 /// More turns than this say little more, and all of these suites are to be over in a quarter of an hour.
 const MOST_TURNS: usize = 3;
 
-pub fn same_node(runs: usize) -> anyhow::Result<Vec<Row>> {
+pub fn same_node(runs: usize, load: &str) -> anyhow::Result<Vec<Row>> {
     let mesh = Mesh::new("bench-same-node");
     let pairs = Pairs::new(&mesh, 1)?;
-    under_loads(SAME_NODE, &mesh, &pairs, runs).map(Measures::rows)
+    under_loads(SAME_NODE, &mesh, &pairs, runs, load).map(Measures::rows)
 }
 
-pub fn cross_node(runs: usize) -> anyhow::Result<Vec<Row>> {
+pub fn cross_node(runs: usize, load: &str) -> anyhow::Result<Vec<Row>> {
     let mesh = Mesh::new("bench-cross-node");
     let pairs = Pairs::new(&mesh, 2)?;
-    let mut rows = under_loads(CROSS_NODE, &mesh, &pairs, runs)?.rows();
+    let mut rows = under_loads(CROSS_NODE, &mesh, &pairs, runs, load)?.rows();
     match floors::measure(CROSS_NODE, &pairs.plain, runs.min(MOST_TURNS)) {
         Ok(floors) => rows.extend(floors),
         Err(error) => eprintln!("{CROSS_NODE}: floors are left out: {error:#}"),
@@ -73,6 +73,7 @@ fn under_loads(
     mesh: &Mesh,
     pairs: &Pairs,
     runs: usize,
+    named: &str,
 ) -> anyhow::Result<Measures> {
     let mut agents = vec![mesh.agent_of(&pairs.mesh.client).pid()];
     if suite == CROSS_NODE {
@@ -82,7 +83,7 @@ fn under_loads(
     let turns = runs.min(MOST_TURNS);
     for turn in 1..=turns {
         eprintln!("{suite}, turn {turn} of {turns}");
-        for load in load::ALL {
+        for load in load::ALL.into_iter().filter(|l| l.name().starts_with(named)) {
             // One that fails must not take the others' figures along.
             if let Err(error) = take_turn(load, pairs, &agents, &mut measures) {
                 eprintln!("{suite}: {} is left out of turn {turn}: {error:#}", load.name());

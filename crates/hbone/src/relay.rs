@@ -8,6 +8,7 @@
 //! process dies. Nothing is read from an end before the other can take it, so backpressure goes
 //! through, and an idle relay holds no buffer.
 
+use crate::CHUNK;
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use std::{
@@ -44,10 +45,6 @@ pub struct Broken {
     pub side: Side,
     pub source: io::Error,
 }
-
-/// Bytes read at a time: with the frame's header of nine bytes, what four TLS records hold. Four times
-/// as much at a time is no faster.
-const CHUNK: usize = 64 * 1024 - 9;
 
 /// Relays until both directions have ended. Dropping the future resets both ends.
 pub async fn relay(first: End, second: End, counters: &Relayed) -> Result<(), Broken> {
