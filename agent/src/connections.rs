@@ -25,7 +25,7 @@ pub struct Connections {
 /// A connection under way.
 pub struct Live {
     pub record: FlowRecord,
-    pub relayed: Relayed,
+    pub relayed: Arc<Relayed>,
     /// What policy was asked, for a connection that policy judges here.
     pub judged: Option<Judged>,
     ended_by: Mutex<Option<String>>,
@@ -80,7 +80,7 @@ impl Connections {
         series.opened();
         let live = Arc::new(Live {
             record,
-            relayed: Relayed::default(),
+            relayed: Arc::default(),
             judged,
             ended_by: Mutex::new(None),
             cancel: CancellationToken::new(),
@@ -195,21 +195,25 @@ impl Entry {
     }
 
     /// Relays until both ends are done, one breaks, or policy ends it.
-    pub async fn relay(mut self, first: hbone::End, second: hbone::End) {
-        let live = self.live.clone();
-        let close = tokio::select! {
-            // Before a byte moves.
-            biased;
-            () = live.cancel.cancelled() => {
-                let why = live.ended_by().take();
-                CloseReason::Denied(why.unwrap_or_default())
-            }
-            done = hbone::relay(first, second, &live.relayed) => match done {
-                Ok(()) => CloseReason::Finished,
-                Err(broken) => CloseReason::Reset(broken.to_string()),
-            },
-        };
-        self.close = Some(close);
+    pub fn relay(self, first: hbone::End, second: hbone::End) -> impl Future<Output = ()> + Send {
+        // Made here and used where it is: each `async` function that it is handed through keeps room for it.
+        let mut relaying = hbone::relay(first, second, self.live.relayed.clone());
+        async move {
+            let mut entry = self;
+            let close = tokio::select! {
+                // Before a byte moves.
+                biased;
+                () = entry.live.cancel.cancelled() => {
+                    let why = entry.live.ended_by().take();
+                    CloseReason::Denied(why.unwrap_or_default())
+                }
+                done = &mut relaying => match done {
+                    Ok(()) => CloseReason::Finished,
+                    Err(broken) => CloseReason::Reset(broken.to_string()),
+                },
+            };
+            entry.close = Some(close);
+        }
     }
 }
 

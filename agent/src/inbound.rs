@@ -84,7 +84,7 @@ async fn hbone_expiry(not_after: SystemTime) {
     }
 }
 
-async fn hbone_stream(
+pub async fn hbone_stream(
     agent: Arc<Agent>,
     pod: Arc<Pod>,
     identity: SpiffeId,
@@ -174,7 +174,7 @@ pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpLis
     .await;
 }
 
-async fn plaintext_connection(
+pub async fn plaintext_connection(
     agent: Arc<Agent>,
     pod: Arc<Pod>,
     stream: TcpStream,

@@ -60,7 +60,7 @@ pub async fn accept_each(
     }
 }
 
-async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+pub async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let asked = agent.capture.original_destination(&stream);
     let _counted = pod.scope.connection();
     let downstream = stream;
@@ -100,8 +100,10 @@ async fn carry(
     elsewhere: bool,
 ) {
     // Boxed: what it takes to open a connection is several times what it takes to keep one.
-    if let Some(open) = Box::pin(open(agent, pod, downstream, source, asked, elsewhere)).await {
-        open.run().await;
+    let open = Box::pin(open(agent, pod, downstream, source, asked, elsewhere)).await;
+    if let Some(Open { entry, downstream, upstream, lease }) = open {
+        entry.relay(End::Tcp(downstream), upstream).await;
+        drop(lease);
     }
 }
 
@@ -111,13 +113,6 @@ struct Open {
     downstream: TcpStream,
     upstream: End,
     lease: Option<Lease>,
-}
-
-impl Open {
-    async fn run(self) {
-        let _lease = self.lease;
-        self.entry.relay(End::Tcp(self.downstream), self.upstream).await;
-    }
 }
 
 async fn open(

@@ -2,11 +2,12 @@
 
 use crate::role::say;
 use anyhow::Context as _;
-use hbone::{End, Relayed, relay};
+use hbone::{End, relay};
 use nix::sys::resource::{UsageWho, getrusage};
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -58,7 +59,7 @@ fn copied(first: TcpStream, second: TcpStream) -> anyhow::Result<f64> {
             stream.set_nodelay(true)?;
             Ok(End::Tcp(tokio::net::TcpStream::from_std(stream)?))
         };
-        relay(end(first)?, end(second)?, &Relayed::default()).await.context("relaying")
+        relay(end(first)?, end(second)?, Arc::default()).await.context("relaying")
     })?;
     let used = getrusage(UsageWho::RUSAGE_THREAD)?;
     let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;

@@ -30,8 +30,7 @@ struct Relay {
 impl Relay {
     fn start(first: End, second: End) -> Self {
         let counters = Arc::new(Relayed::default());
-        let counted = counters.clone();
-        Relay { task: tokio::spawn(async move { relay(first, second, &counted).await }), counters }
+        Relay { task: tokio::spawn(relay(first, second, counters.clone())), counters }
     }
 }
 
