@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use culvert_tests::dialogue::{by_hand, connect, echo, echo_to, serve};
 use culvert_tests::{Mesh, MeshPod, SOON, Service, Spec, at, attempt, denied, whoami};
-use testbed::{ConnectOpts, Serve, eventually};
+use testbed::{ConnectOpts, Serve, eventually, libc};
 
 const PORT: u16 = 8080;
 const HBONE: u16 = 15008;
@@ -205,6 +205,23 @@ fn what_stays_on_the_node_is_not_paced() {
     assert_eq!(between(far, client, HBONE), [usual], "its other end");
     assert_eq!(between(far, far, PORT), ["reno"], "the last hop");
     assert_eq!(between(far, client, PORT), ["reno"], "its other end");
+}
+
+#[test]
+fn a_rate_that_an_application_asks_for_is_kept() {
+    let t = near("direct-rate");
+    t.warm(&t.v4());
+    let to = t.v4().parse().unwrap();
+    let socket = t.client.puppet().unwrap().tcp_socket(to).unwrap();
+    socket.set_int(libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, 1_000_000).unwrap();
+    let before = t.went_direct();
+    socket.connect(to).unwrap();
+    assert_eq!(t.went_direct(), before + 1);
+    let sock = socket.into_sock().unwrap();
+    sock.write(b"echo\n").unwrap();
+    let begun = Instant::now();
+    echo(&sock, 2_000_000, 1).unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[test]
