@@ -4,7 +4,7 @@
 //! `ways` lets a connect to a pod of this node go past the agent; `names` keeps all that invisible,
 //! `sockops` announces connections, `lookup` admits or captures what arrives, `guard` drops what was
 //! never announced, `arrivals` what takes an announced one's name; `origin` tells both who made a
-//! packet.
+//! packet; `unpaced` keeps congestion control from connections that do not leave the node.
 #![no_std]
 #![no_main]
 #![allow(internal_features)]
@@ -20,6 +20,7 @@ mod maps;
 mod names;
 mod origin;
 mod sockops;
+mod unpaced;
 mod ways;
 
 #[cfg(not(test))]

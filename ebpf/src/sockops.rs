@@ -2,7 +2,7 @@
 
 use crate::{
     maps::{EVENTS, FLOWS, SOCKS, announce, count, owner, withdraw},
-    ways,
+    unpaced, ways,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -99,14 +99,29 @@ fn announce_at_both_ends(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &Fl
     true
 }
 
-/// A connection that goes past the agent has come about.
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) {
-    if let Some(sock) = SOCKS.get(sk(ctx))
-        && sock.kind == sock_kind::DIRECT
-    {
-        tell(ctx, event_kind::OPENED, &key(ctx, sock.owner), sock);
+    let Some(sock) = SOCKS.get(sk(ctx)) else { return };
+    match sock.kind {
+        sock_kind::CAPTURED => unpaced::within_node(ctx),
+        sock_kind::AGENT => {
+            if matches!(owner(ctx.as_ptr()), Some(pod) if is_last_hop(ctx, pod)) {
+                unpaced::within_node(ctx);
+            }
+        }
+        sock_kind::DIRECT => {
+            unpaced::within_node(ctx);
+            tell(ctx, event_kind::OPENED, &key(ctx, sock.owner), sock);
+        }
+        _ => {}
     }
+}
+
+/// Whether this socket of the agent's leads to the application of the pod that it is in.
+#[inline(always)]
+fn is_last_hop(ctx: &SockOpsContext, pod: &Pod) -> bool {
+    let remote = key(ctx, pod.owner).remote;
+    remote == pod.ipv4 || remote == pod.ipv6
 }
 
 /// Without waking the agent, which looks often enough: at ten thousand connections a second that
@@ -188,6 +203,12 @@ fn accepted(ctx: &SockOpsContext) {
             };
             SOCKS.set(sk(ctx), handed);
             withdraw(&there);
+            unpaced::within_node(ctx);
+            return;
+        }
+        // An application's, of the last hop.
+        Some(agents_own) if !agents && agents_own.kind == flow_kind::AGENT => {
+            unpaced::within_node(ctx);
             return;
         }
         // An application's, of a connection that came past the agent.
@@ -206,6 +227,7 @@ fn accepted(ctx: &SockOpsContext) {
                 count(pod.owner, |c| c.announce_failed += 1);
                 return;
             }
+            unpaced::within_node(ctx);
         }
         _ if agents => {}
         _ => return,

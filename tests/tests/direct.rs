@@ -1,14 +1,16 @@
 //! Past the agent: pods of one node, after the first connection that policy has allowed.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use culvert_tests::dialogue::{by_hand, connect, echo, echo_to, serve};
 use culvert_tests::{Mesh, MeshPod, SOON, Service, Spec, at, attempt, denied, whoami};
-use testbed::{ConnectOpts, Serve, eventually};
+use testbed::{ConnectOpts, Serve, eventually, libc};
 
 const PORT: u16 = 8080;
+const HBONE: u16 = 15008;
 
 /// A client and a server on one node, the way between them taken once.
 struct Near {
@@ -140,6 +142,86 @@ fn both_ends_are_told_of_with_their_identities() {
     until(SOON, "the bytes in the metrics", || {
         count("istio_tcp_sent_bytes_total", "source") > sent
     });
+}
+
+/// The connections of a pod: from, to, and by which congestion control.
+fn congestion_controls(pod: &MeshPod) -> Vec<(SocketAddr, SocketAddr, String)> {
+    let mut ss = Command::new("ss");
+    ss.args(["-tinHO", "state", "established"]);
+    let ss = pod.spawn(ss).unwrap();
+    assert!(ss.wait(SOON).unwrap().success(), "{}", ss.stderr());
+    let address = |word: &str| {
+        let a: SocketAddr = word.parse().unwrap();
+        SocketAddr::new(a.ip().to_canonical(), a.port())
+    };
+    let of = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (address(words[2]), address(words[3]), words[4].to_owned())
+    };
+    ss.stdout().lines().map(of).collect()
+}
+
+#[test]
+fn what_stays_on_the_node_is_not_paced() {
+    let mesh = Mesh::new("direct-unpaced");
+    let pods = [(1, "client"), (1, "near"), (2, "far")].map(|(node, name)| mesh.pod(node, name));
+    let available = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+    let paces = std::fs::read_to_string(available).unwrap().contains("bbr");
+    let usual = if paces { "bbr" } else { "cubic" };
+    for pod in &pods {
+        pod.sysctl("net.ipv4.tcp_congestion_control", usual).unwrap();
+    }
+    let [client, near, far] = &pods;
+    for pod in [near, far] {
+        serve(pod, PORT, Serve::Script);
+    }
+    mesh.enroll_all(&pods);
+    let direct = || mesh.agent_of(client).counter(client, "direct");
+    until(SOON, "a connection past the agent", || {
+        attempt(client, &at(near.ipv4(), PORT)).unwrap();
+        direct() > 0
+    });
+    let before = direct();
+    let to_near = echo_to(client, &at(near.ipv4(), PORT)).unwrap();
+    let to_far = echo_to(client, &at(far.ipv4(), PORT)).unwrap();
+    assert_eq!(direct(), before + 1);
+    echo(&to_near, 1_000_000, 1).unwrap();
+    echo(&to_far, 1_000_000, 2).unwrap();
+    let between = |pod: &MeshPod, other: &MeshPod, port: u16| -> Vec<String> {
+        let other = IpAddr::from(other.ipv4());
+        let is_it = |from: &SocketAddr, to: &SocketAddr| {
+            to.ip() == other && [from.port(), to.port()].contains(&port)
+        };
+        let all = congestion_controls(pod).into_iter();
+        all.filter(|(from, to, _)| is_it(from, to)).map(|(_, _, name)| name).collect()
+    };
+    assert_eq!(between(client, near, PORT), ["reno"], "past the agent");
+    assert_eq!(between(near, client, PORT), ["reno"], "its other end");
+    let all = congestion_controls(client);
+    let captured: Vec<_> = all.iter().filter(|(_, to, _)| to.ip().is_loopback()).collect();
+    assert!(!captured.is_empty(), "{all:?}");
+    assert!(captured.iter().all(|(_, _, name)| name == "reno"), "to the agent: {all:?}");
+    assert_eq!(between(client, far, HBONE), [usual], "from node to node");
+    assert_eq!(between(far, client, HBONE), [usual], "its other end");
+    assert_eq!(between(far, far, PORT), ["reno"], "the last hop");
+    assert_eq!(between(far, client, PORT), ["reno"], "its other end");
+}
+
+#[test]
+fn a_rate_that_an_application_asks_for_is_kept() {
+    let t = near("direct-rate");
+    t.warm(&t.v4());
+    let to = t.v4().parse().unwrap();
+    let socket = t.client.puppet().unwrap().tcp_socket(to).unwrap();
+    socket.set_int(libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, 1_000_000).unwrap();
+    let before = t.went_direct();
+    socket.connect(to).unwrap();
+    assert_eq!(t.went_direct(), before + 1);
+    let sock = socket.into_sock().unwrap();
+    sock.write(b"echo\n").unwrap();
+    let begun = Instant::now();
+    echo(&sock, 2_000_000, 1).unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[test]
