@@ -72,7 +72,7 @@ fn prepare(extent: &Extent) -> anyhow::Result<()> {
         ("unshare", "util-linux"),
     ])?;
     // Not programs for a user: they are on no path.
-    if !Path::new("/usr/lib/cni/bridge").exists() {
+    if !Path::new("/usr/lib/cni/ptp").exists() {
         host::install(&["containernetworking-plugins"])?;
     }
     Ok(())

@@ -280,6 +280,8 @@ fn arguments(pki: &Pki, tier: Tier) -> Result<Vec<String>> {
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
+        // Nobody resolves the names of nodes.
+        "--kubelet-preferred-address-types=InternalIP",
         &format!("--service-account-issuer={ISSUER}"),
         "--profiling=false",
     ]

@@ -33,8 +33,8 @@ pub fn missing(api_only: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    require_go()?;
     let versions = Versions::read()?;
+    require_go(&versions.go)?;
     let dir = programs::built_dir()?;
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // Another build may have been waited for: look again at what is there.
@@ -92,18 +92,19 @@ fn go() -> Command {
     go
 }
 
-fn require_go() -> Result<()> {
-    const REMEDY: &str = "install Go 1.25 or later (https://go.dev/dl) and put it in PATH, or set KUBE_BIN_DIR to a \
-                          folder with etcd and Kubernetes' programs";
+fn require_go(oldest: &str) -> Result<()> {
+    let remedy = format!(
+        "install Go {oldest} or later and put it in PATH, or set KUBE_BIN_DIR to a folder with etcd and Kubernetes' programs"
+    );
     // Asked in the module's folder: a `go` that is too old gets the right one, or says why it does not.
     let out = match go().args(["env", "GOVERSION"]).output() {
         Ok(out) => out,
-        Err(e) => bail!("Kubernetes is built with Go, and `go` cannot be run ({e}): {REMEDY}"),
+        Err(e) => bail!("Kubernetes is built with Go, and `go` cannot be run ({e}): {remedy}"),
     };
     if !out.status.success() {
         let said = String::from_utf8_lossy(&out.stderr);
         let said = said.trim().lines().next_back().unwrap_or_default();
-        bail!("Kubernetes is built with Go, and this one cannot ({said}): {REMEDY}");
+        bail!("Kubernetes is built with Go, and this one cannot ({said}): {remedy}");
     }
     Ok(())
 }

@@ -116,8 +116,14 @@ fn start_controllers(bed: &Bed, api: &ApiServer) -> Result<Vec<(&'static str, Pr
     };
     let key = format!("--service-account-private-key-file={}", api.pki().token_key().display());
     let root = format!("--root-ca-file={}", api.root_certificate().display());
+    // Otherwise it makes one in /usr/libexec, which is the machine's.
+    let plugins =
+        format!("--flex-volume-plugin-dir={}", bed.dir().join("volume-plugins").display());
     Ok(vec![
-        start("kube-controller-manager", &[&key, &root, "--use-service-account-credentials=true"])?,
+        start(
+            "kube-controller-manager",
+            &[&key, &root, &plugins, "--use-service-account-credentials=true"],
+        )?,
         start("kube-scheduler", &[])?,
     ])
 }

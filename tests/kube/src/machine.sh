@@ -14,11 +14,11 @@ fi
 mkdir -p "$cgroup/init"
 echo $$ >"$cgroup/init/cgroup.procs"
 
-# Mounts of other beds came along. Holding them would keep their namespaces and programs alive.
+# Mounts of other beds came along. Holding them would keep their namespaces and programs alive. They may go meanwhile.
 for mount in $(cut -d ' ' -f 2 /proc/self/mounts); do
     case $mount in
         "$bed"/*) ;;
-        /run/netns/* | /run/culvert-bed/*) umount --lazy "$mount" || : ;;
+        /run/netns/* | /run/culvert-bed/*) umount --lazy "$mount" 2>/dev/null || : ;;
     esac
 done
 
@@ -55,5 +55,5 @@ mount --bind "$bed" "$dir/run/${bed#/run/}"
 mount --rbind "$dir/run" /run
 mount --make-rshared /
 
-echo ready
+echo made
 exec sleep infinity

@@ -42,8 +42,8 @@ impl Node {
         fs::write(&script, MACHINE)?;
         let mut cmd = Command::new("/bin/sh");
         cmd.arg(&script).args([cgroup.as_path(), &node.dir(), bed.dir()]);
-        let machine = node.spawn(cmd)?;
-        machine.wait_for_output("ready", PATIENCE).context("its namespaces")?;
+        let machine = node.spawn_named(cmd, "machine")?;
+        machine.wait_for_output("made", PATIENCE).context("its namespaces")?;
         let mut this = Self { bed: node, cgroup, programs: Vec::new(), machine };
         this.start_containerd(pause)?;
         this.load(images)?;
@@ -63,7 +63,8 @@ impl Node {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, program: &Path, args: &[String]) -> Result<Proc> {
-        self.bed.spawn(self.command(program, args))
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        self.bed.spawn_named(self.command(program, args), &name)
     }
 
     /// Imports an archive of images into containerd.
@@ -112,7 +113,8 @@ impl Node {
         Ok(())
     }
 
-    /// The bed's own bridge and addresses: its nodes know the way to each other's pods.
+    /// The addresses are those of the bed's pods: its nodes know the way to each other's. Each pod has a link of its own
+    /// and no bridge, so that what one sends to another by a service comes back by the node, which knows the service.
     fn install_cni(&self) -> Result<()> {
         let subnet = format!("10.10.{}.0/24", self.bed.number());
         let first = format!("10.10.{}.2", self.bed.number());
@@ -121,13 +123,11 @@ impl Node {
             "cniVersion": "0.4.0",
             "name": "bed",
             "plugins": [{
-                "type": "bridge",
-                "bridge": "br0",
-                "hairpinMode": true,
+                "type": "ptp",
                 "ipam": {"type": "host-local", "ranges": [[range]], "routes": [{"dst": "0.0.0.0/0"}]},
             }],
         });
-        // Written through the upper folders of the node's /etc and /opt, which are what the node sees.
+        // The upper folder of the node's /etc.
         let net = self.bed.dir().join("etc.upper/cni/net.d");
         fs::create_dir_all(&net)?;
         fs::write(net.join("10-bed.conflist"), format!("{chain:#}\n"))?;

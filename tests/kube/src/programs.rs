@@ -50,6 +50,8 @@ pub(crate) struct Versions {
     /// With its `v`.
     pub kubernetes: String,
     pub etcd: String,
+    /// The oldest that builds it.
+    pub go: String,
 }
 
 impl Versions {
@@ -60,11 +62,15 @@ impl Versions {
         let of = |module: &str| {
             required(&text, module).with_context(|| format!("{} has no {module}", path.display()))
         };
-        Ok(Self { kubernetes: of("k8s.io/kubernetes")?, etcd: of("go.etcd.io/etcd/server/v3")? })
+        Ok(Self {
+            kubernetes: of("k8s.io/kubernetes")?,
+            etcd: of("go.etcd.io/etcd/server/v3")?,
+            go: of("go")?,
+        })
     }
 }
 
-/// The version of a module in the `require` lines of a `go.mod`.
+/// The version of a module in the `require` lines of a `go.mod`, or of `go` itself.
 fn required(go_mod: &str, module: &str) -> Option<String> {
     go_mod.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip_while(|w| *w == "require");
@@ -76,7 +82,7 @@ fn required(go_mod: &str, module: &str) -> Option<String> {
 pub(crate) fn built_dir() -> Result<PathBuf> {
     let home = || PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into()));
     let cache = env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
-    let Versions { kubernetes, etcd } = Versions::read()?;
+    let Versions { kubernetes, etcd, .. } = Versions::read()?;
     let bare = |v: &str| v.trim_start_matches('v').to_owned();
     Ok(cache.join("culvert").join(format!("kube-{}-etcd-{}", bare(&kubernetes), bare(&etcd))))
 }
@@ -95,9 +101,10 @@ mod tests {
 
     #[test]
     fn the_module_names_kubernetes_and_an_etcd_that_it_supports() {
-        let Versions { kubernetes, etcd } = Versions::read().unwrap();
+        let Versions { kubernetes, etcd, go } = Versions::read().unwrap();
         assert!(kubernetes.starts_with("v1."), "{kubernetes}");
         assert!(etcd.starts_with("v3."), "{etcd}");
+        assert!(go.starts_with("1."), "{go}");
     }
 
     #[test]

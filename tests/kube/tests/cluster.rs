@@ -17,8 +17,9 @@ fn pods_start_on_two_nodes_and_reach_each_other() {
     let cluster = Cluster::start(&bed, &["n1", "n2"]).unwrap();
     let image = cluster.busybox().name().to_owned();
     for node in ["n1", "n2"] {
-        cluster.api().apply(&pod(node, &image)).unwrap();
+        cluster.api().apply(&server(node, &image)).unwrap();
     }
+    cluster.api().apply(&pod("client", "none", "n1", &image, "exec sleep 1000")).unwrap();
     cluster
         .api()
         .apply(
@@ -40,19 +41,23 @@ fn pods_start_on_two_nodes_and_reach_each_other() {
     assert_eq!(OfTheMachine::now(), before);
 }
 
-fn pod(node: &str, image: &str) -> String {
-    // It serves its node's name, and stops when it is told to.
+/// It serves its node's name.
+fn server(node: &str, image: &str) -> String {
     let serve = format!("mkdir /www; echo {node} >/www/index.html; exec httpd -f -p 8080 -h /www");
+    pod(&format!("on-{node}"), "web", node, image, &serve)
+}
+
+fn pod(name: &str, app: &str, node: &str, image: &str, script: &str) -> String {
     format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: on-{node}, labels: {{app: web}}}}, spec: {{
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {app}}}}}, spec: {{
             nodeSelector: {{kubernetes.io/hostname: {node}}}, terminationGracePeriodSeconds: 1,
-            containers: [{{name: web, image: '{image}', imagePullPolicy: Never,
-                command: [sh, -c, '{serve}'], readinessProbe: {{tcpSocket: {{port: 8080}}}}}}]}}}}"
+            containers: [{{name: c, image: '{image}', imagePullPolicy: Never,
+                command: [sh, -c, '{script}']}}]}}}}"
     )
 }
 
 fn running(cluster: &Cluster) {
-    let wait = ["wait", "--for=condition=Ready", "pod", "-l", "app=web", "--timeout=120s"];
+    let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=180s"];
     if let Err(e) = cluster.api().kubectl(&wait) {
         let described = cluster.api().kubectl(&["describe", "pods"]).unwrap_or_default();
         panic!("{e}\n{described}");
@@ -64,30 +69,33 @@ fn address(cluster: &Cluster, node: &str) -> String {
     cluster.api().kubectl(&["get", "pod", &pod, "-o", "jsonpath={.status.podIP}"]).unwrap()
 }
 
-/// What a program in the pod of a node prints: `kubectl exec` goes by the API server and the kubelet.
-fn exec(cluster: &Cluster, node: &str, words: &[&str]) -> anyhow::Result<String> {
-    let pod = format!("on-{node}");
-    let args: Vec<&str> = ["exec", &pod, "--"].into_iter().chain(words.iter().copied()).collect();
+/// What a program in a pod prints: `kubectl exec` goes by the API server and the kubelet.
+fn exec(cluster: &Cluster, pod: &str, words: &[&str]) -> anyhow::Result<String> {
+    let args: Vec<&str> = ["exec", pod, "--"].into_iter().chain(words.iter().copied()).collect();
     cluster.api().kubectl(&args)
 }
 
+fn get(cluster: &Cluster, pod: &str, url: &str) -> anyhow::Result<String> {
+    let said = exec(cluster, pod, &["wget", "-q", "-T", "5", "-O", "-", url])?;
+    Ok(said.trim().to_owned())
+}
+
 fn by_address(cluster: &Cluster) {
-    for (from, to) in [("n1", "n2"), ("n2", "n1")] {
+    for (from, to) in [("on-n1", "n2"), ("on-n2", "n1"), ("client", "n1")] {
         let address = address(cluster, to);
         let number = cluster.nodes().iter().find(|n| n.bed().name() == to).unwrap().bed().number();
         assert!(address.starts_with(&format!("10.10.{number}.")), "{to} has a pod at {address}");
-        let url = format!("http://{address}:8080/");
-        assert_eq!(exec(cluster, from, &["wget", "-q", "-O", "-", &url]).unwrap().trim(), to);
+        assert_eq!(get(cluster, from, &format!("http://{address}:8080/")).unwrap(), to);
     }
 }
 
-/// Both pods answer for the service: the controllers have made its EndpointSlice and the nodes its rules.
+/// Both pods answer for the service, to a pod that is beside one of them: the controllers have made its EndpointSlice
+/// and the nodes its rules.
 fn by_service(cluster: &Cluster) {
     for wanted in ["n1", "n2"] {
         eventually(SOON, || {
-            let said =
-                exec(cluster, "n1", &["wget", "-q", "-T", "2", "-O", "-", "http://10.96.0.80/"])?;
-            anyhow::ensure!(said.trim() == wanted, "{said}");
+            let said = get(cluster, "client", "http://10.96.0.80/")?;
+            anyhow::ensure!(said == wanted, "{said}");
             Ok(())
         })
         .unwrap();
@@ -96,7 +104,7 @@ fn by_service(cluster: &Cluster) {
 
 fn the_api_server_with_the_pods_own_token(cluster: &Cluster, bed: &Bed) {
     const DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-    let token = exec(cluster, "n1", &["cat", &format!("{DIR}/token")]).unwrap();
+    let token = exec(cluster, "client", &["cat", &format!("{DIR}/token")]).unwrap();
     let config = bed.dir().join("token");
     std::fs::write(&config, "").unwrap();
     let token = format!("--token={}", token.trim());
@@ -115,13 +123,13 @@ fn the_api_server_with_the_pods_own_token(cluster: &Cluster, bed: &Bed) {
     let user = cluster.api().kubectl_as(&config, &args, "").unwrap();
     assert_eq!(user, "system:serviceaccount:default:default");
     // The address that a pod knows the API server by is a service's, too.
-    exec(cluster, "n1", &["nc", "-w", "5", "-z", "10.96.0.1", "443"]).unwrap();
+    exec(cluster, "client", &["nc", "-w", "5", "-z", "10.96.0.1", "443"]).unwrap();
 }
 
 fn a_pod_that_is_deleted_is_gone(cluster: &Cluster) {
     let url = format!("http://{}:8080/", address(cluster, "n2"));
     cluster.api().kubectl(&["delete", "pod", "on-n2", "--timeout=60s"]).unwrap();
-    assert!(exec(cluster, "n1", &["wget", "-q", "-T", "2", "-O", "-", &url]).is_err());
+    assert!(get(cluster, "client", &url).is_err());
 }
 
 /// What a kubelet would change for the whole machine, were it let.
