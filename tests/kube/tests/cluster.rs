@@ -52,7 +52,7 @@ fn pod(name: &str, app: &str, node: &str, image: &str, script: &str) -> String {
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {app}}}}}, spec: {{
             nodeSelector: {{kubernetes.io/hostname: {node}}}, terminationGracePeriodSeconds: 1,
             containers: [{{name: c, image: '{image}', imagePullPolicy: Never,
-                command: [sh, -c, '{script}']}}]}}}}"
+                command: [bash, -c, '{script}']}}]}}}}"
     )
 }
 
@@ -75,9 +75,13 @@ fn exec(cluster: &Cluster, pod: &str, words: &[&str]) -> anyhow::Result<String> 
     cluster.api().kubectl(&args)
 }
 
-fn get(cluster: &Cluster, pod: &str, url: &str) -> anyhow::Result<String> {
-    let said = exec(cluster, pod, &["wget", "-q", "-T", "5", "-O", "-", url])?;
-    Ok(said.trim().to_owned())
+/// The body that a pod gets from port 80 or another of an address.
+fn get(cluster: &Cluster, pod: &str, address: &str, port: u16) -> anyhow::Result<String> {
+    let script = format!(
+        r"exec 3<>/dev/tcp/{address}/{port} && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && cat <&3"
+    );
+    let said = exec(cluster, pod, &["bash", "-c", &script])?;
+    Ok(said.lines().next_back().unwrap_or_default().to_owned())
 }
 
 fn by_address(cluster: &Cluster) {
@@ -85,7 +89,7 @@ fn by_address(cluster: &Cluster) {
         let address = address(cluster, to);
         let number = cluster.nodes().iter().find(|n| n.bed().name() == to).unwrap().bed().number();
         assert!(address.starts_with(&format!("10.10.{number}.")), "{to} has a pod at {address}");
-        assert_eq!(get(cluster, from, &format!("http://{address}:8080/")).unwrap(), to);
+        assert_eq!(get(cluster, from, &address, 8080).unwrap(), to);
     }
 }
 
@@ -94,7 +98,7 @@ fn by_address(cluster: &Cluster) {
 fn by_service(cluster: &Cluster) {
     for wanted in ["n1", "n2"] {
         eventually(SOON, || {
-            let said = get(cluster, "client", "http://10.96.0.80/")?;
+            let said = get(cluster, "client", "10.96.0.80", 80)?;
             anyhow::ensure!(said == wanted, "{said}");
             Ok(())
         })
@@ -123,13 +127,13 @@ fn the_api_server_with_the_pods_own_token(cluster: &Cluster, bed: &Bed) {
     let user = cluster.api().kubectl_as(&config, &args, "").unwrap();
     assert_eq!(user, "system:serviceaccount:default:default");
     // The address that a pod knows the API server by is a service's, too.
-    exec(cluster, "client", &["nc", "-w", "5", "-z", "10.96.0.1", "443"]).unwrap();
+    exec(cluster, "client", &["bash", "-c", "exec 3<>/dev/tcp/10.96.0.1/443"]).unwrap();
 }
 
 fn a_pod_that_is_deleted_is_gone(cluster: &Cluster) {
-    let url = format!("http://{}:8080/", address(cluster, "n2"));
+    let address = address(cluster, "n2");
     cluster.api().kubectl(&["delete", "pod", "on-n2", "--timeout=60s"]).unwrap();
-    assert!(get(cluster, "client", &url).is_err());
+    assert!(get(cluster, "client", &address, 8080).is_err());
 }
 
 /// What a kubelet would change for the whole machine, were it let.
