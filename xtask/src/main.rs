@@ -5,6 +5,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod host;
+mod kube;
 mod soak;
 mod test;
 
@@ -30,6 +31,9 @@ enum Command {
     Bench(bench::Args),
     /// Run a mesh under churn and failures for a while, watched throughout
     Soak(soak::Args),
+    /// Kubernetes itself, on this machine: build it, start and end a cluster, test against it
+    #[command(subcommand)]
+    Kube(kube::Args),
     /// Run every fuzz target for a while, as many at a time as there are processors
     Fuzz {
         /// Seconds for each
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Kube(args) => kube::run(&args),
         Command::Fuzz { seconds } => fuzz::run(seconds),
     };
     match outcome {

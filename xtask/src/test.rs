@@ -39,8 +39,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     host::run(host::cargo().args(["build", "--quiet", "--workspace", "--locked"]))?;
     host::run(host::cargo().args(["test", "--quiet", "--workspace", "--locked", "--no-run"]))?;
     let mut summary = Summary::default();
-    // Decisions first: they are quick, and say more precisely what is wrong.
-    let unit = ["--workspace", "--exclude", "culvert-tests", "--exclude", "testbed"];
+    // Decisions first: they are quick, and say more precisely what is wrong. What needs Kubernetes is run by `kube test`.
+    let unit = [
+        "--workspace",
+        "--exclude",
+        "culvert-tests",
+        "--exclude",
+        "testbed",
+        "--exclude",
+        "kubebed",
+    ];
     run_tests(&unit, &[], args, &mut summary)?;
     if !args.unit {
         run_tests(&["--package", "testbed"], &[], args, &mut summary)?;

@@ -104,7 +104,8 @@ impl Bed {
         Puppet::start(&self.fabric_placement(), &self.shared.dir, "fabric")
     }
 
-    fn fabric_placement(&self) -> Placement {
+    /// Where a program outside every node runs, for callers that start it themselves.
+    pub fn fabric_placement(&self) -> Placement {
         Placement {
             cgroup: self.shared.cgroup.join("fabric"),
             netns: Some(self.fabric_netns_path()),

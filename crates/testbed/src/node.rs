@@ -183,6 +183,12 @@ impl Node {
         Proc::spawn(cmd, &self.placement("agent"), &self.dir(), &self.0.name)
     }
 
+    /// The same for what a shell or a wrapper starts: the files of its output carry this name, too.
+    pub fn spawn_named(&self, cmd: Command, name: &str) -> Result<Proc> {
+        let label = format!("{}-{name}", self.0.name);
+        Proc::spawn(cmd, &self.placement("agent"), &self.dir(), &label)
+    }
+
     /// Where a program of the node runs, for callers that start it themselves: `cgroup` is `agent` or `host`.
     pub fn placement(&self, cgroup: &str) -> Placement {
         Placement {

@@ -215,8 +215,11 @@ pub(crate) fn wait_deadline(child: &mut Child, deadline: Duration) -> Result<Exi
 pub(crate) fn print_tails(dir: &Path) {
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
-        for path in fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path()) {
-            if path.is_dir() && !path.ends_with("bpf") {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            // Of the entry itself: a link may lead out of the bed, and back into it for ever.
+            let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
+            if is_dir && !path.ends_with("bpf") {
                 dirs.push(path);
             } else if path.extension().is_some_and(|e| e == "err") {
                 let text = read_lossy(&path);
