@@ -180,10 +180,10 @@ mod tests {
     use tokio::net::TcpStream;
 
     /// What the task of a connection takes while its bytes are relayed.
-    const MOST: usize = 1024;
+    const MOST: usize = 1200;
 
     #[test]
-    fn a_connection_takes_a_kilobyte() {
+    fn a_connection_takes_little_more_than_a_kilobyte() {
         fn accepted<W>(_: fn(Arc<Agent>, Arc<Pod>, TcpStream, SocketAddr) -> W) -> usize {
             size_of::<UntilEnded<W>>()
         }
