@@ -32,6 +32,10 @@ struct Failure {
     after: Duration,
 }
 
+/// Between connections: whoever closes one keeps its port for a minute, and has 28,000 towards one address. Past
+/// the agent, connections follow each other fast enough to use them up.
+const PAUSE: Duration = Duration::from_millis(3);
+
 /// New connections from one pod to a script server, each with a question and its answer.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
@@ -64,6 +68,7 @@ impl Traffic {
                     *last_failure.lock().unwrap() = Some(e);
                 }
                 tally.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(PAUSE);
             }
         }));
         traffic
