@@ -94,6 +94,7 @@ impl Control {
 
     /// All that it and its predecessors have logged.
     pub fn log(&self) -> String {
+        std::thread::sleep(crate::LOGGED_WITHIN);
         let read = |p: &PathBuf| String::from_utf8_lossy(&std::fs::read(p).unwrap()).into_owned();
         self.outputs.lock().unwrap().iter().map(read).collect()
     }

@@ -39,5 +39,8 @@ pub use waypoint::{Answer, Ask, Collector, HttpApp, Tls, Waypoint};
 
 use std::time::Duration;
 
+/// Lines are written every 5 ms: what has happened before is in the log by then.
+const LOGGED_WITHIN: Duration = Duration::from_millis(20);
+
 /// A deadline that nothing healthy comes near.
 pub const SOON: Duration = Duration::from_secs(60);

@@ -126,6 +126,7 @@ impl Waypoint {
     }
 
     pub fn log(&self) -> String {
+        std::thread::sleep(crate::LOGGED_WITHIN);
         let p = self.process();
         format!("{}{}", p.stdout(), p.stderr())
     }
