@@ -171,7 +171,7 @@ fn main() -> ExitCode {
 fn start(run: Run) -> anyhow::Result<()> {
     sys::forbid_dumps();
     netns::remember_home()?;
-    telemetry::log::start();
+    let _log = telemetry::log::start();
     raise_descriptor_limit();
     let (workers, _threads) =
         Workers::start(run.workers.map_or_else(default_workers, usize::from))?;

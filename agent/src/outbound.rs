@@ -81,26 +81,22 @@ pub async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, pee
         Box::pin(dns::over_tcp(&agent, &pod, downstream, || {
             let (near, far) = sockets::stream_pair()?;
             let (agent, pod2) = (agent.clone(), pod.clone());
-            pod.scope.spawn(async move { carry(&agent, &pod2, far, source, asked, false).await });
+            pod.scope.spawn(async move {
+                let begun = Begun { agent: &agent, pod: &pod2, source, asked };
+                carry(&begun, far, false).await;
+            });
             Ok(near)
         }))
         .await;
         return;
     }
-    carry(&agent, &pod, downstream, source, asked, elsewhere).await;
+    carry(&Begun { agent: &agent, pod: &pod, source, asked }, downstream, elsewhere).await;
 }
 
 /// To wherever `asked` is, for the pod.
-async fn carry(
-    agent: &Arc<Agent>,
-    pod: &Arc<Pod>,
-    downstream: TcpStream,
-    source: SocketAddr,
-    asked: SocketAddr,
-    elsewhere: bool,
-) {
+async fn carry(begun: &Begun<'_>, downstream: TcpStream, elsewhere: bool) {
     // Boxed: what it takes to open a connection is several times what it takes to keep one.
-    let open = Box::pin(open(agent, pod, downstream, source, asked, elsewhere)).await;
+    let open = Box::pin(open(begun, downstream, elsewhere)).await;
     if let Some(Open { entry, downstream, upstream, lease }) = open {
         entry.relay(End::Tcp(downstream), upstream).await;
         drop(lease);
@@ -115,15 +111,8 @@ struct Open {
     lease: Option<Lease>,
 }
 
-async fn open(
-    agent: &Arc<Agent>,
-    pod: &Arc<Pod>,
-    downstream: TcpStream,
-    source: SocketAddr,
-    asked: SocketAddr,
-    elsewhere: bool,
-) -> Option<Open> {
-    let begun = Begun { agent, pod, source, asked };
+async fn open(begun: &Begun<'_>, downstream: TcpStream, elsewhere: bool) -> Option<Open> {
+    let Begun { agent, pod, .. } = begun;
     if !agent.synced().await {
         begun.failed(None, ResponseFlags::Connect, "discovery has not answered yet");
         return None;
@@ -132,24 +121,24 @@ async fn open(
         begun.failed(None, ResponseFlags::Connect, "the control plane no longer has this pod");
         return None;
     };
-    match resolve(&begun, &own, elsewhere) {
+    match resolve(begun, &own, elsewhere) {
         Resolved::Unreachable(why) => {
             begun.failed(None, ResponseFlags::Connect, &why.to_string());
             None
         }
         Resolved::Waypoint { proxy, address, asked, service } => {
-            over_hbone(&begun, &own, downstream, proxy, address, asked, service).await
+            over_hbone(begun, &own, downstream, proxy, address, asked, service).await
         }
-        Resolved::Outside(to) => passthrough(&begun, &own, downstream, to, None, None).await,
+        Resolved::Outside(to) => passthrough(begun, &own, downstream, to, None, None).await,
         Resolved::Workload { workload, address, service } if workload.uid == own.uid => {
-            to_itself(&begun, &workload, downstream, address, service).await
+            to_itself(begun, &workload, downstream, address, service).await
         }
         Resolved::Workload { workload, address, service } if workload.hbone => {
             let hbone = SocketAddr::new(address.ip(), capture_abi::HBONE_PORT);
-            over_hbone(&begun, &own, downstream, workload, hbone, address, service).await
+            over_hbone(begun, &own, downstream, workload, hbone, address, service).await
         }
         Resolved::Workload { workload, address, service } => {
-            passthrough(&begun, &own, downstream, address, Some(workload), service).await
+            passthrough(begun, &own, downstream, address, Some(workload), service).await
         }
     }
 }

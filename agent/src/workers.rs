@@ -1,7 +1,6 @@
 //! The threads that carry bytes. Each has a runtime of its own, and a connection stays on the one that it
 //! is given to, with the HBONE connection under it: what has arrived for one task wakes another on the same
-//! thread, and no other thread. With one runtime for all, half of a bulk flow's processor time went to such
-//! wake-ups.
+//! thread, and no other thread.
 
 use crate::scope::PodScope;
 use std::{cell::Cell, io, net, thread};

@@ -118,7 +118,7 @@ pub fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
-    telemetry::log::start();
+    let _log = telemetry::log::start();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if cli.workers > 0 {
         builder.worker_threads(cli.workers);
