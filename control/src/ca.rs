@@ -8,6 +8,7 @@ use rcgen::{
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
+use sha2::Digest as _;
 use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 use time::OffsetDateTime;
 
@@ -26,28 +27,83 @@ pub struct Authority {
     max_life: Duration,
 }
 
+/// An authority as PEM, under Istio's names for its parts.
+pub struct Pems {
+    /// `ca-cert.pem`
+    pub certificate: String,
+    /// `ca-key.pem`
+    pub key: String,
+    /// `cert-chain.pem`: from the authority's certificate to below the root; empty for a root itself.
+    pub chain: String,
+    /// `root-cert.pem`: one, or several while one takes another's place.
+    pub roots: String,
+}
+
+pub const PARTS: [&str; 4] = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
+
+impl Pems {
+    /// Its parts as `read` has them by their names.
+    pub fn read(mut read: impl FnMut(&str) -> anyhow::Result<String>) -> anyhow::Result<Self> {
+        let [certificate, key, chain, roots] = PARTS;
+        Ok(Self {
+            certificate: read(certificate)?,
+            key: read(key)?,
+            chain: read(chain)?,
+            roots: read(roots)?,
+        })
+    }
+
+    /// A root of its own.
+    pub fn self_signed(trust_domain: &str) -> anyhow::Result<Self> {
+        let (certificate, key) = new_root(trust_domain)?;
+        Ok(Self { roots: certificate.clone(), certificate, key, chain: String::new() })
+    }
+}
+
 impl Authority {
-    /// A plugged-in authority, in Istio's file names: `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`
-    /// and `root-cert.pem`.
+    pub fn new(pems: &Pems, max_life: Duration) -> anyhow::Result<Self> {
+        let key = KeyPair::from_pem(&pems.key).context("ca-key.pem is no private key")?;
+        let issuer = Issuer::from_ca_cert_pem(&pems.certificate, key)
+            .context("ca-cert.pem is no CA certificate")?;
+        let roots = pems.roots.clone();
+        let chain = match pems.chain.is_empty() {
+            true => vec![roots.clone()],
+            false => vec![pems.chain.clone(), roots.clone()],
+        };
+        let authority = Self { issuer, chain, roots, max_life };
+        authority.is_under_its_roots()?;
+        Ok(authority)
+    }
+
+    /// Another authority has another.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let parts = self.chain.iter().map(String::as_bytes);
+        let key = self.issuer.key().public_key_raw();
+        sha2::Sha256::digest(parts.chain([key]).collect::<Vec<_>>().concat()).into()
+    }
+
+    /// What nobody could verify is not issued.
+    fn is_under_its_roots(&self) -> anyhow::Result<()> {
+        let nobody = SpiffeId::new("check", "check", "check")?;
+        let request = identity::new_request(&nobody)?;
+        let chain = self.certify(&nobody, &request.csr_pem, Duration::from_secs(60))?;
+        let roots = identity::Roots::from_pem("check", self.roots.as_bytes())
+            .context("root-cert.pem has no certificate")?;
+        identity::Certified::new(&nobody, request, &chain, roots.into()).context(
+            "what ca-cert.pem and ca-key.pem issue does not lead to root-cert.pem by cert-chain.pem",
+        )?;
+        Ok(())
+    }
+
+    /// A plugged-in authority, in Istio's file names.
     pub fn plugged_in(dir: &Path, max_life: Duration) -> anyhow::Result<Self> {
-        let read = |name: &str| {
+        let pems = Pems::read(|name| {
             let path = dir.join(name);
             fs::read_to_string(&path).with_context(|| {
-                format!(
-                    "reading {}: a plugged-in CA has ca-cert.pem, ca-key.pem, cert-chain.pem and \
-                     root-cert.pem",
-                    path.display()
-                )
+                format!("reading {}: a plugged-in CA has {}", path.display(), PARTS.join(", "))
             })
-        };
-        let key =
-            KeyPair::from_pem(&read("ca-key.pem")?).context("ca-key.pem is no private key")?;
-        let certificate = read("ca-cert.pem")?;
-        let roots = read("root-cert.pem")?;
-        let chain = read("cert-chain.pem")?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, key)
-            .context("ca-cert.pem is no CA certificate")?;
-        Ok(Self { issuer, chain: vec![chain, roots.clone()], roots, max_life })
+        })?;
+        Self::new(&pems, max_life).with_context(|| format!("the CA of {}", dir.display()))
     }
 
     /// The authority of this state directory, made there the first time.
@@ -58,20 +114,22 @@ impl Authority {
     ) -> anyhow::Result<Self> {
         let (cert_path, key_path) = (state.join("ca-cert.pem"), state.join("ca-key.pem"));
         if !cert_path.exists() || !key_path.exists() {
-            let (certificate, key) = new_root(trust_domain)?;
-            write_secret(&key_path, &key)?;
-            fs::write(&cert_path, certificate)
+            let new = Pems::self_signed(trust_domain)?;
+            write_secret(&key_path, &new.key)?;
+            fs::write(&cert_path, new.certificate)
                 .with_context(|| format!("writing {}", cert_path.display()))?;
         }
-        let key = fs::read_to_string(&key_path)
-            .with_context(|| format!("reading {}", key_path.display()))?;
-        let roots = fs::read_to_string(&cert_path)
-            .with_context(|| format!("reading {}", cert_path.display()))?;
-        let key = KeyPair::from_pem(&key)
-            .with_context(|| format!("{} is no private key", key_path.display()))?;
-        let issuer = Issuer::from_ca_cert_pem(&roots, key)
-            .with_context(|| format!("{} is no CA certificate", cert_path.display()))?;
-        Ok(Self { issuer, chain: vec![roots.clone()], roots, max_life })
+        let read = |path: &Path| {
+            fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+        };
+        let certificate = read(&cert_path)?;
+        let pems = Pems {
+            roots: certificate.clone(),
+            certificate,
+            key: read(&key_path)?,
+            chain: String::new(),
+        };
+        Self::new(&pems, max_life).with_context(|| format!("the CA of {}", state.display()))
     }
 
     /// A certificate for `identity`, and the chain behind it: PEM, leaf first.

@@ -15,7 +15,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, server::Store};
 
@@ -29,6 +29,8 @@ pub struct Control {
     compiled: AtomicU64,
     changed: AtomicU64,
     issued_refusals: AtomicU64,
+    /// Counts what has been applied.
+    applied: watch::Sender<u64>,
 }
 
 /// How long the CA waits for a pod that it does not know yet: an agent may be ahead of the source.
@@ -49,6 +51,7 @@ impl Control {
             compiled: AtomicU64::new(0),
             changed: AtomicU64::new(0),
             issued_refusals: AtomicU64::new(0),
+            applied: watch::Sender::new(0),
         }))
     }
 
@@ -87,6 +90,7 @@ impl Control {
         self.compiled.fetch_add(compiled as u64, Ordering::Relaxed);
         self.changed.fetch_add(changed as u64, Ordering::Relaxed);
         self.ready.fetch_or(ready, Ordering::AcqRel);
+        self.applied.send_modify(|n| *n += 1);
         if count > 0 {
             tracing::info!(objects = count, compiled, resources = changed, "configuration applied");
         }
@@ -186,6 +190,28 @@ impl Control {
             p.live()
                 && p.service_account() == caller.name
                 && (gateway.is_none() || label() == gateway)
+        })
+    }
+
+    /// Tells of each batch that has been applied.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Those that are not about to end.
+    pub fn namespaces(&self) -> Vec<String> {
+        let compiler = lock(&self.compiler);
+        let all = compiler.snapshot().of_kind(Kind::Namespace);
+        let lasting = all.filter(|o| o.meta.deletion_timestamp.is_none());
+        lasting.map(|o| o.key.name.clone()).collect()
+    }
+
+    /// Whether that very pod is on the node.
+    pub fn is_on(&self, node: &str, namespace: &str, name: &str, uid: &str) -> bool {
+        let compiler = lock(&self.compiler);
+        let mut pods = compiler.snapshot().pods_on(node);
+        pods.any(|(o, _)| {
+            o.key.namespace == namespace && o.key.name == name && o.meta.uid == uid
         })
     }
 

@@ -1,6 +1,7 @@
 //! Who may ask for what: node agents by their token, and identities by the pods that really run.
 
-use crate::{ca::Authority, control::Control};
+use crate::{ca::Authority, control::Control, kubernetes::Reviews};
+use arc_swap::ArcSwap;
 use identity::SpiffeId;
 use prost_types::value::Kind;
 use std::{collections::HashMap, fmt, fs, path::PathBuf, sync::Arc, time::Duration};
@@ -50,13 +51,29 @@ pub struct Tokens {
     pub file: PathBuf,
 }
 
-impl Tokens {
-    pub fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+/// Who vouches for tokens.
+pub enum Callers {
+    File(Tokens),
+    Kubernetes(Reviews),
+}
+
+impl Callers {
+    /// Whose token the call carries.
+    pub async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let presented = metadata
             .get("authorization")
             .and_then(|v| v.to_str().ok())
             .and_then(|v| v.strip_prefix("Bearer "))
             .ok_or_else(|| Status::unauthenticated("no bearer token in the call's metadata"))?;
+        match self {
+            Self::File(tokens) => tokens.caller(presented),
+            Self::Kubernetes(reviews) => reviews.caller(presented).await,
+        }
+    }
+}
+
+impl Tokens {
+    fn caller(&self, presented: &str) -> Result<Caller, Status> {
         let text = fs::read_to_string(&self.file).map_err(|e| {
             tracing::error!(file = %self.file.display(), error = %e, "the node tokens cannot be read");
             Status::unavailable("the control plane cannot read its node tokens")
@@ -84,8 +101,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 pub struct CertificateService {
     pub control: Arc<Control>,
-    pub authority: Arc<Authority>,
-    pub tokens: Tokens,
+    pub authority: Arc<ArcSwap<Authority>>,
+    pub callers: Arc<Callers>,
 }
 
 #[tonic::async_trait]
@@ -94,7 +111,7 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let caller = self.tokens.caller(request.metadata())?;
+        let caller = self.callers.caller(request.metadata()).await?;
         let request = request.into_inner();
         let asked =
             request.metadata.as_ref().and_then(|m| m.fields.get("ImpersonatedIdentity")).and_then(
@@ -127,6 +144,7 @@ impl IstioCertificateService for CertificateService {
         let life = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
         let cert_chain = self
             .authority
+            .load()
             .certify(&identity, &request.csr, life)
             .map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
         tracing::info!(%identity, ?caller, "certificate issued");

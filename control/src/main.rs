@@ -4,21 +4,27 @@ mod ca;
 mod compile;
 mod control;
 mod grant;
+mod kubernetes;
 mod monitor;
 mod policies;
 mod snapshot;
 mod source;
+mod tls;
 mod vips;
 mod workloads;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use ca::Authority;
 use clap::{Args, Parser, Subcommand};
 use control::Control;
-use grant::{Caller, CertificateService, Tokens};
+use grant::{Account, Caller, Callers, CertificateService, Tokens};
+use kubernetes::{AuthorityStore, Candidate, Enrolments, Kubernetes, Reviews, publish_roots};
 use source::{Directory, Source as _};
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tls::Serving;
+use tokio::{net::TcpListener, sync::watch};
+use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
 use workloads::Cluster;
 use xds::{
@@ -26,6 +32,7 @@ use xds::{
     proto::{
         ca::istio_certificate_service_server::IstioCertificateServiceServer,
         discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+        node::node_server::NodeServer,
     },
     server::{Ads, Client},
 };
@@ -39,7 +46,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve a directory of manifests.
+    /// Serve what a directory of manifests, or a Kubernetes API server, holds.
     Run(Box<Run>),
     /// Say what is wrong with manifests; fail when something is.
     Validate {
@@ -52,8 +59,20 @@ enum Command {
 #[derive(Args)]
 struct Run {
     /// The directory of Kubernetes manifests, watched
-    #[arg(long)]
-    config: PathBuf,
+    #[arg(long, required_unless_present = "kubernetes")]
+    config: Option<PathBuf>,
+    /// Read the objects of a Kubernetes API server: this pod's, or the one that KUBECONFIG names
+    #[arg(long, conflicts_with_all = ["config", "tokens", "ca_dir"])]
+    kubernetes: bool,
+    /// On Kubernetes: the namespace of this control plane
+    #[arg(long, env = "POD_NAMESPACE", default_value = "culvert-system")]
+    namespace: String,
+    /// On Kubernetes: the name of this pod, by which it holds the Lease
+    #[arg(long, env = "POD_NAME", default_value = "culvertd")]
+    pod: String,
+    /// On Kubernetes: the agents' service account, in the namespace of this control plane
+    #[arg(long, default_value = "culvert-agent")]
+    agent_account: String,
     /// Keeps the self-signed CA; root-cert.pem is written here
     #[arg(long, default_value = "/var/lib/culvert")]
     state_dir: PathBuf,
@@ -67,8 +86,8 @@ struct Run {
     #[arg(long, default_value = "0.0.0.0:15014")]
     monitor: SocketAddr,
     /// Lines of `<node> <token>`, and for waypoints `<namespace>/<service account> <token>`
-    #[arg(long)]
-    tokens: PathBuf,
+    #[arg(long, required_unless_present = "kubernetes")]
+    tokens: Option<PathBuf>,
     /// The DNS name of this control plane's certificate
     #[arg(long, default_value = "culvertd.culvert-system.svc")]
     name: String,
@@ -130,7 +149,17 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     };
     let control = Control::new(cluster, run.state_dir.join("vips.json"))?;
     monitor::serve(control.clone(), run.monitor).await?;
-    let mut batches = Directory { path: run.config.clone() }.start()?;
+    let client = match run.kubernetes {
+        true => Some(kubernetes::client().await?),
+        false => None,
+    };
+    let mut batches = match (&client, &run.config) {
+        (Some(client), _) => {
+            Kubernetes { client: client.clone(), namespace: run.namespace.clone() }.start()?
+        }
+        (None, Some(path)) => Directory { path: path.clone() }.start()?,
+        (None, None) => anyhow::bail!("--config or --kubernetes says where objects are"),
+    };
     // The trust domain is in the first batch.
     loop {
         let batch = batches.recv().await.context("the source ended before it began")?;
@@ -139,40 +168,102 @@ async fn serve(run: Run) -> anyhow::Result<()> {
         let Some(missing) = missing else { break };
         tracing::error!(missing, "not serving until this is mended");
     }
-
-    let life = Duration::from_secs(run.cert_ttl_seconds);
-    let authority = Arc::new(match &run.ca_dir {
-        Some(dir) => Authority::plugged_in(dir, life)?,
-        None => Authority::self_signed(&run.state_dir, &control.trust_domain(), life)?,
-    });
-    let root_path = run.state_dir.join("root-cert.pem");
-    fs::write(&root_path, &authority.roots)
-        .with_context(|| format!("writing {}", root_path.display()))?;
-
     let following = {
         let control = control.clone();
         tokio::spawn(async move { control.follow(batches).await })
     };
-    let served = serve_grpc(&run, &control, authority);
+    let mesh = match client {
+        Some(client) => on_kubernetes(&run, &control, client).await?,
+        None => on_its_own(&run, &control)?,
+    };
+    let root_path = run.state_dir.join("root-cert.pem");
+    fs::write(&root_path, &mesh.authority.load().roots)
+        .with_context(|| format!("writing {}", root_path.display()))?;
     tokio::select! {
-        outcome = served => outcome,
+        outcome = serve_grpc(&run, &control, mesh) => outcome,
         _ = following => anyhow::bail!("the source of objects ended"),
     }
 }
 
-async fn serve_grpc(
+/// Whom the mesh trusts, and whom this control plane does.
+struct Trust {
+    authority: Arc<ArcSwap<Authority>>,
+    serving: Arc<Serving>,
+    callers: Arc<Callers>,
+    enrolments: Option<Enrolments>,
+}
+
+impl Trust {
+    fn new(run: &Run, authority: Authority, callers: Callers) -> anyhow::Result<Self> {
+        let serving = Serving::new(&run.name, &authority)?;
+        let authority = Arc::new(ArcSwap::from_pointee(authority));
+        Ok(Self { authority, serving, callers: Arc::new(callers), enrolments: None })
+    }
+}
+
+fn on_its_own(run: &Run, control: &Control) -> anyhow::Result<Trust> {
+    let life = Duration::from_secs(run.cert_ttl_seconds);
+    let authority = match &run.ca_dir {
+        Some(dir) => Authority::plugged_in(dir, life)?,
+        None => Authority::self_signed(&run.state_dir, &control.trust_domain(), life)?,
+    };
+    let file = run.tokens.clone().context("--tokens says who may call")?;
+    Trust::new(run, authority, Callers::File(Tokens { file }))
+}
+
+async fn on_kubernetes(
     run: &Run,
     control: &Arc<Control>,
-    authority: Arc<Authority>,
-) -> anyhow::Result<()> {
-    let (certificate, key) = authority.own(&run.name)?;
-    let tokens = Tokens { file: run.tokens.clone() };
+    client: kube::Client,
+) -> anyhow::Result<Trust> {
+    let life = Duration::from_secs(run.cert_ttl_seconds);
+    let store = AuthorityStore::new(client.clone(), &run.namespace, life);
+    let authority = store.get(&control.trust_domain()).await?;
+    let roots = watch::Sender::new(authority.roots.clone());
+    let agents = Account { namespace: run.namespace.clone(), name: run.agent_account.clone() };
+    let callers = Callers::Kubernetes(Reviews::new(client.clone(), agents));
+    let mut trust = Trust::new(run, authority, callers)?;
+    trust.enrolments = Some(Enrolments {
+        client: client.clone(),
+        control: control.clone(),
+        callers: trust.callers.clone(),
+    });
+
+    let leads = watch::Sender::new(false);
+    let told = leads.subscribe();
+    tokio::spawn(publish_roots(client.clone(), control.clone(), roots.subscribe(), told));
+    tokio::spawn(Candidate::new(client, &run.namespace, run.pod.clone()).run(leads));
+    let (current, serving) = (trust.authority.clone(), trust.serving.clone());
+    tokio::spawn(async move {
+        store
+            .follow(|authority| {
+                if let Err(error) = serving.renew(&authority) {
+                    tracing::error!(error = format!("{error:#}"), "a new authority is not used");
+                    return;
+                }
+                roots.send_if_modified(|now| {
+                    let other = *now != authority.roots;
+                    now.clone_from(&authority.roots);
+                    other
+                });
+                current.store(Arc::new(authority));
+                tracing::info!("the authority in use is that of the Secret as it is now");
+            })
+            .await;
+    });
+    Ok(trust)
+}
+
+async fn serve_grpc(run: &Run, control: &Arc<Control>, trust: Trust) -> anyhow::Result<()> {
+    let Trust { authority, serving, callers, enrolments } = trust;
     let authorize: xds::server::Authorize = {
-        let (tokens, control) = (tokens.clone(), control.clone());
+        let (callers, control) = (callers.clone(), control.clone());
         Arc::new(move |metadata| {
-            let caller = tokens.caller(metadata);
-            let control = control.clone();
-            Box::pin(async move { Ok(discovery_client(caller?, control)) })
+            let (callers, control, metadata) =
+                (callers.clone(), control.clone(), metadata.clone());
+            Box::pin(async move {
+                Ok(discovery_client(callers.caller(&metadata).await?, control))
+            })
         })
     };
     let ads = AggregatedDiscoveryServiceServer::new(Ads::new(control.store.clone(), authorize))
@@ -180,16 +271,20 @@ async fn serve_grpc(
     let ca = IstioCertificateServiceServer::new(CertificateService {
         control: control.clone(),
         authority,
-        tokens,
+        callers,
     });
+    let listener = TcpListener::bind(run.listen)
+        .await
+        .with_context(|| format!("listening on {}", run.listen))?;
+    let connections = tls::accept(listener, serving.config(&[b"h2"])?);
     tracing::info!(listen = %run.listen, name = run.name, "serving");
     Server::builder()
-        .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)))?
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(ads)
         .add_service(ca)
-        .serve_with_shutdown(run.listen, terminated())
+        .add_optional_service(enrolments.map(NodeServer::new))
+        .serve_with_incoming_shutdown(connections, terminated())
         .await
         .with_context(|| format!("serving on {}", run.listen))
 }

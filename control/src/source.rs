@@ -1,5 +1,5 @@
 //! Where objects come from: changes in, one after the other. A directory of manifests is one
-//! source; an API server would be another.
+//! source; an API server is the other (`kubernetes`).
 
 use istio_api::{
     AuthorizationAction, AuthorizationPolicy, Code, Diagnostic, Kind, Meta, MutualTls,
@@ -271,7 +271,7 @@ impl Files {
 }
 
 /// The last change of each object, in order.
-fn last_of_each(changes: Vec<Change>) -> Vec<Change> {
+pub fn last_of_each(changes: Vec<Change>) -> Vec<Change> {
     let last: HashMap<ObjectKey, usize> =
         changes.iter().enumerate().map(|(i, c)| (c.key.clone(), i)).collect();
     let kept = |(i, c): (usize, Change)| (last.get(&c.key) == Some(&i)).then_some(c);
@@ -281,7 +281,7 @@ fn last_of_each(changes: Vec<Change>) -> Vec<Change> {
 /// At the start there is no last good state. A security object that cannot be taken then denies
 /// what it may have guarded, its whole namespace, until it is mended: without it a restart of the
 /// control plane would open what was closed.
-fn closed_instead(diagnostics: &[Diagnostic]) -> impl Iterator<Item = Object> {
+pub fn closed_instead(diagnostics: &[Diagnostic]) -> impl Iterator<Item = Object> {
     diagnostics.iter().filter(|d| d.code.is_error() && d.code != Code::Duplicate).filter_map(|d| {
         let (kind, name) = d.object.split_once(' ')?;
         let (namespace, name) = name.split_once('/')?;

@@ -28,7 +28,7 @@ pub use kubernetes::{
     Secret, Service, ServiceAccount, ServicePort, TargetPort,
 };
 pub use mesh_config::{MeshConfig, Provider};
-pub use parse::parse_documents;
+pub use parse::{parse_documents, parse_object};
 pub use schema::{Base64, Number, Span};
 pub use security::{
     AuthorizationAction, AuthorizationPolicy, Condition, MutualTls, MutualTlsMode, Operation,

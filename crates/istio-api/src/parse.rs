@@ -54,6 +54,15 @@ pub fn parse_documents(file: &str, text: &str) -> (Vec<Object>, Vec<Diagnostic>)
     (objects, diagnostics)
 }
 
+/// One object, as an API server or an admission request has it: whole, with `apiVersion` and `kind`.
+/// With an error among the diagnostics there is no object.
+pub fn parse_object(origin: &str, object: Value) -> (Option<Object>, Vec<Diagnostic>) {
+    let mut diagnostics = Vec::new();
+    let mut found = Found { file: origin, object: "-".into(), out: &mut diagnostics };
+    let object = parse_one(object, &mut found);
+    (object, diagnostics)
+}
+
 /// As Kubernetes reads YAML where a type is known: a node called `n` or `on` is no boolean.
 fn yaml() -> serde_saphyr::Options {
     serde_saphyr::options! { strict_booleans: true }

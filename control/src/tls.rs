@@ -1,0 +1,108 @@
+//! The control plane's own certificate, and connections under it. When the authority changes the
+//! certificate does; connections that are open stay.
+
+use crate::ca::Authority;
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+use std::{io, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+
+/// A hand-shake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Hand-shakes under way at a time: those beyond wait in the listener's queue.
+const HANDSHAKES: usize = 1024;
+
+/// What is shown to whoever connects.
+#[derive(Debug)]
+pub struct Serving {
+    name: String,
+    now: ArcSwap<CertifiedKey>,
+}
+
+impl Serving {
+    pub fn new(name: &str, authority: &Authority) -> anyhow::Result<Arc<Self>> {
+        let now = ArcSwap::from_pointee(issue(name, authority)?);
+        Ok(Arc::new(Self { name: name.to_owned(), now }))
+    }
+
+    /// From now on, by this authority.
+    pub fn renew(&self, authority: &Authority) -> anyhow::Result<()> {
+        self.now.store(Arc::new(issue(&self.name, authority)?));
+        Ok(())
+    }
+
+    /// For connections that speak one of these protocols.
+    pub fn config(self: &Arc<Self>, protocols: &[&[u8]]) -> anyhow::Result<Arc<ServerConfig>> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13, &TLS12])?
+            .with_no_client_auth()
+            .with_cert_resolver(self.clone());
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        Ok(Arc::new(config))
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.now.load_full())
+    }
+}
+
+fn issue(name: &str, authority: &Authority) -> anyhow::Result<CertifiedKey> {
+    let (chain, key) = authority.own(name)?;
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .context("the control plane's own certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+    let key = aws_lc_rs::sign::any_supported_type(&key)?;
+    Ok(CertifiedKey::new(chain, key))
+}
+
+/// Connections whose hand-shakes are done. Those that are slow about it hold up no other.
+pub fn accept(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
+    let (tx, rx) = mpsc::channel(16);
+    let acceptor = TlsAcceptor::from(config);
+    let room = Arc::new(Semaphore::new(HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let Ok(place) = room.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = tx.closed() => return,
+            };
+            let Ok((stream, _)) = accepted else {
+                // Out of descriptors, most likely, which a spin would not mend.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let (acceptor, tx) = (acceptor.clone(), tx.clone());
+            tokio::spawn(async move {
+                let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+                drop(place);
+                if let Ok(Ok(stream)) = shaken {
+                    let _ = tx.send(Ok(stream)).await;
+                }
+            });
+        }
+    });
+    ReceiverStream::new(rx)
+}
