@@ -1,6 +1,9 @@
 //! The control plane's state: objects in, resources served, questions answered.
 
-use crate::{compile::Compiler, grant::Account, source::Batch, vips::Vips, workloads::Cluster};
+use crate::{
+    compile::Compiler, grant::Account, snapshot::Snapshot, source::Batch, vips::Vips,
+    workloads::Cluster,
+};
 use identity::SpiffeId;
 use istio_api::{Diagnostic, Kind, Spec};
 use routes::{
@@ -21,6 +24,7 @@ use xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, server::Store};
 
 pub struct Control {
     pub store: Arc<Store>,
+    pub cluster: Cluster,
     compiler: Mutex<Compiler>,
     /// Where virtual addresses that were given are written down.
     vips: PathBuf,
@@ -44,7 +48,8 @@ impl Control {
                 &[AUTHORIZATION_TYPE, ADDRESS_TYPE],
                 &[HOST_TABLE_TYPE, DESTINATION_TYPE, LISTENER_TYPE, TELEMETRY_TYPE],
             ),
-            compiler: Mutex::new(Compiler::new(cluster, given)),
+            compiler: Mutex::new(Compiler::new(cluster.clone(), given)),
+            cluster,
             vips,
             diagnostics: Mutex::default(),
             ready: AtomicBool::new(false),
@@ -196,6 +201,11 @@ impl Control {
     /// Tells of each batch that has been applied.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
+    }
+
+    /// Reads the objects as they stand. Nothing is applied meanwhile.
+    pub fn with_snapshot<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
+        read(lock(&self.compiler).snapshot())
     }
 
     /// Those that are not about to end.

@@ -10,6 +10,7 @@ mod policies;
 mod snapshot;
 mod source;
 mod tls;
+mod verdicts;
 mod vips;
 mod workloads;
 
@@ -19,7 +20,10 @@ use ca::Authority;
 use clap::{Args, Parser, Subcommand};
 use control::Control;
 use grant::{Account, Caller, Callers, CertificateService, Tokens};
-use kubernetes::{AuthorityStore, Candidate, Enrolments, Kubernetes, Reviews, publish_roots};
+use kubernetes::{
+    AuthorityStore, Candidate, Enrolments, Kubernetes, Reviews, WaypointSettings, keep_waypoints,
+    publish_roots, register_webhook, serve_webhook, tell_status,
+};
 use source::{Directory, Source as _};
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tls::Serving;
@@ -73,7 +77,16 @@ struct Run {
     /// On Kubernetes: the agents' service account, in the namespace of this control plane
     #[arg(long, default_value = "culvert-agent")]
     agent_account: String,
-    /// Keeps the self-signed CA; root-cert.pem is written here
+    /// On Kubernetes: the validating webhook, over TLS
+    #[arg(long, default_value = "0.0.0.0:15017")]
+    webhook: SocketAddr,
+    /// On Kubernetes: the image of waypoints. Without one, no Gateway becomes a Deployment
+    #[arg(long)]
+    waypoint_image: Option<String>,
+    /// On Kubernetes: as in a container's imagePullPolicy
+    #[arg(long, default_value = "IfNotPresent")]
+    waypoint_image_pull_policy: String,
+    /// Keeps virtual addresses, and without Kubernetes the self-signed CA; root-cert.pem is written here
     #[arg(long, default_value = "/var/lib/culvert")]
     state_dir: PathBuf,
     /// A plugged-in CA: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem
@@ -229,9 +242,24 @@ async fn on_kubernetes(
         callers: trust.callers.clone(),
     });
 
+    serve_webhook(&trust.serving, run.webhook).await?;
+    tokio::spawn(register_webhook(client.clone(), trust.authority.clone()));
     let leads = watch::Sender::new(false);
     let told = leads.subscribe();
     tokio::spawn(publish_roots(client.clone(), control.clone(), roots.subscribe(), told));
+    tokio::spawn(tell_status(client.clone(), control.clone(), leads.subscribe()));
+    if let Some(image) = &run.waypoint_image {
+        let settings = WaypointSettings {
+            image: image.clone(),
+            image_pull_policy: run.waypoint_image_pull_policy.clone(),
+            namespace: run.namespace.clone(),
+            control_name: run.name.clone(),
+            cluster: run.cluster.clone(),
+            network: run.network.clone(),
+        };
+        let told = leads.subscribe();
+        tokio::spawn(keep_waypoints(client.clone(), control.clone(), settings, told));
+    }
     tokio::spawn(Candidate::new(client, &run.namespace, run.pod.clone()).run(leads));
     let (current, serving) = (trust.authority.clone(), trust.serving.clone());
     tokio::spawn(async move {

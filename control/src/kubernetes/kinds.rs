@@ -111,7 +111,3 @@ pub const WATCHED: &[Watched] = &[
     ),
 ];
 
-/// Where the objects of a kind are.
-pub fn watched(kind: Kind) -> Option<&'static Watched> {
-    WATCHED.iter().find(|w| w.kind == kind)
-}

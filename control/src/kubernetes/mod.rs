@@ -12,12 +12,18 @@ mod kinds;
 mod leader;
 mod objects;
 mod roots;
+mod status;
+mod waypoints;
+mod webhook;
 
 pub use authority::Store as AuthorityStore;
-pub use callers::Reviews;
+pub use callers::{AUDIENCE, Reviews};
 pub use enrolments::Enrolments;
 pub use leader::Candidate;
 pub use roots::publish as publish_roots;
+pub use status::tell as tell_status;
+pub use waypoints::{Settings as WaypointSettings, keep as keep_waypoints};
+pub use webhook::{register as register_webhook, serve as serve_webhook};
 
 use crate::source::{Batch, Source};
 use anyhow::Context as _;

@@ -30,6 +30,8 @@ pub struct Meta {
     #[serde(deserialize_with = "nullable")]
     pub owner_references: Vec<OwnerReference>,
     pub deletion_timestamp: Option<String>,
+    /// Counts the changes of what the object asks for.
+    pub generation: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Debug, Deserialize)]

@@ -21,6 +21,7 @@ mod view;
 
 pub use gateways::unit_namespace as gateway_namespace;
 pub use idle::Idle;
+pub use route_api::granted;
 pub use select::Rules;
 pub use view::{
     GATEWAY_NAME, Objects, Serves, ServiceView, View, WAYPOINT_CLASSES, protocol, serves,

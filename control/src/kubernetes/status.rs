@@ -1,0 +1,294 @@
+//! Status, written: what `verdicts` says, where it differs from what is there.
+
+use super::{FIELD_MANAGER, kinds::WATCHED};
+use crate::{
+    control::Control,
+    verdicts::{CONTROLLER, Condition, Verdict, verdicts},
+};
+use istio_api::{Kind, ObjectKey};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+    core::{ApiResource, DynamicObject},
+};
+use routes::compile::WAYPOINT_CLASSES;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+
+/// Changes that come together are judged together.
+const TOGETHER: Duration = Duration::from_millis(200);
+
+/// After a write that failed.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+type Judged = (Option<i64>, Verdict);
+
+/// Writes while this control plane leads.
+pub async fn tell(client: Client, control: Arc<Control>, mut leads: watch::Receiver<bool>) {
+    let mut changed = control.changed();
+    let mut written: BTreeMap<ObjectKey, Judged> = BTreeMap::new();
+    let mut classes_told = false;
+    let mut again: Option<Instant> = None;
+    loop {
+        let pause = again.map_or(Duration::from_secs(3600), |at| {
+            at.saturating_duration_since(Instant::now())
+        });
+        tokio::select! {
+            Ok(()) = changed.changed() => tokio::time::sleep(TOGETHER).await,
+            Ok(()) = leads.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        changed.borrow_and_update();
+        again = None;
+        if !*leads.borrow() {
+            written.clear();
+            continue;
+        }
+        if !classes_told {
+            classes_told = classes(&client).await;
+        }
+        let diagnostics = control.diagnostics();
+        let now = control.with_snapshot(|s| verdicts(s, &control.cluster.domain, &diagnostics));
+        written.retain(|key, _| now.contains_key(key));
+        for (key, judged) in now {
+            if written.get(&key) == Some(&judged) {
+                continue;
+            }
+            match write(&client, &key, &judged).await {
+                Ok(()) => drop(written.insert(key, judged)),
+                // Gone meanwhile.
+                Err(kube::Error::Api(s)) if s.code == 404 => {}
+                Err(error) => {
+                    again = Some(Instant::now() + TRY_AGAIN);
+                    let (object, error) = (key.to_string(), super::reason(&error));
+                    tracing::warn!(object, error, "status was not written; it is tried again");
+                }
+            }
+        }
+    }
+}
+
+async fn write(client: &Client, key: &ObjectKey, judged: &Judged) -> Result<(), kube::Error> {
+    let Some(resource) = resource(key.kind) else { return Ok(()) };
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), &key.namespace, &resource);
+    let there = api.get(&key.name).await?;
+    let generation = judged.0.or(there.metadata.generation);
+    let before = there.data.get("status").cloned().unwrap_or_default();
+    let status = status(&judged.1, generation, &before, &Timestamp::now().to_string());
+    if holds(&before, &status) {
+        return Ok(());
+    }
+    let patch = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        // Of two that write at once one is refused, and looks again.
+        "metadata": {
+            "name": key.name, "namespace": key.namespace,
+            "resourceVersion": there.metadata.resource_version,
+        },
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch_status(&key.name, &params, &Patch::Apply(patch)).await.map(drop)
+}
+
+/// The oldest version that is taken is in every cluster that has the kind; status is the same in all.
+fn resource(kind: Kind) -> Option<ApiResource> {
+    let watched = WATCHED.iter().find(|w| w.kind == kind)?;
+    let version = watched.versions.first()?;
+    Some(ApiResource {
+        group: watched.group.to_owned(),
+        version: (*version).to_owned(),
+        api_version: watched.api_version(version),
+        kind: watched.object_kind.to_owned(),
+        plural: watched.plural.to_owned(),
+    })
+}
+
+fn status(verdict: &Verdict, generation: Option<i64>, before: &Value, now: &str) -> Value {
+    let conditions = |all: &[Condition], before: &Value| -> Value {
+        all.iter().map(|c| condition(c, generation, before, now)).collect()
+    };
+    let of = |list: &str, is_it: &dyn Fn(&Value) -> bool| -> Value {
+        let all = before.get(list).and_then(Value::as_array);
+        let found = all.and_then(|all| all.iter().find(|v| is_it(v)));
+        found.and_then(|v| v.get("conditions")).cloned().unwrap_or_default()
+    };
+    let own = before.get("conditions").cloned().unwrap_or_default();
+    match verdict {
+        Verdict::Conditions(all) => json!({ "conditions": conditions(all, &own) }),
+        Verdict::Gateway { conditions: all, listeners, addresses } => json!({
+            "conditions": conditions(all, &own),
+            "addresses": addresses.iter()
+                .map(|a| json!({ "type": "IPAddress", "value": a })).collect::<Value>(),
+            "listeners": listeners.iter().map(|l| json!({
+                "name": l.name,
+                "attachedRoutes": l.attached,
+                "supportedKinds": [],
+                "conditions": conditions(
+                    &l.conditions,
+                    &of("listeners", &|v| v.get("name").and_then(Value::as_str) == Some(&l.name)),
+                ),
+            })).collect::<Value>(),
+        }),
+        // The list is written whole: what other controllers say of their parents stays in it.
+        Verdict::Route(parents) => json!({
+            "parents": others(before).chain(parents.iter().map(|(parent, all)| {
+                let mut named = json!({ "name": parent.name });
+                for (field, value) in [
+                    ("group", &parent.group), ("kind", &parent.kind),
+                    ("namespace", &parent.namespace), ("sectionName", &parent.section_name),
+                ] {
+                    if !value.is_empty() || field == "group" && parent.kind == "Service" {
+                        named[field] = json!(value);
+                    }
+                }
+                if let Some(port) = parent.port {
+                    named["port"] = json!(port);
+                }
+                let before = of("parents", &|v| v.get("parentRef") == Some(&named));
+                json!({
+                    "parentRef": named,
+                    "controllerName": CONTROLLER,
+                    "conditions": conditions(all, &before),
+                })
+            })).collect::<Value>(),
+        }),
+    }
+}
+
+fn others(before: &Value) -> impl Iterator<Item = Value> {
+    let all = before.get("parents").and_then(Value::as_array).into_iter().flatten();
+    let ours = |p: &Value| p.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER);
+    all.filter(move |p| !ours(p)).cloned()
+}
+
+/// With the time when it last became what it is.
+fn condition(c: &Condition, generation: Option<i64>, before: &Value, now: &str) -> Value {
+    let met = if c.met { "True" } else { "False" };
+    let same = before.as_array().and_then(|all| {
+        all.iter().find(|b| {
+            b.get("type").and_then(Value::as_str) == Some(c.r#type)
+                && b.get("status").and_then(Value::as_str) == Some(met)
+        })
+    });
+    let since = same.and_then(|b| b.get("lastTransitionTime")).cloned();
+    let mut value = json!({
+        "type": c.r#type,
+        "status": met,
+        "reason": c.reason,
+        "message": c.message,
+        "lastTransitionTime": since.unwrap_or_else(|| json!(now)),
+    });
+    if let Some(generation) = generation {
+        value["observedGeneration"] = json!(generation);
+    }
+    value
+}
+
+/// Whether all of `wanted` is in `there`; what others have written beside it does not count.
+fn holds(there: &Value, wanted: &Value) -> bool {
+    match (there, wanted) {
+        (Value::Object(there), Value::Object(wanted)) => {
+            wanted.iter().all(|(k, w)| there.get(k).is_some_and(|t| holds(t, w)))
+        }
+        (Value::Array(there), Value::Array(wanted)) => {
+            wanted.iter().all(|w| there.iter().any(|t| holds(t, w)))
+                && (there.len() == wanted.len() || !wanted.is_empty())
+        }
+        (there, wanted) => there == wanted,
+    }
+}
+
+/// Gateway classes that are ours say that they are obeyed. Whether all could be told.
+async fn classes(client: &Client) -> bool {
+    let resource = ApiResource {
+        group: "gateway.networking.k8s.io".to_owned(),
+        version: "v1".to_owned(),
+        api_version: "gateway.networking.k8s.io/v1".to_owned(),
+        kind: "GatewayClass".to_owned(),
+        plural: "gatewayclasses".to_owned(),
+    };
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let mut told = true;
+    for name in WAYPOINT_CLASSES {
+        let there = match api.get_opt(name).await {
+            Ok(Some(there)) => there,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::warn!(class = name, error = %super::reason(&error), "GatewayClass");
+                told = false;
+                continue;
+            }
+        };
+        let spec = there.data.get("spec").and_then(|s| s.get("controllerName"));
+        if spec.and_then(Value::as_str) != Some(CONTROLLER) {
+            continue;
+        }
+        let accepted = Condition {
+            r#type: "Accepted",
+            met: true,
+            reason: "Accepted",
+            message: String::new(),
+        };
+        let before = there.data.get("status").cloned().unwrap_or_default();
+        let verdict = Verdict::Conditions(vec![accepted]);
+        let generation = there.metadata.generation;
+        let status = status(&verdict, generation, &before, &Timestamp::now().to_string());
+        let patch = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": name },
+            "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        if let Err(error) = api.patch_status(name, &params, &Patch::Apply(patch)).await {
+            tracing::warn!(class = name, error = %super::reason(&error), "GatewayClass");
+            told = false;
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn accepted(met: bool) -> Verdict {
+        let reason = if met { "Accepted" } else { "Invalid" };
+        Verdict::Conditions(vec![Condition {
+            r#type: "Accepted",
+            met,
+            reason,
+            message: String::new(),
+        }])
+    }
+
+    #[test]
+    fn the_time_is_when_the_condition_became_what_it_is() {
+        let first = status(&accepted(true), Some(1), &Value::Null, "then");
+        let same = status(&accepted(true), Some(2), &first, "now");
+        assert_eq!(same["conditions"][0]["lastTransitionTime"], "then");
+        assert_eq!(same["conditions"][0]["observedGeneration"], 2);
+        let other = status(&accepted(false), Some(3), &same, "now");
+        assert_eq!(other["conditions"][0]["lastTransitionTime"], "now");
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_written() {
+        let mut there = status(&accepted(true), Some(1), &Value::Null, "then");
+        assert!(holds(&there, &status(&accepted(true), Some(1), &there, "now")));
+        there["conditions"].as_array_mut().unwrap().push(json!({ "type": "Somebody's" }));
+        assert!(holds(&there, &status(&accepted(true), Some(1), &there, "now")));
+        assert!(!holds(&there, &status(&accepted(true), Some(2), &there, "now")));
+        assert!(!holds(&there, &status(&accepted(false), Some(1), &there, "now")));
+    }
+}
