@@ -220,9 +220,7 @@ impl Control {
     pub fn is_on(&self, node: &str, namespace: &str, name: &str, uid: &str) -> bool {
         let compiler = lock(&self.compiler);
         let mut pods = compiler.snapshot().pods_on(node);
-        pods.any(|(o, _)| {
-            o.key.namespace == namespace && o.key.name == name && o.meta.uid == uid
-        })
+        pods.any(|(o, _)| o.key.namespace == namespace && o.key.name == name && o.meta.uid == uid)
     }
 
     pub fn trust_domain(&self) -> String {

@@ -21,8 +21,8 @@ use clap::{Args, Parser, Subcommand};
 use control::Control;
 use grant::{Account, Caller, Callers, CertificateService, Tokens};
 use kubernetes::{
-    AuthorityStore, Candidate, Enrolments, Kubernetes, Reviews, WaypointSettings, keep_waypoints,
-    publish_roots, register_webhook, serve_webhook, tell_status,
+    AuthorityStore, Candidate, Enrolments, KeptVips, Kubernetes, Reviews, WaypointSettings,
+    keep_waypoints, publish_roots, register_webhook, serve_webhook, tell_status,
 };
 use source::{Directory, Source as _};
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -160,12 +160,16 @@ async fn serve(run: Run) -> anyhow::Result<()> {
         network: run.network.clone(),
         domain: run.cluster_domain.clone(),
     };
-    let control = Control::new(cluster, run.state_dir.join("vips.json"))?;
-    monitor::serve(control.clone(), run.monitor).await?;
+    let vips = run.state_dir.join("vips.json");
     let client = match run.kubernetes {
         true => Some(kubernetes::client().await?),
         false => None,
     };
+    if let Some(client) = &client {
+        KeptVips::new(client.clone(), &run.namespace, vips.clone()).restore().await?;
+    }
+    let control = Control::new(cluster, vips)?;
+    monitor::serve(control.clone(), run.monitor).await?;
     let mut batches = match (&client, &run.config) {
         (Some(client), _) => {
             Kubernetes { client: client.clone(), namespace: run.namespace.clone() }.start()?
@@ -247,6 +251,8 @@ async fn on_kubernetes(
     let leads = watch::Sender::new(false);
     let told = leads.subscribe();
     tokio::spawn(publish_roots(client.clone(), control.clone(), roots.subscribe(), told));
+    let vips = KeptVips::new(client.clone(), &run.namespace, run.state_dir.join("vips.json"));
+    tokio::spawn(vips.keep(control.clone(), leads.subscribe()));
     tokio::spawn(tell_status(client.clone(), control.clone(), leads.subscribe()));
     if let Some(image) = &run.waypoint_image {
         let settings = WaypointSettings {
@@ -287,11 +293,8 @@ async fn serve_grpc(run: &Run, control: &Arc<Control>, trust: Trust) -> anyhow::
     let authorize: xds::server::Authorize = {
         let (callers, control) = (callers.clone(), control.clone());
         Arc::new(move |metadata| {
-            let (callers, control, metadata) =
-                (callers.clone(), control.clone(), metadata.clone());
-            Box::pin(async move {
-                Ok(discovery_client(callers.caller(&metadata).await?, control))
-            })
+            let (callers, control, metadata) = (callers.clone(), control.clone(), metadata.clone());
+            Box::pin(async move { Ok(discovery_client(callers.caller(&metadata).await?, control)) })
         })
     };
     let ads = AggregatedDiscoveryServiceServer::new(Ads::new(control.store.clone(), authorize))

@@ -2,8 +2,7 @@
 
 use crate::snapshot::Snapshot;
 use istio_api::{
-    Diagnostic, Kind, Object, ObjectKey, Spec,
-    gateway_api::http_route::ParentReference,
+    Diagnostic, Kind, Object, ObjectKey, Spec, gateway_api::http_route::ParentReference,
 };
 use routes::{
     compile::{GATEWAY_NAME, WAYPOINT_CLASSES, granted},
@@ -135,9 +134,8 @@ impl Judge<'_> {
         let (parents, backends) = parts(o)?;
         let resolved = self.resolved(o, &backends);
         let ours = parents.iter().filter(|p| self.is_ours(o, p));
-        let each: Vec<_> = ours
-            .map(|p| (p.clone(), vec![self.attached(o, p), resolved.clone()]))
-            .collect();
+        let each: Vec<_> =
+            ours.map(|p| (p.clone(), vec![self.attached(o, p), resolved.clone()])).collect();
         (!each.is_empty()).then_some(Verdict::Route(each))
     }
 
@@ -163,12 +161,8 @@ impl Judge<'_> {
         if !refused.met {
             return refused;
         }
-        let no = |reason, message: String| Condition {
-            r#type: "Accepted",
-            met: false,
-            reason,
-            message,
-        };
+        let no =
+            |reason, message: String| Condition { r#type: "Accepted", met: false, reason, message };
         if p.kind != "Service" {
             return no(
                 "NoMatchingParent",
@@ -210,7 +204,10 @@ impl Judge<'_> {
                 );
             }
             if view.get(Kind::Service, namespace, b.name).is_none() {
-                return no("BackendNotFound", format!("there is no Service {namespace}/{}", b.name));
+                return no(
+                    "BackendNotFound",
+                    format!("there is no Service {namespace}/{}", b.name),
+                );
             }
         }
         Condition {

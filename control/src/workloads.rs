@@ -69,7 +69,7 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
     if starting {
         services.clear();
     }
-    let enroll = ambient && !proxy && !p.spec.host_network;
+    let enroll = ambient && !proxy && !p.spec.host_network && !has_sidecar(o);
     Some(pb::Workload {
         uid: pod_uid(&cluster.id, namespace, &o.key.name),
         name: o.key.name.clone(),
@@ -108,6 +108,11 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         native_tunnel: proxy,
         ..pb::Workload::default()
     })
+}
+
+/// Of Istio's injector, which says so on the pod: it has a mesh of its own in it.
+fn has_sidecar(o: &Object) -> bool {
+    o.meta.annotations.contains_key("sidecar.istio.io/status")
 }
 
 /// Whether the pod stands for a waypoint's Gateway.

@@ -242,3 +242,29 @@ fn trust_domains_bind_at_l4() {
         assert!(diagnostics[0].remedy.contains(words), "{bad}: {diagnostics:?}");
     }
 }
+
+/// Which pods an agent is told to enrol, as Istio has it.
+#[test]
+fn pods_join_by_label_and_not_those_that_have_a_mesh_of_their_own() {
+    const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\n\
+        metadata: {name: ns, labels: {istio.io/dataplane-mode: ambient}}\n---\n";
+    let enrolled = |namespace: &str, labels: &str, annotations: &str, spec: &str| {
+        let mut compiler = Compiler::new(cluster(), Vips::default());
+        let text = format!(
+            "{namespace}apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: ns, \
+             labels: {{{labels}}}, annotations: {{{annotations}}}}}\nspec: {{nodeName: n{spec}}}\n\
+             status: {{phase: Running, podIP: 10.0.0.1}}\n"
+        );
+        let out = compiler.apply(changes(&text));
+        let (_, encoded) = &out.addresses.updated[0];
+        let address = <pb::Address as prost::Message>::decode(&*encoded.body).unwrap();
+        let Some(pb::address::Type::Workload(w)) = address.r#type else { panic!("{address:?}") };
+        w.extensions.iter().any(|e| e.name == xds::ENROLL_EXTENSION)
+    };
+    assert!(enrolled(NAMESPACE, "", "", ""));
+    assert!(!enrolled("", "", "", ""), "nobody asked");
+    assert!(enrolled("", "istio.io/dataplane-mode: ambient", "", ""), "by its own label");
+    assert!(!enrolled(NAMESPACE, "istio.io/dataplane-mode: none", "", ""), "opted out");
+    assert!(!enrolled(NAMESPACE, "", "sidecar.istio.io/status: '{}'", ""), "has a sidecar");
+    assert!(!enrolled(NAMESPACE, "", "", ", hostNetwork: true"), "is in the node's network");
+}

@@ -45,9 +45,8 @@ impl Store {
     async fn read(&self) -> anyhow::Result<Option<Authority>> {
         for name in [PLUGGED_IN, OWN] {
             let found = self.api.get_opt(name).await;
-            let found = found.map_err(|e| {
-                anyhow::anyhow!("reading Secret {name}: {}", super::reason(&e))
-            })?;
+            let found = found
+                .map_err(|e| anyhow::anyhow!("reading Secret {name}: {}", super::reason(&e)))?;
             if let Some(secret) = found {
                 return authority(&secret, self.life).map(Some);
             }
@@ -84,8 +83,10 @@ impl Store {
                         changed(now);
                     }
                 }
-                Ok(None) => tracing::error!("Secret {OWN} is gone: its authority is used on, and \
-                                             lost with this process; restore it"),
+                Ok(None) => tracing::error!(
+                    "Secret {OWN} is gone: its authority is used on, and \
+                                             lost with this process; restore it"
+                ),
                 Err(error) => tracing::error!(
                     error = format!("{error:#}"),
                     "the authority's Secret cannot be used: the one before is used on"

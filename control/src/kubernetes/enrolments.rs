@@ -5,11 +5,11 @@ use crate::{
     control::Control,
     grant::{Caller, Callers},
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -51,7 +51,8 @@ impl Enrolments {
             "annotations": {"ambient.istio.io/redirection": value},
         }});
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &report.namespace);
-        match api.patch_metadata(&report.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        match api.patch_metadata(&report.name, &PatchParams::default(), &Patch::Merge(patch)).await
+        {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(s)) if s.code == 404 || s.code == 409 => {
                 Err(Status::not_found(format!("the pod is gone: {}", s.message)))

@@ -51,7 +51,15 @@ const fn custom(
     plural: &'static str,
     object_kind: &'static str,
 ) -> Watched {
-    Watched { kind, group, versions, plural, object_kind, own_namespace: false, field_selector: None }
+    Watched {
+        kind,
+        group,
+        versions,
+        plural,
+        object_kind,
+        own_namespace: false,
+        field_selector: None,
+    }
 }
 
 const NETWORKING: &str = "networking.istio.io";
@@ -110,4 +118,3 @@ pub const WATCHED: &[Watched] = &[
         "ReferenceGrant",
     ),
 ];
-

@@ -107,9 +107,7 @@ impl Candidate {
 fn may_take(spec: &LeaseSpec, me: &str, unchanged: Duration) -> bool {
     let holder = spec.holder_identity.as_deref().unwrap_or_default();
     let lasts = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok());
-    holder.is_empty()
-        || holder == me
-        || unchanged > lasts.map_or(LASTS, Duration::from_secs)
+    holder.is_empty() || holder == me || unchanged > lasts.map_or(LASTS, Duration::from_secs)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod leader;
 mod objects;
 mod roots;
 mod status;
+mod vips;
 mod waypoints;
 mod webhook;
 
@@ -22,6 +23,7 @@ pub use enrolments::Enrolments;
 pub use leader::Candidate;
 pub use roots::publish as publish_roots;
 pub use status::tell as tell_status;
+pub use vips::Vips as KeptVips;
 pub use waypoints::{Settings as WaypointSettings, keep as keep_waypoints};
 pub use webhook::{register as register_webhook, serve as serve_webhook};
 
@@ -97,7 +99,10 @@ async fn gather(mut told: mpsc::Receiver<Told>, batches: mpsc::Sender<Batch>) {
             Err(_) if begun => continue,
             Err(_) => {
                 let awaited: Vec<&str> = objects.awaited().map(istio_api::Kind::name).collect();
-                tracing::warn!(kinds = awaited.join(", "), "not listed yet: nothing is served before");
+                tracing::warn!(
+                    kinds = awaited.join(", "),
+                    "not listed yet: nothing is served before"
+                );
                 continue;
             }
         }
@@ -153,10 +158,7 @@ async fn follow(
 }
 
 /// The version of the kind that the API server has.
-async fn version(
-    client: &Client,
-    watched: &Watched,
-) -> Result<Option<&'static str>, kube::Error> {
+async fn version(client: &Client, watched: &Watched) -> Result<Option<&'static str>, kube::Error> {
     if watched.is_built_in() {
         return Ok(watched.versions.first().copied());
     }

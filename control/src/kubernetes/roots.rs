@@ -63,7 +63,11 @@ pub async fn publish(
                 Err(error) => {
                     failed = true;
                     let error = super::reason(&error);
-                    tracing::warn!(namespace, error, "ConfigMap {NAME} was not written; it is tried again");
+                    tracing::warn!(
+                        namespace,
+                        error,
+                        "ConfigMap {NAME} was not written; it is tried again"
+                    );
                 }
             }
         }

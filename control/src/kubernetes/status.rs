@@ -36,9 +36,8 @@ pub async fn tell(client: Client, control: Arc<Control>, mut leads: watch::Recei
     let mut classes_told = false;
     let mut again: Option<Instant> = None;
     loop {
-        let pause = again.map_or(Duration::from_secs(3600), |at| {
-            at.saturating_duration_since(Instant::now())
-        });
+        let pause = again
+            .map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
         tokio::select! {
             Ok(()) = changed.changed() => tokio::time::sleep(TOGETHER).await,
             Ok(()) = leads.changed() => {}
@@ -76,8 +75,7 @@ pub async fn tell(client: Client, control: Arc<Control>, mut leads: watch::Recei
 
 async fn write(client: &Client, key: &ObjectKey, judged: &Judged) -> Result<(), kube::Error> {
     let Some(resource) = resource(key.kind) else { return Ok(()) };
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(client.clone(), &key.namespace, &resource);
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
     let there = api.get(&key.name).await?;
     let generation = judged.0.or(there.metadata.generation);
     let before = there.data.get("status").cloned().unwrap_or_default();
@@ -232,12 +230,8 @@ async fn classes(client: &Client) -> bool {
         if spec.and_then(Value::as_str) != Some(CONTROLLER) {
             continue;
         }
-        let accepted = Condition {
-            r#type: "Accepted",
-            met: true,
-            reason: "Accepted",
-            message: String::new(),
-        };
+        let accepted =
+            Condition { r#type: "Accepted", met: true, reason: "Accepted", message: String::new() };
         let before = there.data.get("status").cloned().unwrap_or_default();
         let verdict = Verdict::Conditions(vec![accepted]);
         let generation = there.metadata.generation;

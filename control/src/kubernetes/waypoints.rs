@@ -64,7 +64,11 @@ pub async fn keep(
                 Err(error) => {
                     pause = TRY_AGAIN;
                     let (gateway, error) = (key.to_string(), super::reason(&error));
-                    tracing::warn!(gateway, error, "the waypoint was not written; it is tried again");
+                    tracing::warn!(
+                        gateway,
+                        error,
+                        "the waypoint was not written; it is tried again"
+                    );
                 }
             }
         }
@@ -162,9 +166,7 @@ fn objects(gateway: &Object, settings: &Settings, words: &Words<'_>) -> Vec<Valu
 }
 
 fn pod(name: &str, settings: &Settings, words: &Words<'_>) -> Value {
-    let from_field = |name: &str, path: &str| {
-        json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
-    };
+    let from_field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     json!({
         "serviceAccountName": name,
         "terminationGracePeriodSeconds": 60,

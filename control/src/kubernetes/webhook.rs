@@ -40,9 +40,8 @@ pub async fn serve(serving: &Arc<tls::Serving>, at: SocketAddr) -> anyhow::Resul
     tokio::spawn(async move {
         while let Some(Ok(connection)) = connections.next().await {
             tokio::spawn(async move {
-                let service = service_fn(|request| async {
-                    Ok::<_, Infallible>(answer(request).await)
-                });
+                let service =
+                    service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) });
                 let _ = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(SILENCE)

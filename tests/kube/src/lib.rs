@@ -11,6 +11,7 @@
 //! The programs are built by `cargo xtask kube build`, or taken from where [`Programs`] says.
 
 mod api_server;
+mod bins;
 pub mod build;
 mod cluster;
 mod image;
@@ -20,6 +21,7 @@ mod pki;
 mod programs;
 
 pub use api_server::{ADDRESS, ApiServer, Tier};
+pub use bins::binary;
 pub use cluster::Cluster;
 pub use image::Image;
 pub use node::Node;

@@ -1,0 +1,546 @@
+//! The control plane on a real API server: what it reads, whom it trusts, and what it writes.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use identity::{CertificateAuthority as _, SpiffeId, new_request};
+use kubebed::{ApiServer, binary};
+use testbed::{Bed, Proc, eventually, inside};
+use xds::ControlPlane;
+
+const SOON: Duration = Duration::from_secs(60);
+const SYSTEM: &str = "culvert-system";
+
+/// A control plane beside the API server, under its own service account and rights.
+struct Culvertd<'a> {
+    api: &'a ApiServer,
+    bed: &'a Bed,
+    proc: Option<Proc>,
+    dir: PathBuf,
+}
+
+impl<'a> Culvertd<'a> {
+    fn start(bed: &'a Bed, api: &'a ApiServer) -> Self {
+        let dir = bed.dir().join("culvertd");
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut this = Self { api, bed, proc: None, dir };
+        this.restart();
+        this.ready().unwrap();
+        this
+    }
+
+    fn restart(&mut self) {
+        drop(self.proc.take());
+        let kubeconfig = self.api.account_kubeconfig(SYSTEM, "culvertd").unwrap();
+        let mut cmd = Command::new(binary("culvertd").unwrap());
+        cmd.args(["run", "--kubernetes", "--namespace", SYSTEM, "--pod", "culvertd-0"])
+            .args(["--waypoint-image", "culvert:test", "--state-dir"])
+            .arg(&self.dir)
+            .env("KUBECONFIG", kubeconfig);
+        self.proc = Some(self.bed.spawn_fabric(cmd).unwrap());
+    }
+
+    fn log(&self) -> String {
+        let proc = self.proc.as_ref().unwrap();
+        format!("{}{}", proc.stdout(), proc.stderr())
+    }
+
+    /// What the monitoring port answers.
+    fn ask(&self, path: &str) -> Result<String> {
+        inside(&self.bed.fabric_netns_path(), || {
+            let mut s = TcpStream::connect("127.0.0.1:15014")?;
+            write!(s, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            s.read_to_string(&mut answer)?;
+            Ok(answer)
+        })
+    }
+
+    fn ready(&self) -> Result<()> {
+        eventually(SOON, || {
+            let answer = self.ask("/ready")?;
+            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            Ok(())
+        })
+        .with_context(|| self.log())
+    }
+
+    fn resources(&self, kind: &str) -> Result<u64> {
+        let metrics = self.ask("/metrics")?;
+        let wanted = format!("culvertd_resources{{type=\"{kind}\"}} ");
+        let line = metrics.lines().find_map(|l| l.strip_prefix(&wanted));
+        Ok(line.with_context(|| metrics.clone())?.parse()?)
+    }
+
+    /// Asks the CA for an identity with a token.
+    fn certify(&self, token: &str, identity: &str) -> Result<Vec<String>> {
+        let (token_file, root) = (self.dir.join("token"), self.dir.join("root-cert.pem"));
+        std::fs::write(&token_file, token)?;
+        let control = ControlPlane {
+            address: "https://127.0.0.1:15012".to_owned(),
+            name: "culvertd.culvert-system.svc".to_owned(),
+            root_cert: root,
+            token: Some(token_file),
+            cluster: "Kubernetes".to_owned(),
+            validity: Duration::from_secs(3600),
+        };
+        let identity: SpiffeId = identity.parse()?;
+        self.inside(async move {
+            let csr = new_request(&identity)?;
+            Ok(control.certify(&identity, &csr.csr_pem).await?)
+        })
+    }
+
+    /// In the network of the API server.
+    fn inside<T>(&self, what: impl Future<Output = Result<T>>) -> Result<T> {
+        inside(&self.bed.fabric_netns_path(), || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(what)
+        })
+    }
+}
+
+fn chart(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(name)
+}
+
+/// An API server with everything that the chart brings.
+fn installed(bed: &Bed) -> ApiServer {
+    let api = ApiServer::start(bed).unwrap();
+    api.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {SYSTEM}}}}}"))
+        .unwrap();
+    let crds = chart("helm/culvert/crds");
+    let mut files: Vec<_> = std::fs::read_dir(&crds).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    for file in files {
+        api.kubectl(&["apply", "--server-side", "-f", file.to_str().unwrap()]).unwrap();
+    }
+    let all = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
+    api.kubectl(&all).unwrap();
+    let manifests = chart("manifests/culvert.yaml");
+    api.kubectl(&["apply", "--server-side", "-f", manifests.to_str().unwrap()]).unwrap();
+    api
+}
+
+fn apply(api: &ApiServer, yaml: &str) {
+    api.apply(yaml).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
+}
+
+fn field(api: &ApiServer, what: &str, namespace: &str, path: &str) -> Result<String> {
+    api.kubectl(&["get", what, "-n", namespace, "-o", &format!("jsonpath={{{path}}}")])
+}
+
+fn becomes(api: &ApiServer, what: &str, namespace: &str, path: &str, wanted: &str) {
+    let seen = eventually(SOON, || {
+        let found = field(api, what, namespace, path)?;
+        ensure!(found.contains(wanted), "{what} {path}: {found:?}, not {wanted:?}");
+        Ok(())
+    });
+    seen.unwrap();
+}
+
+/// A pod that runs, as far as the API server knows.
+fn pod(
+    api: &ApiServer,
+    namespace: &str,
+    name: &str,
+    account: &str,
+    node: &str,
+    ip: &str,
+    labels: &str,
+) {
+    apply(
+        api,
+        &format!(
+            "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {account}, namespace: {namespace}}}}}\n---\n\
+             {{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}},\n\
+             spec: {{nodeName: {node}, serviceAccountName: {account}, containers: [{{name: c, image: none}}]}}}}"
+        ),
+    );
+    let status = format!(
+        "{{\"status\":{{\"phase\":\"Running\",\"podIP\":\"{ip}\",\"podIPs\":[{{\"ip\":\"{ip}\"}}],\
+         \"conditions\":[{{\"type\":\"Ready\",\"status\":\"True\"}}]}}}}"
+    );
+    api.kubectl(&["patch", "pod", name, "-n", namespace, "--subresource=status", "-p", &status])
+        .unwrap();
+}
+
+fn token(
+    api: &ApiServer,
+    namespace: &str,
+    account: &str,
+    audience: &str,
+    pod: Option<&str>,
+) -> String {
+    let mut args = vec!["create", "token", account, "-n", namespace, "--audience", audience];
+    if let Some(pod) = pod {
+        args.extend(["--bound-object-kind", "Pod", "--bound-object-name", pod]);
+    }
+    api.kubectl(&args).unwrap().trim().to_owned()
+}
+
+#[test]
+fn the_control_plane_on_an_api_server() {
+    let bed = Bed::new("kube-culvertd").unwrap();
+    let mut api = installed(&bed);
+    {
+        let culvertd = Culvertd::start(&bed, &api);
+        the_root_is_in_a_secret_and_in_every_namespace(&api);
+        objects_become_resources(&api, &culvertd);
+        identities_go_to_live_pods_of_the_agents_node(&api, &culvertd);
+        an_agents_report_becomes_an_annotation(&api, &culvertd);
+        what_is_refused_says_so_in_its_status(&api);
+        a_gateway_becomes_a_waypoint(&api);
+        routes_say_what_became_of_them(&api);
+        the_webhook_refuses_with_field_and_remedy(&api, &bed);
+        the_lease_is_held(&api);
+    }
+    changes_arrive_after_the_api_server_was_away(&bed, &mut api);
+    drop(api);
+    bed.close().unwrap();
+}
+
+fn the_root_is_in_a_secret_and_in_every_namespace(api: &ApiServer) {
+    let secret = field(api, "secret/culvert-ca", SYSTEM, ".data.root-cert\\.pem").unwrap();
+    assert!(!secret.is_empty());
+    let root = |namespace: &str| {
+        becomes(
+            api,
+            "configmap/istio-ca-root-cert",
+            namespace,
+            ".data.root-cert\\.pem",
+            "BEGIN CERTIFICATE",
+        );
+    };
+    root("default");
+    apply(
+        api,
+        "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}",
+    );
+    root("shop");
+    api.kubectl(&["delete", "configmap", "istio-ca-root-cert", "-n", "shop"]).unwrap();
+    root("shop");
+}
+
+fn objects_become_resources(api: &ApiServer, culvertd: &Culvertd<'_>) {
+    for node in ["n1", "n2"] {
+        apply(api, &format!("{{apiVersion: v1, kind: Node, metadata: {{name: {node}}}}}"));
+    }
+    let before = culvertd.resources("address").unwrap();
+    pod(api, "shop", "web-1", "web", "n1", "10.1.0.1", "app: web");
+    apply(
+        api,
+        "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop},
+          spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: nobody, namespace: shop}, spec: {}}",
+    );
+    eventually(SOON, || {
+        let now = culvertd.resources("address")?;
+        ensure!(now == before + 2, "{now} addresses after {before}");
+        let policies = culvertd.resources("authorization")?;
+        ensure!(policies == 1, "{policies} policies");
+        Ok(())
+    })
+    .unwrap();
+    api.kubectl(&["delete", "authorizationpolicy", "nobody", "-n", "shop"]).unwrap();
+    eventually(SOON, || {
+        ensure!(culvertd.resources("authorization")? == 0, "the policy is served still");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn identities_go_to_live_pods_of_the_agents_node(api: &ApiServer, culvertd: &Culvertd<'_>) {
+    for (name, node, ip) in [("agent-n1", "n1", "10.0.0.1"), ("agent-n2", "n2", "10.0.0.2")] {
+        pod(api, SYSTEM, name, "culvert-agent", node, ip, "app: culvert-agent");
+    }
+    let web = "spiffe://cluster.local/ns/shop/sa/web";
+    let agent =
+        |pod: Option<&str>, audience: &str| token(api, SYSTEM, "culvert-agent", audience, pod);
+    let chain = culvertd.certify(&agent(Some("agent-n1"), "istio-ca"), web).unwrap();
+    assert!(chain[0].contains("BEGIN CERTIFICATE"), "{chain:?}");
+    let refused = |token: &str, identity: &str, code: &str| {
+        let error = format!("{:#}", culvertd.certify(token, identity).unwrap_err());
+        assert!(error.contains(code), "{error}");
+    };
+    refused(&agent(Some("agent-n2"), "istio-ca"), web, "PermissionDenied");
+    refused(&agent(None, "istio-ca"), web, "bound to no pod");
+    refused(&agent(Some("agent-n1"), "another"), web, "Unauthenticated");
+    refused("nonsense", web, "Unauthenticated");
+    let other = "spiffe://cluster.local/ns/shop/sa/other";
+    refused(&agent(Some("agent-n1"), "istio-ca"), other, "PermissionDenied");
+    // A pod's own token is for itself alone.
+    let own = token(api, "shop", "web", "istio-ca", Some("web-1"));
+    culvertd.certify(&own, web).unwrap();
+    refused(&own, "spiffe://cluster.local/ns/culvert-system/sa/culvert-agent", "PermissionDenied");
+}
+
+fn an_agents_report_becomes_an_annotation(api: &ApiServer, culvertd: &Culvertd<'_>) {
+    use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+    use xds::proto::node::{ReportRequest, node_client::NodeClient};
+    let uid = field(api, "pod/web-1", "shop", ".metadata.uid").unwrap();
+    let report = |agent: &str, pod_uid: &str, enrolled: bool| {
+        let token = token(api, SYSTEM, "culvert-agent", "istio-ca", Some(agent));
+        let root = std::fs::read(culvertd.dir.join("root-cert.pem"))?;
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(root))
+            .domain_name("culvertd.culvert-system.svc");
+        let report = ReportRequest {
+            pod_uid: pod_uid.to_owned(),
+            namespace: "shop".to_owned(),
+            name: "web-1".to_owned(),
+            enrolled,
+        };
+        culvertd.inside(async move {
+            let endpoint = Endpoint::from_static("https://127.0.0.1:15012").tls_config(tls)?;
+            let mut request = tonic::Request::new(report);
+            let bearer = format!("Bearer {token}").parse()?;
+            request.metadata_mut().insert("authorization", bearer);
+            match NodeClient::new(endpoint.connect().await?).report(request).await {
+                Ok(_) => Ok(()),
+                Err(status) => bail!("{:?}: {}", status.code(), status.message()),
+            }
+        })
+    };
+    let annotation = ".metadata.annotations.ambient\\.istio\\.io/redirection";
+    report("agent-n1", &uid, true).unwrap();
+    assert_eq!(field(api, "pod/web-1", "shop", annotation).unwrap(), "enabled");
+    let error = report("agent-n2", &uid, false).unwrap_err().to_string();
+    assert!(error.contains("NotFound"), "{error}");
+    let error = report("agent-n1", "another", false).unwrap_err().to_string();
+    assert!(error.contains("NotFound"), "{error}");
+    assert_eq!(field(api, "pod/web-1", "shop", annotation).unwrap(), "enabled");
+    report("agent-n1", &uid, false).unwrap();
+    assert_eq!(field(api, "pod/web-1", "shop", annotation).unwrap(), "");
+    report("agent-n1", &uid, true).unwrap();
+}
+
+fn what_is_refused_says_so_in_its_status(api: &ApiServer) {
+    let conditions = "[?(@.type==\"ZtunnelAccepted\")]";
+    let policy = |cidr: &str| {
+        apply(
+            api,
+            &format!(
+                "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: p, namespace: shop}},
+                  spec: {{rules: [{{from: [{{source: {{ipBlocks: ['{cidr}']}}}}]}}]}}}}"
+            ),
+        );
+    };
+    let says = |path: &str, wanted: &str| {
+        let path = format!(".status.conditions{conditions}{path}");
+        becomes(api, "authorizationpolicy/p", "shop", &path, wanted);
+    };
+    policy("10.0.0.0/8");
+    says(".status", "True");
+    policy("10.0.0.0/99");
+    says(".status", "False");
+    says(".message", "spec.rules[0].from[0].source.ipBlocks[0]");
+    says(".observedGeneration", "2");
+    policy("10.0.0.0/8");
+    says(".status", "True");
+    api.kubectl(&["delete", "authorizationpolicy", "p", "-n", "shop"]).unwrap();
+    apply(
+        api,
+        "{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: v, namespace: shop},
+          spec: {hosts: [web], http: [{route: [{destination: {host: web}, weight: -1}]}]}}",
+    );
+    becomes(api, "virtualservice/v", "shop", ".status.conditions[0].status", "False");
+    api.kubectl(&["delete", "virtualservice", "v", "-n", "shop"]).unwrap();
+}
+
+fn a_gateway_becomes_a_waypoint(api: &ApiServer) {
+    apply(
+        api,
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: waypoint, namespace: shop},
+          spec: {gatewayClassName: culvert-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}",
+    );
+    becomes(
+        api,
+        "deployment/waypoint",
+        "shop",
+        ".spec.template.spec.containers[0].image",
+        "culvert:test",
+    );
+    becomes(api, "service/waypoint", "shop", ".spec.ports[0].port", "15008");
+    becomes(api, "serviceaccount/waypoint", "shop", ".metadata.ownerReferences[0].kind", "Gateway");
+    let control = field(api, "service/culvertd", SYSTEM, ".spec.clusterIP").unwrap();
+    let args = ".spec.template.spec.containers[0].args";
+    becomes(api, "deployment/waypoint", "shop", args, &format!("https://{control}:15012"));
+    becomes(
+        api,
+        "gateway.gateway.networking.k8s.io/waypoint",
+        "shop",
+        ".status.conditions[?(@.type==\"Accepted\")].status",
+        "True",
+    );
+    becomes(
+        api,
+        "gateway.gateway.networking.k8s.io/waypoint",
+        "shop",
+        ".status.conditions[?(@.type==\"Programmed\")].status",
+        "False",
+    );
+    pod(
+        api,
+        "shop",
+        "waypoint-1",
+        "waypoint",
+        "n1",
+        "10.1.0.9",
+        "gateway.networking.k8s.io/gateway-name: waypoint",
+    );
+    becomes(
+        api,
+        "gateway.gateway.networking.k8s.io/waypoint",
+        "shop",
+        ".status.conditions[?(@.type==\"Programmed\")].status",
+        "True",
+    );
+    becomes(
+        api,
+        "gatewayclass/culvert-waypoint",
+        SYSTEM,
+        ".status.conditions[?(@.type==\"Accepted\")].status",
+        "True",
+    );
+    // What was made stays when it is deleted by somebody, and is as it was when the control plane looks again.
+    api.kubectl(&["label", "service", "web", "-n", "shop", "istio.io/use-waypoint=waypoint"])
+        .unwrap();
+    becomes(
+        api,
+        "service/web",
+        "shop",
+        ".status.conditions[0].message",
+        "bound to waypoint shop/waypoint",
+    );
+    api.kubectl(&[
+        "label",
+        "--overwrite",
+        "service",
+        "web",
+        "-n",
+        "shop",
+        "istio.io/use-waypoint=absent",
+    ])
+    .unwrap();
+    becomes(api, "service/web", "shop", ".status.conditions[0].reason", "WaypointMissing");
+    api.kubectl(&[
+        "label",
+        "--overwrite",
+        "service",
+        "web",
+        "-n",
+        "shop",
+        "istio.io/use-waypoint=waypoint",
+    ])
+    .unwrap();
+}
+
+fn routes_say_what_became_of_them(api: &ApiServer) {
+    let route = |backend: &str| {
+        apply(
+            api,
+            &format!(
+                "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r, namespace: shop}},
+                  spec: {{parentRefs: [{{group: '', kind: Service, name: web, port: 80}}],
+                          rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]}}}}"
+            ),
+        );
+    };
+    let says = |condition: &str, wanted: &str| {
+        let path = format!(".status.parents[0].conditions[?(@.type==\"{condition}\")].reason");
+        becomes(api, "httproute/r", "shop", &path, wanted);
+    };
+    route("web");
+    says("Accepted", "Accepted");
+    says("ResolvedRefs", "ResolvedRefs");
+    becomes(
+        api,
+        "gateway.gateway.networking.k8s.io/waypoint",
+        "shop",
+        ".status.listeners[0].attachedRoutes",
+        "1",
+    );
+    route("absent");
+    says("ResolvedRefs", "BackendNotFound");
+    api.kubectl(&["delete", "httproute", "r", "-n", "shop"]).unwrap();
+}
+
+fn the_webhook_refuses_with_field_and_remedy(api: &ApiServer, bed: &Bed) {
+    // Nothing here routes addresses of services: the control plane's is one of the API server's own machine.
+    let address = field(api, "service/culvertd", SYSTEM, ".spec.clusterIP").unwrap();
+    inside(&bed.fabric_netns_path(), || {
+        let add = Command::new("ip")
+            .args(["address", "add", &format!("{address}/32"), "dev", "lo"])
+            .status()?;
+        ensure!(add.success(), "ip: {add}");
+        Ok(())
+    })
+    .unwrap();
+    let listens = "[{\"op\": \"replace\", \"path\": \"/webhooks/0/clientConfig/service/port\", \"value\": 15017}]";
+    let ports =
+        "{\"spec\": {\"ports\": [{\"name\": \"direct\", \"port\": 15017, \"targetPort\": 15017}]}}";
+    api.kubectl(&["patch", "service", "culvertd", "-n", SYSTEM, "-p", ports]).unwrap();
+    api.kubectl(&[
+        "patch",
+        "validatingwebhookconfiguration",
+        "culvert-validator",
+        "--type=json",
+        "-p",
+        listens,
+    ])
+    .unwrap();
+    becomes(
+        api,
+        "validatingwebhookconfiguration/culvert-validator",
+        SYSTEM,
+        ".webhooks[0].failurePolicy",
+        "Fail",
+    );
+    let bad = "{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: v, namespace: shop},
+                spec: {hosts: [web], http: [{route: [{destination: {host: web}, weight: -1}]}]}}";
+    eventually(SOON, || {
+        let error = api.apply(bad).err().context("taken")?.to_string();
+        ensure!(error.contains("denied the request"), "{error}");
+        ensure!(error.contains("spec.http[0].route[0].weight"), "{error}");
+        Ok(())
+    })
+    .unwrap();
+    apply(api, &bad.replace("weight: -1", "weight: 1"));
+}
+
+fn the_lease_is_held(api: &ApiServer) {
+    becomes(api, "lease/culvertd", SYSTEM, ".spec.holderIdentity", "culvertd-0");
+}
+
+fn changes_arrive_after_the_api_server_was_away(bed: &Bed, api: &mut ApiServer) {
+    // The process outlives the server that it was started against; the borrow does not.
+    let kubeconfig = api.account_kubeconfig(SYSTEM, "culvertd").unwrap();
+    let dir = bed.dir().join("culvertd-2");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut cmd = Command::new(binary("culvertd").unwrap());
+    cmd.args(["run", "--kubernetes", "--namespace", SYSTEM, "--pod", "culvertd-1", "--state-dir"])
+        .arg(&dir)
+        .env("KUBECONFIG", kubeconfig);
+    let proc = bed.spawn_fabric(cmd).unwrap();
+    proc.wait_for_output("serving", SOON).unwrap();
+    let ask =
+        |api: &ApiServer| Culvertd { api, bed, proc: None, dir: dir.clone() }.resources("address");
+    let before = ask(api).unwrap();
+    api.kill().unwrap();
+    assert_eq!(ask(api).unwrap(), before, "what was known stays");
+    api.restart(bed).unwrap();
+    pod(api, "shop", "web-2", "web", "n2", "10.1.0.2", "app: web");
+    eventually(SOON * 2, || {
+        let now = ask(api)?;
+        ensure!(now == before + 1, "{now} addresses after {before}\n{}", proc.stdout());
+        Ok(())
+    })
+    .unwrap();
+    assert!(proc.is_running());
+}
