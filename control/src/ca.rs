@@ -290,6 +290,27 @@ mod tests {
     }
 
     #[test]
+    fn an_authority_that_nobody_could_verify_is_not_used() {
+        let own = Pems::self_signed("cluster.local").unwrap();
+        let (other, other_key) = new_root("cluster.local").unwrap();
+        let with = |certificate: &str, key: &str, roots: &str| {
+            let (certificate, key, roots) = (certificate.into(), key.into(), roots.into());
+            let pems = Pems { certificate, key, roots, chain: String::new() };
+            Authority::new(&pems, Duration::from_secs(60)).map(drop)
+        };
+        with(&own.certificate, &own.key, &own.roots).unwrap();
+        // While one takes another's place.
+        with(&own.certificate, &own.key, &format!("{other}{}", own.roots)).unwrap();
+        for (certificate, key, roots) in [
+            (&own.certificate, &own.key, &other),
+            (&own.certificate, &other_key, &own.roots),
+            (&own.certificate, &own.key, &String::new()),
+        ] {
+            with(certificate, key, roots).unwrap_err();
+        }
+    }
+
+    #[test]
     fn a_csr_that_is_not_signed_by_its_key_is_refused() {
         let (_dir, a) = authority();
         let id = SpiffeId::new("cluster.local", "a", "b").unwrap();
