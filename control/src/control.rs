@@ -1,7 +1,11 @@
 //! The control plane's state: objects in, resources served, questions answered.
 
 use crate::{
-    compile::Compiler, grant::Account, snapshot::Snapshot, source::Batch, vips::Vips,
+    compile::Compiler,
+    grant::Account,
+    snapshot::Snapshot,
+    source::{Batch, Change},
+    vips::Vips,
     workloads::Cluster,
 };
 use identity::SpiffeId;
@@ -35,6 +39,10 @@ pub struct Control {
     issued_refusals: AtomicU64,
     /// Counts what has been applied.
     applied: watch::Sender<u64>,
+    /// Counts what of it may have changed what is said of an object.
+    judged: watch::Sender<u64>,
+    /// Whether anybody can be answered.
+    serving: AtomicBool,
 }
 
 /// How long the CA waits for a pod that it does not know yet: an agent may be ahead of the source.
@@ -57,11 +65,18 @@ impl Control {
             changed: AtomicU64::new(0),
             issued_refusals: AtomicU64::new(0),
             applied: watch::Sender::new(0),
+            judged: watch::Sender::new(0),
+            serving: AtomicBool::new(false),
         }))
     }
 
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        self.ready.load(Ordering::Acquire) && self.serving.load(Ordering::Acquire)
+    }
+
+    /// From now on whoever connects is answered.
+    pub fn serves(&self) {
+        self.serving.store(true, Ordering::Release);
     }
 
     /// Follows a source until it ends.
@@ -73,6 +88,7 @@ impl Control {
 
     pub fn apply(&self, batch: Batch, ready: bool) {
         let count = batch.changes.len();
+        let judged = batch.changes.iter().any(may_judge);
         let mut diagnostics = batch.diagnostics;
         let out = {
             let mut compiler = lock(&self.compiler);
@@ -86,7 +102,7 @@ impl Control {
             }
             out
         };
-        self.tell(diagnostics);
+        let judged = self.tell(diagnostics) || judged;
         let compiled = out.compiled;
         let mut changed = 0;
         for (type_url, delta) in out.into_deltas() {
@@ -96,13 +112,16 @@ impl Control {
         self.changed.fetch_add(changed as u64, Ordering::Relaxed);
         self.ready.fetch_or(ready, Ordering::AcqRel);
         self.applied.send_modify(|n| *n += 1);
+        if judged {
+            self.judged.send_modify(|n| *n += 1);
+        }
         if count > 0 {
             tracing::info!(objects = count, compiled, resources = changed, "configuration applied");
         }
     }
 
-    /// Keeps what is wrong now, and logs what was not before.
-    fn tell(&self, now: Vec<Diagnostic>) {
+    /// Keeps what is wrong now, and logs what was not before. Whether that is other than it was.
+    fn tell(&self, now: Vec<Diagnostic>) -> bool {
         let before = std::mem::replace(&mut *lock(&self.diagnostics), now.clone());
         for d in now.iter().filter(|d| !before.contains(d)) {
             if d.code.is_error() {
@@ -111,6 +130,7 @@ impl Control {
                 tracing::warn!("{d}");
             }
         }
+        now != before
     }
 
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
@@ -198,6 +218,11 @@ impl Control {
         })
     }
 
+    /// Tells of each batch that may have changed what is said of an object.
+    pub fn judged(&self) -> watch::Receiver<u64> {
+        self.judged.subscribe()
+    }
+
     /// Tells of each batch that has been applied.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
@@ -265,6 +290,18 @@ impl Control {
     }
 }
 
+/// Pods come and go all the time, and what is said of objects rests on those of proxies alone.
+fn may_judge(change: &Change) -> bool {
+    match change.key.kind {
+        Kind::Pod => {
+            let labels = change.object.as_ref().map(|o| &o.meta.labels);
+            labels.is_none_or(|l| l.contains_key(GATEWAY_NAME))
+        }
+        Kind::EndpointSlice | Kind::Node | Kind::ServiceAccount | Kind::Secret => false,
+        _ => true,
+    }
+}
+
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -273,7 +310,6 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::source::Change;
 
     fn control(yaml: &str) -> Arc<Control> {
         let cluster = Cluster {

@@ -309,6 +309,7 @@ async fn serve_grpc(run: &Run, control: &Arc<Control>, trust: Trust) -> anyhow::
         .with_context(|| format!("listening on {}", run.listen))?;
     let connections = tls::accept(listener, serving.config(&[b"h2"])?);
     tracing::info!(listen = %run.listen, name = run.name, "serving");
+    control.serves();
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))

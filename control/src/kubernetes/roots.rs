@@ -95,7 +95,7 @@ struct There {
 impl There {
     fn apply(&mut self, event: watcher::Event<ConfigMap>) {
         match event {
-            watcher::Event::Init => self.roots.clear(),
+            watcher::Event::Init => *self = Self::default(),
             watcher::Event::InitDone => self.listed = true,
             watcher::Event::InitApply(m) | watcher::Event::Apply(m) => {
                 let value = m.data.unwrap_or_default().remove(KEY).unwrap_or_default();

@@ -31,7 +31,7 @@ type Judged = (Option<i64>, Verdict);
 
 /// Writes while this control plane leads.
 pub async fn tell(client: Client, control: Arc<Control>, mut leads: watch::Receiver<bool>) {
-    let mut changed = control.changed();
+    let mut changed = control.judged();
     let mut written: BTreeMap<ObjectKey, Judged> = BTreeMap::new();
     let mut classes_told = false;
     let mut again: Option<Instant> = None;

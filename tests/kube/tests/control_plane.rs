@@ -1,187 +1,14 @@
 //! The control plane on a real API server: what it reads, whom it trusts, and what it writes.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use identity::{CertificateAuthority as _, SpiffeId, new_request};
-use kubebed::{ApiServer, binary};
-use testbed::{Bed, Proc, eventually, inside};
-use xds::ControlPlane;
-
-const SOON: Duration = Duration::from_secs(60);
-const SYSTEM: &str = "culvert-system";
-
-/// A control plane beside the API server, under its own service account and rights.
-struct Culvertd<'a> {
-    api: &'a ApiServer,
-    bed: &'a Bed,
-    proc: Option<Proc>,
-    dir: PathBuf,
-}
-
-impl<'a> Culvertd<'a> {
-    fn start(bed: &'a Bed, api: &'a ApiServer) -> Self {
-        let dir = bed.dir().join("culvertd");
-        std::fs::create_dir_all(&dir).unwrap();
-        let mut this = Self { api, bed, proc: None, dir };
-        this.restart();
-        this.ready().unwrap();
-        this
-    }
-
-    fn restart(&mut self) {
-        drop(self.proc.take());
-        let kubeconfig = self.api.account_kubeconfig(SYSTEM, "culvertd").unwrap();
-        let mut cmd = Command::new(binary("culvertd").unwrap());
-        cmd.args(["run", "--kubernetes", "--namespace", SYSTEM, "--pod", "culvertd-0"])
-            .args(["--waypoint-image", "culvert:test", "--state-dir"])
-            .arg(&self.dir)
-            .env("KUBECONFIG", kubeconfig);
-        self.proc = Some(self.bed.spawn_fabric(cmd).unwrap());
-    }
-
-    fn log(&self) -> String {
-        let proc = self.proc.as_ref().unwrap();
-        format!("{}{}", proc.stdout(), proc.stderr())
-    }
-
-    /// What the monitoring port answers.
-    fn ask(&self, path: &str) -> Result<String> {
-        inside(&self.bed.fabric_netns_path(), || {
-            let mut s = TcpStream::connect("127.0.0.1:15014")?;
-            write!(s, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            s.read_to_string(&mut answer)?;
-            Ok(answer)
-        })
-    }
-
-    fn ready(&self) -> Result<()> {
-        eventually(SOON, || {
-            let answer = self.ask("/ready")?;
-            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            Ok(())
-        })
-        .with_context(|| self.log())
-    }
-
-    fn resources(&self, kind: &str) -> Result<u64> {
-        let metrics = self.ask("/metrics")?;
-        let wanted = format!("culvertd_resources{{type=\"{kind}\"}} ");
-        let line = metrics.lines().find_map(|l| l.strip_prefix(&wanted));
-        Ok(line.with_context(|| metrics.clone())?.parse()?)
-    }
-
-    /// Asks the CA for an identity with a token.
-    fn certify(&self, token: &str, identity: &str) -> Result<Vec<String>> {
-        let (token_file, root) = (self.dir.join("token"), self.dir.join("root-cert.pem"));
-        std::fs::write(&token_file, token)?;
-        let control = ControlPlane {
-            address: "https://127.0.0.1:15012".to_owned(),
-            name: "culvertd.culvert-system.svc".to_owned(),
-            root_cert: root,
-            token: Some(token_file),
-            cluster: "Kubernetes".to_owned(),
-            validity: Duration::from_secs(3600),
-        };
-        let identity: SpiffeId = identity.parse()?;
-        self.inside(async move {
-            let csr = new_request(&identity)?;
-            Ok(control.certify(&identity, &csr.csr_pem).await?)
-        })
-    }
-
-    /// In the network of the API server.
-    fn inside<T>(&self, what: impl Future<Output = Result<T>>) -> Result<T> {
-        inside(&self.bed.fabric_netns_path(), || {
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(what)
-        })
-    }
-}
-
-fn chart(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(name)
-}
-
-/// An API server with everything that the chart brings.
-fn installed(bed: &Bed) -> ApiServer {
-    let api = ApiServer::start(bed).unwrap();
-    api.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {SYSTEM}}}}}"))
-        .unwrap();
-    let crds = chart("helm/culvert/crds");
-    let mut files: Vec<_> = std::fs::read_dir(&crds).unwrap().map(|f| f.unwrap().path()).collect();
-    files.sort();
-    for file in files {
-        api.kubectl(&["apply", "--server-side", "-f", file.to_str().unwrap()]).unwrap();
-    }
-    let all = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
-    api.kubectl(&all).unwrap();
-    let manifests = chart("manifests/culvert.yaml");
-    api.kubectl(&["apply", "--server-side", "-f", manifests.to_str().unwrap()]).unwrap();
-    api
-}
-
-fn apply(api: &ApiServer, yaml: &str) {
-    api.apply(yaml).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
-}
-
-fn field(api: &ApiServer, what: &str, namespace: &str, path: &str) -> Result<String> {
-    api.kubectl(&["get", what, "-n", namespace, "-o", &format!("jsonpath={{{path}}}")])
-}
-
-fn becomes(api: &ApiServer, what: &str, namespace: &str, path: &str, wanted: &str) {
-    let seen = eventually(SOON, || {
-        let found = field(api, what, namespace, path)?;
-        ensure!(found.contains(wanted), "{what} {path}: {found:?}, not {wanted:?}");
-        Ok(())
-    });
-    seen.unwrap();
-}
-
-/// A pod that runs, as far as the API server knows.
-fn pod(
-    api: &ApiServer,
-    namespace: &str,
-    name: &str,
-    account: &str,
-    node: &str,
-    ip: &str,
-    labels: &str,
-) {
-    apply(
-        api,
-        &format!(
-            "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {account}, namespace: {namespace}}}}}\n---\n\
-             {{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}},\n\
-             spec: {{nodeName: {node}, serviceAccountName: {account}, containers: [{{name: c, image: none}}]}}}}"
-        ),
-    );
-    let status = format!(
-        "{{\"status\":{{\"phase\":\"Running\",\"podIP\":\"{ip}\",\"podIPs\":[{{\"ip\":\"{ip}\"}}],\
-         \"conditions\":[{{\"type\":\"Ready\",\"status\":\"True\"}}]}}}}"
-    );
-    api.kubectl(&["patch", "pod", name, "-n", namespace, "--subresource=status", "-p", &status])
-        .unwrap();
-}
-
-fn token(
-    api: &ApiServer,
-    namespace: &str,
-    account: &str,
-    audience: &str,
-    pod: Option<&str>,
-) -> String {
-    let mut args = vec!["create", "token", account, "-n", namespace, "--audience", audience];
-    if let Some(pod) = pod {
-        args.extend(["--bound-object-kind", "Pod", "--bound-object-name", pod]);
-    }
-    api.kubectl(&args).unwrap().trim().to_owned()
-}
+use anyhow::{Context as _, ensure};
+use common::{Culvertd, SOON, SYSTEM, apply, becomes, field, installed, pod, token};
+use kubebed::ApiServer;
+use testbed::{Bed, eventually, inside};
 
 #[test]
 fn the_control_plane_on_an_api_server() {
@@ -281,31 +108,10 @@ fn identities_go_to_live_pods_of_the_agents_node(api: &ApiServer, culvertd: &Cul
 }
 
 fn an_agents_report_becomes_an_annotation(api: &ApiServer, culvertd: &Culvertd<'_>) {
-    use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
-    use xds::proto::node::{ReportRequest, node_client::NodeClient};
     let uid = field(api, "pod/web-1", "shop", ".metadata.uid").unwrap();
     let report = |agent: &str, pod_uid: &str, enrolled: bool| {
         let token = token(api, SYSTEM, "culvert-agent", "istio-ca", Some(agent));
-        let root = std::fs::read(culvertd.dir.join("root-cert.pem"))?;
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(root))
-            .domain_name("culvertd.culvert-system.svc");
-        let report = ReportRequest {
-            pod_uid: pod_uid.to_owned(),
-            namespace: "shop".to_owned(),
-            name: "web-1".to_owned(),
-            enrolled,
-        };
-        culvertd.inside(async move {
-            let endpoint = Endpoint::from_static("https://127.0.0.1:15012").tls_config(tls)?;
-            let mut request = tonic::Request::new(report);
-            let bearer = format!("Bearer {token}").parse()?;
-            request.metadata_mut().insert("authorization", bearer);
-            match NodeClient::new(endpoint.connect().await?).report(request).await {
-                Ok(_) => Ok(()),
-                Err(status) => bail!("{:?}: {}", status.code(), status.message()),
-            }
-        })
+        culvertd.report(&token, pod_uid, "shop", "web-1", enrolled)
     };
     let annotation = ".metadata.annotations.ambient\\.istio\\.io/redirection";
     report("agent-n1", &uid, true).unwrap();
@@ -318,6 +124,10 @@ fn an_agents_report_becomes_an_annotation(api: &ApiServer, culvertd: &Culvertd<'
     report("agent-n1", &uid, false).unwrap();
     assert_eq!(field(api, "pod/web-1", "shop", annotation).unwrap(), "");
     report("agent-n1", &uid, true).unwrap();
+    // A workload's token says nothing of pods.
+    let own = token(api, "shop", "web", "istio-ca", Some("web-1"));
+    let error = culvertd.report(&own, &uid, "shop", "web-1", false).unwrap_err().to_string();
+    assert!(error.contains("PermissionDenied"), "{error}");
 }
 
 fn what_is_refused_says_so_in_its_status(api: &ApiServer) {
