@@ -12,8 +12,8 @@
 
 mod api_server;
 pub mod build;
+pub mod chart;
 mod cluster;
-mod image;
 mod kubeconfig;
 mod node;
 mod pki;
@@ -21,6 +21,6 @@ mod programs;
 
 pub use api_server::{ADDRESS, ApiServer, Tier};
 pub use cluster::Cluster;
-pub use image::Image;
 pub use node::Node;
+pub use oci_image::Image;
 pub use programs::Programs;
