@@ -185,6 +185,8 @@ fn rights_are_the_contracts(api: &ApiServer) {
         ("patch", "configmaps/istio-ca-root-cert", ELSEWHERE),
         ("create", "configmaps/istio-ca-root-cert", ELSEWHERE),
         ("watch", "configmaps/istio", OWN),
+        ("create", "configmaps/culvert-vips", OWN),
+        ("patch", "services", &["--subresource=status", "-n", "default"]),
         ("create", "secrets", OWN),
         ("create", "leases.coordination.k8s.io", OWN),
         ("update", "leases.coordination.k8s.io/culvertd", OWN),
