@@ -6,7 +6,7 @@ use std::process::Command;
 
 #[derive(clap::Subcommand)]
 pub enum Args {
-    /// Build etcd and Kubernetes from their Go modules, once
+    /// Build etcd, Kubernetes and Helm from their Go modules, once
     Build(Extent),
     /// Start a cluster of two nodes and leave it running
     Up(Extent),
@@ -51,7 +51,7 @@ fn test(extent: &Extent, filter: Option<&str>) -> anyhow::Result<()> {
     // A cluster takes a gigabyte: one at a time.
     cargo.args(["test", "--quiet", "--locked", "--package", "kubebed"]);
     if extent.api_only {
-        cargo.args(["--lib", "--test", "api_server"]);
+        cargo.args(["--lib", "--test", "api_server", "--test", "chart"]);
     }
     cargo.args(["--", "--test-threads=1"]).args(filter);
     host::run(&mut cargo)

@@ -2,9 +2,11 @@
 
 mod bench;
 mod demo;
+mod deploy;
 mod ebpf;
 mod fuzz;
 mod host;
+mod image;
 mod kube;
 mod soak;
 mod test;
@@ -34,6 +36,12 @@ enum Command {
     /// Kubernetes itself, on this machine: build it, start and end a cluster, test against it
     #[command(subcommand)]
     Kube(kube::Args),
+    /// Make a container image of the programs, without a daemon
+    Image(image::Args),
+    /// Write the CustomResourceDefinitions in deploy/ anew, from the types
+    Crds,
+    /// Write the plain manifests in deploy/ anew, from the chart
+    Manifests,
     /// Run every fuzz target for a while, as many at a time as there are processors
     Fuzz {
         /// Seconds for each
@@ -50,6 +58,9 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Kube(args) => kube::run(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Crds => deploy::crds(),
+        Command::Manifests => deploy::manifests(),
         Command::Fuzz { seconds } => fuzz::run(seconds),
     };
     match outcome {

@@ -296,27 +296,25 @@ impl LabelSelector {
     }
 }
 
-/// Who, in another namespace, may name what in this one.
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ReferenceGrant {
-    pub from: Vec<GrantFrom>,
-    pub to: Vec<GrantTo>,
-}
+crate::schema::messages! {
+    /// Who, in another namespace, may name what in this one
+    ReferenceGrant = "ReferenceGrantSpec" {
+        from: Vec<GrantFrom>,
+        to: Vec<GrantTo>,
+    }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct GrantFrom {
-    pub group: String,
-    pub kind: String,
-    pub namespace: String,
-}
+    /// `ReferenceGrantFrom`
+    GrantFrom = "ReferenceGrantFrom" {
+        group: String,
+        kind: String,
+        namespace: String,
+    }
 
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct GrantTo {
-    pub group: String,
-    pub kind: String,
-    /// Empty: all.
-    pub name: String,
+    /// `ReferenceGrantTo`
+    GrantTo = "ReferenceGrantTo" {
+        group: String,
+        kind: String,
+        // Empty: all.
+        name: String,
+    }
 }

@@ -3,6 +3,7 @@
 //! What is wrong with an object is a list of [`Diagnostic`]s, each with the field, what was found
 //! and what to do; the same list serves whoever asks: a log, a status, a shell.
 
+pub mod crds;
 mod destination_rule;
 mod diagnostic;
 mod form;

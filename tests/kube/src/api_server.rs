@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use testbed::{Bed, Placement, Proc, eventually};
 
+use crate::chart;
 use crate::kubeconfig::{self, Credential};
 use crate::pki::Pki;
 use crate::programs::Programs;
@@ -154,17 +155,29 @@ impl ApiServer {
             .env("KUBECONFIG", kubeconfig)
             // Neither settings nor caches in the home of whoever runs the tests.
             .env("KUBERC", "off")
-            .env("KUBECACHEDIR", self.dir.join("kubectl-cache"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .env("KUBECACHEDIR", self.dir.join("kubectl-cache"));
+        self.run(cmd, "kubectl", args, input)
+    }
+
+    /// Runs Helm as the administrator; gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn helm(&self, args: &[&str]) -> Result<String> {
+        let mut cmd = chart::helm(&self.programs, &self.dir.join("helm"))?;
+        cmd.args(args).env("KUBECONFIG", &self.admin);
+        self.run(cmd, "helm", args, "")
+    }
+
+    fn run(&self, mut cmd: Command, name: &str, args: &[&str], input: &str) -> Result<String> {
+        cmd.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         self.placement.apply(&mut cmd)?;
-        let mut child = cmd.spawn().context("cannot start kubectl")?;
+        let mut child = cmd.spawn().with_context(|| format!("cannot start {name}"))?;
         // It may end before it reads; what it says then is more than EPIPE.
         let _ = child.stdin.take().context("no stdin")?.write_all(input.as_bytes());
         let out = child.wait_with_output()?;
         if !out.status.success() {
-            bail!("kubectl {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+            bail!("{name} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }

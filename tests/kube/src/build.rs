@@ -1,4 +1,4 @@
-//! Builds Kubernetes and etcd from their Go modules. Nothing is fetched but by the `go` command, as its own settings say.
+//! Builds Kubernetes, etcd and Helm from their Go modules. Nothing is fetched but by the `go` command, as its own settings say.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::programs::{self, Programs, Versions};
 
 /// A program, the package that it is built from, and whether the API-server tier needs it.
-const PROGRAMS: [(&str, &str, bool); 7] = [
+const PROGRAMS: [(&str, &str, bool); 8] = [
     ("etcd", "go.etcd.io/etcd/server/v3", true),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", true),
     ("kubectl", "k8s.io/kubernetes/cmd/kubectl", true),
+    ("helm", "helm.sh/helm/v3/cmd/helm", true),
     ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager", false),
     ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", false),
     ("kubelet", "k8s.io/kubernetes/cmd/kubelet", false),

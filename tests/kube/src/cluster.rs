@@ -5,10 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use oci_image::Image;
 use testbed::{Bed, Proc, eventually};
 
 use crate::api_server::{ApiServer, Tier, tail};
-use crate::image::Image;
 use crate::node::Node;
 use crate::programs::Programs;
 
@@ -129,11 +129,13 @@ fn start_controllers(bed: &Bed, api: &ApiServer) -> Result<Vec<(&'static str, Pr
 }
 
 fn busybox() -> Result<Image> {
+    // Nobody's registry: a node that does not have the image cannot get it from anywhere.
+    const NAME: &str = "bed.invalid/busybox:bed";
     // None that resolves names: a static program of glibc's cannot.
     const NAMES: [&str; 8] = ["cat", "echo", "hostname", "httpd", "ip", "ls", "mkdir", "sleep"];
     let path = ["/usr/bin/busybox", "/bin/busybox"].map(Path::new);
     let path = path.into_iter().find(|p| p.is_file()).context("no busybox: install it")?;
-    let image = Image::new("busybox").program(path)?.links("busybox", &NAMES);
+    let image = Image::new(NAME).program(path)?.links("busybox", &NAMES);
     // It is the image of pods' sandboxes, too, which wait for as long as the pod lives.
     Ok(image.program(Path::new("/bin/bash"))?.entrypoint(&["sleep", "infinity"]))
 }

@@ -13,8 +13,8 @@
 mod api_server;
 mod bins;
 pub mod build;
+pub mod chart;
 mod cluster;
-mod image;
 mod kubeconfig;
 mod node;
 mod pki;
@@ -23,6 +23,6 @@ mod programs;
 pub use api_server::{ADDRESS, ApiServer, Tier};
 pub use bins::binary;
 pub use cluster::Cluster;
-pub use image::Image;
 pub use node::Node;
+pub use oci_image::Image;
 pub use programs::Programs;

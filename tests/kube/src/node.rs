@@ -6,11 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use oci_image::Image;
 use serde_json::json;
 use testbed::{Bed, Proc};
 
 use crate::api_server::{ApiServer, tail};
-use crate::image::Image;
 
 const MACHINE: &str = include_str!("machine.sh");
 /// Where Debian has them.

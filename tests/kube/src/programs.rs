@@ -50,6 +50,7 @@ pub(crate) struct Versions {
     /// With its `v`.
     pub kubernetes: String,
     pub etcd: String,
+    pub helm: String,
     /// The oldest that builds it.
     pub go: String,
 }
@@ -65,6 +66,7 @@ impl Versions {
         Ok(Self {
             kubernetes: of("k8s.io/kubernetes")?,
             etcd: of("go.etcd.io/etcd/server/v3")?,
+            helm: of("helm.sh/helm/v3")?,
             go: of("go")?,
         })
     }
@@ -82,9 +84,10 @@ fn required(go_mod: &str, module: &str) -> Option<String> {
 pub(crate) fn built_dir() -> Result<PathBuf> {
     let home = || PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into()));
     let cache = env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
-    let Versions { kubernetes, etcd, .. } = Versions::read()?;
+    let Versions { kubernetes, etcd, helm, .. } = Versions::read()?;
     let bare = |v: &str| v.trim_start_matches('v').to_owned();
-    Ok(cache.join("culvert").join(format!("kube-{}-etcd-{}", bare(&kubernetes), bare(&etcd))))
+    let [kubernetes, etcd, helm] = [kubernetes, etcd, helm].map(|v| bare(&v));
+    Ok(cache.join("culvert").join(format!("kube-{kubernetes}-etcd-{etcd}-helm-{helm}")))
 }
 
 #[cfg(test)]
@@ -101,9 +104,10 @@ mod tests {
 
     #[test]
     fn the_module_names_kubernetes_and_an_etcd_that_it_supports() {
-        let Versions { kubernetes, etcd, go } = Versions::read().unwrap();
+        let Versions { kubernetes, etcd, helm, go } = Versions::read().unwrap();
         assert!(kubernetes.starts_with("v1."), "{kubernetes}");
         assert!(etcd.starts_with("v3."), "{etcd}");
+        assert!(helm.starts_with("v3."), "{helm}");
         assert!(go.starts_with("1."), "{go}");
     }
 

@@ -20,6 +20,8 @@ enum Command {
     Up(Extent),
     /// Take it away
     Down,
+    /// Write the plain manifests in deploy/ anew, from the chart
+    Manifests,
     /// Be the process that a running cluster belongs to
     #[command(hide = true)]
     Keep(Extent),
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Build(extent) => kubebed::build::missing(extent.api_only),
         Command::Up(extent) => keep::up(extent.api_only),
         Command::Down => keep::down(),
+        Command::Manifests => kubebed::chart::write_manifests(),
         Command::Keep(extent) => keep::keep(extent.api_only),
     };
     match outcome {

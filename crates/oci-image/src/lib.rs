@@ -1,4 +1,5 @@
-//! Images for the cluster's pods, made from programs of this machine. Nothing is pulled.
+//! Container images made from programs of this machine, with the libraries that they are linked to: one layer, in an
+//! archive of OCI's layout. Nothing is pulled, and no daemon is asked.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,9 +9,6 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-
-/// Nobody's registry: a node that does not have such an image cannot get it from anywhere.
-const REGISTRY: &str = "bed.invalid";
 
 /// An image to be: a name, and programs with what they need to run.
 #[derive(Clone, Debug)]
@@ -23,13 +21,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// An image of one layer, as yet empty.
+    /// An image of one layer, as yet empty. Its name is the whole one, with registry and tag: who imports it asks
+    /// for it by that.
     pub fn new(name: &str) -> Self {
-        let name = format!("{REGISTRY}/{name}:bed");
-        Self { name, files: Vec::new(), links: Vec::new(), entrypoint: Vec::new() }
+        Self { name: name.to_owned(), files: Vec::new(), links: Vec::new(), entrypoint: Vec::new() }
     }
 
-    /// What a pod calls it, with `imagePullPolicy: Never`.
+    /// What a pod calls it.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -38,10 +36,18 @@ impl Image {
     ///
     /// # Errors
     /// When it is not there.
-    pub fn program(mut self, path: &Path) -> Result<Self> {
+    pub fn program(self, path: &Path) -> Result<Self> {
+        self.program_in("/bin", path)
+    }
+
+    /// The same in another folder.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn program_in(mut self, dir: &str, path: &Path) -> Result<Self> {
         let file = path.file_name().with_context(|| format!("{} is no file", path.display()))?;
         ensure!(path.is_file(), "no program {}", path.display());
-        self.files.push((path.to_owned(), Path::new("/bin").join(file)));
+        self.files.push((path.to_owned(), Path::new(dir).join(file)));
         let known: BTreeSet<PathBuf> = self.files.iter().map(|(_, to)| to.clone()).collect();
         let new = libraries(path)?.into_iter().filter(|library| !known.contains(library));
         self.files.extend(new.map(|library| (library.clone(), library)));
@@ -61,7 +67,10 @@ impl Image {
     }
 
     /// Writes it as an archive of an OCI layout, and gives its path in `dir`.
-    pub(crate) fn write(&self, dir: &Path) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When a program cannot be read, the folder not written, or `tar` is missing.
+    pub fn write(&self, dir: &Path) -> Result<PathBuf> {
         let file = self.name.replace(['/', ':'], "-");
         let work = dir.join(&file);
         let archive = dir.join(format!("{file}.tar"));
@@ -71,15 +80,35 @@ impl Image {
         Ok(archive)
     }
 
+    /// Writes its files as a folder, for a tool that makes the rest of an image; gives its path back.
+    ///
+    /// # Errors
+    /// When the folder is there already, or as [`Image::write`].
+    pub fn write_root(&self, root: &Path) -> Result<PathBuf> {
+        ensure!(!root.exists(), "{} is there already: remove it, or name another", root.display());
+        self.files(root)?;
+        Ok(root.to_owned())
+    }
+
     fn lay_out(&self, work: &Path) -> Result<()> {
         let root = work.join("root");
+        self.files(&root)?;
+        let layer = work.join("layer");
+        tar(&root, &layer)?;
+        fs::remove_dir_all(&root)?;
+        self.describe(work, &fs::read(&layer)?)?;
+        Ok(fs::remove_file(&layer)?)
+    }
+
+    fn files(&self, root: &Path) -> Result<()> {
         // What programs and mounts take for granted.
-        for dir in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        for dir in ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "var"] {
             fs::create_dir_all(root.join(dir))?;
         }
+        std::os::unix::fs::symlink("../run", root.join("var/run"))?;
         for (from, to) in &self.files {
             let to = root.join(to.strip_prefix("/").unwrap_or(to));
-            fs::create_dir_all(to.parent().unwrap_or(&root))?;
+            fs::create_dir_all(to.parent().unwrap_or(root))?;
             fs::copy(from, &to).with_context(|| format!("copying {}", from.display()))?;
         }
         for (name, to) in &self.links {
@@ -87,11 +116,7 @@ impl Image {
             std::os::unix::fs::symlink(to, &name)
                 .with_context(|| format!("linking {}", name.display()))?;
         }
-        let layer = work.join("layer");
-        tar(&root, &layer)?;
-        fs::remove_dir_all(&root)?;
-        self.describe(work, &fs::read(&layer)?)?;
-        Ok(fs::remove_file(&layer)?)
+        Ok(())
     }
 
     /// The layout around a layer: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md>.
@@ -111,7 +136,7 @@ impl Image {
         let config = json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
-            "config": {"Entrypoint": self.entrypoint, "Env": ["PATH=/bin"]},
+            "config": {"Entrypoint": self.entrypoint, "Env": ["PATH=/usr/local/bin:/bin"]},
             // The layer is not compressed: its digest is the archive's own.
             "rootfs": {"type": "layers", "diff_ids": [layer.get("digest")]},
         });
@@ -120,7 +145,10 @@ impl Image {
         let mut manifest = blob("manifest.v1+json", manifest.to_string().as_bytes())?;
         if let Some(fields) = manifest.as_object_mut() {
             // containerd takes the whole name from here.
-            let annotations = json!({"io.containerd.image.name": self.name});
+            let annotations = json!({
+                "io.containerd.image.name": self.name,
+                "org.opencontainers.image.ref.name": self.name,
+            });
             fields.insert("annotations".to_owned(), annotations);
         }
         let index = json!({"schemaVersion": 2, "manifests": [manifest]});
@@ -142,7 +170,10 @@ fn tar(dir: &Path, archive: &Path) -> Result<()> {
 }
 
 /// What a program is linked to, its loader included; none for one that is linked to nothing.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// When there is no `ldd`.
+pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let out = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     // It fails for a static program, and says so.
     Ok(library_paths(&String::from_utf8_lossy(&out.stdout)))
@@ -156,6 +187,7 @@ fn library_paths(ldd: &str) -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -172,9 +204,9 @@ mod tests {
 
     #[test]
     fn an_archive_holds_blobs_by_their_digest() {
-        let dir = std::env::temp_dir().join(format!("kubebed-image-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("oci-image-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        let image = Image::new("x").program(Path::new("/bin/cat")).unwrap();
+        let image = Image::new("x.invalid/y:z").program(Path::new("/bin/cat")).unwrap();
         let archive = image.entrypoint(&["cat"]).write(&dir).unwrap();
         let listed = Command::new("tar").arg("-tf").arg(&archive).output().unwrap();
         let blob = Command::new("sh")
