@@ -3,7 +3,8 @@
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["discovery.proto", "workload.proto", "authorization.proto", "ca.proto"];
+    let files =
+        ["discovery.proto", "workload.proto", "authorization.proto", "ca.proto", "node.proto"];
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, [Path::new("proto")])?;
     tonic_prost_build::configure()

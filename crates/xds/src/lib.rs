@@ -1,4 +1,4 @@
-//! Istio's discovery, workload, authorization and certificate protocols.
+//! Istio's discovery, workload, authorization and certificate protocols, and what agents report.
 //!
 //! [`proto`] is the wire; [`client`] and [`server`] are the two ends of delta ADS. Both keep their
 //! bookkeeping apart from I/O, so that reordered, repeated and rejected messages can be tested
@@ -27,6 +27,9 @@ pub mod proto {
     }
     pub mod ca {
         tonic::include_proto!("istio.v1.auth");
+    }
+    pub mod node {
+        tonic::include_proto!("culvert.node.v1");
     }
 }
 
