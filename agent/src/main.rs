@@ -36,7 +36,7 @@ use direct::Direct;
 use handover::{Estate, InheritedPod, TakingOver};
 use hbone::{Pool, PoolConfig};
 use http::StatusCode;
-use identity::{CertStore, Roots};
+use identity::{CertStore, RootsFile};
 use mesh::{Local, Mesh};
 use pods::Pods;
 use scope::spawn_for_agent;
@@ -423,8 +423,12 @@ fn build(
     draining: watch::Receiver<bool>,
     serving: bool,
 ) -> anyhow::Result<Arc<Agent>> {
-    let roots = Arc::new(ArcSwap::from_pointee(read_roots(run)?));
-    let certs = CertStore::new(Arc::new(control_plane(run)), roots.clone());
+    let (file, roots) =
+        RootsFile::open(&run.root_cert, &run.trust_domain, &run.trust_domain_aliases)?;
+    let roots = Arc::new(ArcSwap::from_pointee(roots));
+    let certs = CertStore::new(Arc::new(control_plane(run)), roots);
+    let trusting = certs.clone();
+    spawn_for_agent(async move { match file.follow(&trusting).await {} });
     let dial = AgentDial { agent: Arc::new(OnceLock::new()), certs: certs.clone() };
     let late = dial.agent.clone();
     let capture_generation = capture.generation();
@@ -480,21 +484,6 @@ fn can_end_connections() -> bool {
             those between pods of this node go through the agent");
     }
     outcome.is_ok()
-}
-
-fn read_roots(run: &Run) -> anyhow::Result<Roots> {
-    let pem = fs::read(&run.root_cert).with_context(|| {
-        format!(
-            "reading the mesh's root certificates {} (--root-cert): culvertd writes them into its \
-             state directory as root-cert.pem",
-            run.root_cert.display()
-        )
-    })?;
-    let mut roots = Roots::from_pem(&run.trust_domain, &pem)?;
-    for alias in &run.trust_domain_aliases {
-        roots.alias(&run.trust_domain, alias);
-    }
-    Ok(roots)
 }
 
 async fn follow_discovery(agent: Arc<Agent>, control: ControlPlane, name: String) {

@@ -32,7 +32,7 @@ use clap::Parser;
 use clients::Clients;
 use doors::Doors;
 use hbone::{Pool, PoolConfig};
-use identity::{CertStore, Roots, SpiffeId};
+use identity::{CertStore, RootsFile, SpiffeId};
 use mesh::{Local, Mesh};
 use proxy::{Dialler, Proxy};
 use resolver::Resolver;
@@ -178,14 +178,11 @@ fn build(
     draining: watch::Receiver<bool>,
 ) -> anyhow::Result<Arc<Proxy>> {
     let identity = SpiffeId::new(&cli.trust_domain, &cli.namespace, &cli.service_account)?;
-    let pem = fs::read(&cli.root_cert).with_context(|| {
-        format!("reading the mesh's root certificates {} (--root-cert)", cli.root_cert.display())
-    })?;
-    let mut roots = Roots::from_pem(&cli.trust_domain, &pem)?;
-    for alias in &cli.trust_domain_aliases {
-        roots.alias(&cli.trust_domain, alias);
-    }
+    let (file, roots) =
+        RootsFile::open(&cli.root_cert, &cli.trust_domain, &cli.trust_domain_aliases)?;
     let certs = CertStore::new(Arc::new(control), Arc::new(ArcSwap::from_pointee(roots)));
+    let trusting = certs.clone();
+    tokio::spawn(async move { match file.follow(&trusting).await {} });
     certs.want(&identity);
     let dialler = Dialler { own: identity.clone(), certs: certs.clone() };
     Ok(Arc::new(Proxy {

@@ -31,6 +31,8 @@ pub struct Certified {
     pub serial: String,
     pub client: Arc<ClientConfig>,
     pub server: Arc<ServerConfig>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -81,13 +83,9 @@ impl Certified {
         let not_after = system_time(parsed.validity().not_after.timestamp());
         let serial = parsed.raw_serial_as_string();
 
-        let provider = Arc::new(aws_lc_rs::default_provider());
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(request.key.serialize_der()));
-        let verifier = MeshVerifier::new(roots, &provider);
-        let client = client_config(&provider, &verifier, chain.clone(), key.clone_key())
-            .map_err(|e| unusable(e.to_string()))?;
-        let server =
-            server_config(&provider, verifier, chain, key).map_err(|e| unusable(e.to_string()))?;
+        let (client, server) =
+            configurations(&chain, &key, roots).map_err(|e| unusable(e.to_string()))?;
         Ok(Certified {
             identity: identity.clone(),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
@@ -95,8 +93,10 @@ impl Certified {
             not_after,
             obtained: SystemTime::now(),
             serial,
-            client: Arc::new(client),
-            server: Arc::new(server),
+            client,
+            server,
+            chain,
+            key,
         })
     }
 
@@ -108,15 +108,34 @@ impl Certified {
         chain_pem: &[String],
         roots: Arc<Roots>,
     ) -> Result<Self, CertifiedError> {
-        let chain = parse_chain(identity, chain_pem)?;
-        let provider = aws_lc_rs::default_provider();
-        let verified = MeshVerifier::new(roots.clone(), &provider).accepts(&chain);
-        let certified = Self::new(identity, request, chain_pem, roots)?;
-        verified.map_err(|e| CertifiedError::Unusable {
+        let certified = Self::new(identity, request, chain_pem, roots.clone())?;
+        certified.accepted_by(roots).map_err(|e| CertifiedError::Unusable {
             identity: identity.clone(),
             why: format!("no peer would accept it: {e}"),
         })?;
         Ok(certified)
+    }
+
+    /// Whether peers with these roots would take it now.
+    pub(crate) fn accepted_by(&self, roots: Arc<Roots>) -> Result<(), rustls::Error> {
+        MeshVerifier::new(roots, &aws_lc_rs::default_provider()).accepts(&self.chain)
+    }
+
+    /// The same certificate, for handshakes that hold the peer to these roots.
+    pub(crate) fn trusting(&self, roots: Arc<Roots>) -> Result<Self, rustls::Error> {
+        let (client, server) = configurations(&self.chain, &self.key, roots)?;
+        Ok(Self {
+            identity: self.identity.clone(),
+            generation: self.generation,
+            not_before: self.not_before,
+            not_after: self.not_after,
+            obtained: self.obtained,
+            serial: self.serial.clone(),
+            client,
+            server,
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+        })
     }
 
     /// Half of the life that the certificate had when it came has passed at this moment. Not half
@@ -150,6 +169,18 @@ fn parse_chain(
         }
     }
     Ok(chain)
+}
+
+fn configurations(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+    roots: Arc<Roots>,
+) -> Result<(Arc<ClientConfig>, Arc<ServerConfig>), rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = MeshVerifier::new(roots, &provider);
+    let client = client_config(&provider, &verifier, chain.to_vec(), key.clone_key())?;
+    let server = server_config(&provider, verifier, chain.to_vec(), key.clone_key())?;
+    Ok((Arc::new(client), Arc::new(server)))
 }
 
 fn client_config(

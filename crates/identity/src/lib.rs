@@ -7,6 +7,7 @@
 mod certified;
 mod csr;
 mod roots;
+mod roots_file;
 mod spiffe;
 mod store;
 mod verify;
@@ -14,6 +15,7 @@ mod verify;
 pub use certified::{Certified, CertifiedError};
 pub use csr::{KeyAndRequest, new_request};
 pub use roots::{Roots, RootsError};
+pub use roots_file::{RootsFile, RootsFileError};
 pub use spiffe::{SpiffeId, SpiffeIdError};
 pub use store::{CaError, CertStatus, CertStore, CertificateAuthority, Usable};
 pub use verify::{PeerCertError, peer_identity};

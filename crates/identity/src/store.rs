@@ -28,6 +28,8 @@ pub struct CaError {
 pub struct CertStore {
     ca: Arc<dyn CertificateAuthority>,
     roots: Arc<ArcSwap<Roots>>,
+    /// Goes up when the roots have become others.
+    trusting: watch::Sender<u64>,
     entries: Mutex<HashMap<SpiffeId, Entry>>,
 }
 
@@ -64,7 +66,14 @@ const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 impl CertStore {
     pub fn new(ca: Arc<dyn CertificateAuthority>, roots: Arc<ArcSwap<Roots>>) -> Arc<Self> {
-        Arc::new(Self { ca, roots, entries: Mutex::default() })
+        Arc::new(Self { ca, roots, trusting: watch::Sender::new(0), entries: Mutex::default() })
+    }
+
+    /// Trusts these roots from now on, in every handshake that begins. Connections are left alone, and
+    /// a certificate that leads to none of them is asked for anew; it is used until that has come.
+    pub fn trust(&self, roots: Roots) {
+        self.roots.store(Arc::new(roots));
+        self.trusting.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// Begins to hold a certificate for `identity`. Each call is undone by one [`CertStore::release`].
@@ -75,8 +84,14 @@ impl CertStore {
             return;
         }
         let (tx, state) = watch::channel(State::default());
-        let renewal =
-            tokio::spawn(keep_certified(self.ca.clone(), self.roots.clone(), identity.clone(), tx));
+        let renewal = Renewal {
+            ca: self.ca.clone(),
+            roots: self.roots.clone(),
+            trusting: self.trusting.subscribe(),
+            identity: identity.clone(),
+            state: tx,
+        };
+        let renewal = tokio::spawn(renewal.keep_certified());
         entries.insert(identity.clone(), Entry { wanted_by: 1, state, renewal });
     }
 
@@ -165,41 +180,86 @@ fn usable(identity: &SpiffeId, state: &State) -> Usable {
     }
 }
 
-/// Fetches, waits for half of the life to pass, fetches again, for ever. A renewal never touches
-/// the connections that the earlier certificate made.
-async fn keep_certified(
+/// What keeps one identity certified.
+struct Renewal {
     ca: Arc<dyn CertificateAuthority>,
     roots: Arc<ArcSwap<Roots>>,
+    trusting: watch::Receiver<u64>,
     identity: SpiffeId,
     state: watch::Sender<State>,
-) {
-    let mut pause = BACKOFF.0;
-    loop {
-        match certify(&*ca, &identity, roots.load_full()).await {
-            Ok(certified) => {
-                pause = BACKOFF.0;
-                let renew_at = certified.half_life();
-                let wait = renew_at.duration_since(SystemTime::now()).unwrap_or_default();
-                state
-                    .send_replace(State { certified: Some(Arc::new(certified)), last_error: None });
-                // A CA that hands out certificates past their half life is not asked in a spin.
-                sleep(wait.clamp(BACKOFF.0, CLOCK_CHECK)).await;
-                // In steps: the clock on the wall may be set meanwhile.
-                while SystemTime::now() < renew_at {
-                    let left = renew_at.duration_since(SystemTime::now()).unwrap_or_default();
-                    sleep(left.min(CLOCK_CHECK)).await;
+}
+
+impl Renewal {
+    /// Fetches, waits for half of the life to pass, fetches again, for ever. A renewal never touches
+    /// the connections that the earlier certificate made.
+    async fn keep_certified(mut self) {
+        let mut pause = BACKOFF.0;
+        loop {
+            match certify(&*self.ca, &self.identity, self.roots.load_full()).await {
+                Ok(certified) => {
+                    pause = BACKOFF.0;
+                    let renew_at = certified.half_life();
+                    self.state.send_replace(State {
+                        certified: Some(Arc::new(certified)),
+                        last_error: None,
+                    });
+                    // A CA that hands out certificates past their half life is not asked in a spin.
+                    sleep(BACKOFF.0).await;
+                    // In steps: the clock on the wall may be set meanwhile.
+                    while let Ok(left) = renew_at.duration_since(SystemTime::now())
+                        && !left.is_zero()
+                    {
+                        if self.rest(left.min(CLOCK_CHECK)).await == LeadsToRoot::No {
+                            break;
+                        }
+                    }
                 }
-            }
-            Err(why) => {
-                // Quoted: the CA's words are one line, whatever is in them.
-                tracing::warn!(%identity, why, "no new certificate");
-                state.send_modify(|s| s.last_error = Some(why.into()));
-                let jitter = rand::rng().random_range(0.5..1.0);
-                sleep(pause.mul_f64(jitter)).await;
-                pause = (pause * 2).min(BACKOFF.1);
+                Err(why) => {
+                    // Quoted: the CA's words are one line, whatever is in them.
+                    tracing::warn!(identity = %self.identity, why, "no new certificate");
+                    self.state.send_modify(|s| s.last_error = Some(why.into()));
+                    let jitter = rand::rng().random_range(0.5..1.0);
+                    let _ = self.rest(pause.mul_f64(jitter)).await;
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
             }
         }
     }
+
+    /// Waits; roots that come meanwhile count at once. The answer is about the certificate in use.
+    async fn rest(&mut self, time: Duration) -> LeadsToRoot {
+        tokio::select! {
+            () = sleep(time) => LeadsToRoot::AsBefore,
+            // Without a sender the store is gone, and this task with it.
+            Ok(()) = self.trusting.changed() => self.trust_anew(),
+        }
+    }
+
+    fn trust_anew(&self) -> LeadsToRoot {
+        let Some(certified) = self.state.borrow().certified.clone() else {
+            return LeadsToRoot::AsBefore;
+        };
+        let roots = self.roots.load_full();
+        match certified.trusting(roots.clone()) {
+            Ok(anew) => self.state.send_modify(|s| s.certified = Some(Arc::new(anew))),
+            Err(error) => {
+                tracing::error!(identity = %self.identity, %error,
+                    "the new roots cannot be used with this certificate");
+            }
+        }
+        if certified.accepted_by(roots).is_ok() {
+            return LeadsToRoot::AsBefore;
+        }
+        tracing::info!(identity = %self.identity,
+            "the certificate leads to none of the new roots; asking for another");
+        LeadsToRoot::No
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum LeadsToRoot {
+    AsBefore,
+    No,
 }
 
 /// How long one request to the CA may take.

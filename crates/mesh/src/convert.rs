@@ -38,7 +38,8 @@ fn or_default(value: &str, default: &str) -> Arc<str> {
 /// As it would come over the wire under its own uid.
 pub fn workload_from_proto(w: &pb::Workload) -> Result<Workload, Invalid> {
     let message = w.encode_to_vec();
-    Shared::default().workload(&w.uid, Version::default(), &message).map_err(|(e, _)| e)
+    let made = Shared::default().workload(&w.uid, Version::default(), &message);
+    made.map(|(workload, _)| workload).map_err(|(e, _)| e)
 }
 
 /// Of a message without the fields that are a workload's own.

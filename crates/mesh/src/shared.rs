@@ -74,19 +74,19 @@ impl Digest {
 }
 
 impl Shared {
-    /// The workload of an `istio.workload.Workload` on the wire, which is named `name`. The error
-    /// comes with the addresses that can be read of it.
-    pub(crate) fn workload(
+    /// The workload of an `istio.workload.Workload` on the wire, which is named `name`, and its
+    /// `metadata.uid`. The error comes with the addresses that can be read of it.
+    pub(crate) fn workload<'a>(
         &mut self,
         name: &str,
         version: Version,
-        message: &[u8],
-    ) -> Result<Workload, (Invalid, Vec<IpAddr>)> {
+        message: &'a [u8],
+    ) -> Result<(Workload, &'a str), (Invalid, Vec<IpAddr>)> {
         let own = self.apart(message).map_err(|e| (undecodable(&e), Vec::new()))?;
         let (addresses, site, kin) = self
             .with_own(name, &own)
             .map_err(|e| (e, convert::readable_addresses(&own.addresses)))?;
-        Ok(Workload {
+        let workload = Workload {
             other_name: (own.name != last_part(name)).then(|| Box::new(own.name.into())),
             uid: name.into(),
             version,
@@ -94,7 +94,8 @@ impl Shared {
             incarnation: (!own.pod_uid.is_empty()).then(|| incarnation(own.pod_uid)),
             site,
             kin,
-        })
+        };
+        Ok((workload, own.pod_uid))
     }
 
     /// Takes a message apart: its own fields, and as they came those of its place and the rest.

@@ -76,6 +76,8 @@ pub(crate) struct Tables {
     /// Addresses whose holder has changed since somebody was told.
     moved: Vec<IpAddr>,
     workloads: HashSet<ByUid>,
+    /// `metadata.uid` of the pods of this node.
+    here: HashMap<Box<str>, Arc<str>>,
     by_address: Claims<ByUid>,
     pub(crate) services: HashSet<ByKey>,
     pub(crate) hostnames: Hostnames,
@@ -123,6 +125,20 @@ impl Mesh {
 
     pub fn workloads(&self) -> Vec<Arc<Workload>> {
         self.tables().workloads.iter().map(|w| w.0.clone()).collect()
+    }
+
+    /// The pods of this node, each with its `metadata.uid`.
+    pub fn pods_here(&self) -> Vec<(Arc<Workload>, Arc<str>)> {
+        let t = self.tables();
+        let known = |(uid, pod_uid): (&Box<str>, &Arc<str>)| {
+            Some((t.workloads.get(&**uid)?.0.clone(), pod_uid.clone()))
+        };
+        t.here.iter().filter_map(known).collect()
+    }
+
+    /// `metadata.uid` of a pod of this node.
+    pub fn pod_uid(&self, uid: &str) -> Option<Arc<str>> {
+        self.tables().here.get(uid).cloned()
     }
 
     /// Each service, with its healthy and its known endpoints.
@@ -179,9 +195,10 @@ impl Mesh {
         // Parsed without the tables' lock.
         let mut parsed = Vec::with_capacity(resources.len());
         let mut refused = Vec::new();
+        let here = self.tables().local.node.clone();
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         for resource in resources {
-            match parse_address(&mut shared, resource) {
+            match parse_address(&mut shared, &here, resource) {
                 Ok(address) => parsed.push(address),
                 Err((e, addresses)) => {
                     let name = resource.name.to_owned();
@@ -212,7 +229,10 @@ impl Mesh {
             self.change(|t| {
                 for address in parsed.by_ref().take(SLICE) {
                     match address {
-                        Address::Workload(w) => policies_moved |= t.insert_workload(w),
+                        Address::Workload(w, pod_uid) => {
+                            t.note_here(&w, pod_uid);
+                            policies_moved |= t.insert_workload(w);
+                        }
                         Address::Service(s) => policies_moved |= t.insert_service(s),
                     }
                 }
@@ -311,7 +331,8 @@ impl Apply for Mesh {
 }
 
 enum Address {
-    Workload(Arc<Workload>),
+    /// With its `metadata.uid`.
+    Workload(Arc<Workload>, Option<Arc<str>>),
     Service(Arc<Service>),
 }
 
@@ -340,6 +361,7 @@ impl<'a> Unopened<'a> {
 /// The error comes with the addresses of what cannot be taken.
 fn parse_address(
     shared: &mut Shared,
+    here: &str,
     resource: &Delivered<'_>,
 ) -> Result<Address, (Invalid, Vec<IpAddr>)> {
     let bad = |why: &str| (convert::invalid("resource", why), Vec::new());
@@ -347,8 +369,9 @@ fn parse_address(
     let address = Unopened::of(resource.body).map_err(|e| (undecodable(&e), Vec::new()))?;
     match (address.workload, address.service) {
         (Some(message), None) => {
-            let w = shared.workload(resource.name, version, message)?;
-            Ok(Address::Workload(Arc::new(w)))
+            let (w, pod_uid) = shared.workload(resource.name, version, message)?;
+            let pod_uid = (*w.site.node == *here && !here.is_empty()).then(|| pod_uid.into());
+            Ok(Address::Workload(Arc::new(w), pod_uid))
         }
         (None, Some(message)) => {
             let s = pb::Service::decode(message).map_err(|e| (undecodable(&e), Vec::new()))?;
@@ -502,6 +525,14 @@ impl Tables {
         *w.site.node == *self.local.node && w.cluster == self.local.cluster
     }
 
+    /// Keeps the `metadata.uid` of what runs here; of all others it would be 36 B each for nothing.
+    fn note_here(&mut self, w: &Workload, pod_uid: Option<Arc<str>>) {
+        match pod_uid.filter(|uid| !uid.is_empty() && self.is_here(w)) {
+            Some(pod_uid) => drop(self.here.insert(w.uid.clone(), pod_uid)),
+            None => drop(self.here.remove(&*w.uid)),
+        }
+    }
+
     /// Whether the change can change a verdict.
     fn insert_workload(&mut self, w: Arc<Workload>) -> bool {
         if !self.refused.is_empty() {
@@ -591,6 +622,7 @@ impl Tables {
     /// A name may be a workload's and a service's, if the control plane is careless.
     fn remove_address(&mut self, name: &str) -> bool {
         self.refused.remove(name);
+        self.here.remove(name);
         let workload = self.workloads.take(name).map(|w| w.0);
         if let Some(old) = &workload {
             self.unindex(old, None);

@@ -37,6 +37,8 @@ pub enum Decision {
     ThroughWaypoint,
     /// It must come through these waypoints, and does not.
     AroundWaypoint(String),
+    /// The node's own kubelet looks after the pod.
+    Kubelet,
 }
 
 /// [`Action`], with the equality that a log wants.
@@ -60,6 +62,7 @@ impl fmt::Display for Decision {
             Decision::AroundWaypoint(names) => {
                 write!(f, "the destination has a waypoint, {names}, and is reached through it only")
             }
+            Decision::Kubelet => f.write_str("the node's kubelet may look after its pods"),
             Decision::Unknown { policy } => write!(
                 f,
                 "policy {policy} is named by the workload but not known here; \

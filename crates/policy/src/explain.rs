@@ -94,7 +94,8 @@ pub fn in_words(set: &PolicySet, request: &Request, verdict: &Verdict) -> String
         Decision::NoPolicy
         | Decision::Unknown { .. }
         | Decision::ThroughWaypoint
-        | Decision::AroundWaypoint(_) => decision,
+        | Decision::AroundWaypoint(_)
+        | Decision::Kubelet => decision,
     }
 }
 
@@ -125,6 +126,7 @@ fn what_would_change(verdict: &Verdict, nearly: &[Near]) -> String {
              its not-fields; no ALLOW policy overrides a DENY"
         ),
         Decision::ThroughWaypoint => "a policy for the waypoint".to_owned(),
+        Decision::Kubelet => "nothing: no policy counts for the node's own kubelet".to_owned(),
         Decision::AroundWaypoint(names) => format!(
             "connect to the service, so that the connection goes through {names}; or take the \
              label istio.io/use-waypoint away"

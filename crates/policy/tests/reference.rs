@@ -45,7 +45,7 @@ fn judge(request: &Request, entries: &[Entry]) -> Verdict {
         Decision::NoPolicy | Decision::Unknown { .. } => {
             assert!(!matches(Action::Deny), "{explanation:?}");
         }
-        Decision::ThroughWaypoint | Decision::AroundWaypoint(_) => {
+        Decision::ThroughWaypoint | Decision::AroundWaypoint(_) | Decision::Kubelet => {
             panic!("no policy decides this: {explanation:?}");
         }
     }
