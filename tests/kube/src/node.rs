@@ -15,6 +15,8 @@ use crate::api_server::{ApiServer, tail};
 const MACHINE: &str = include_str!("machine.sh");
 /// Where Debian has them.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
+/// Where nodes have them.
+const CNI_DIR: &str = "/opt/cni/bin";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -116,6 +118,10 @@ impl Node {
     /// The addresses are those of the bed's pods: its nodes know the way to each other's. Each pod has a link of its own
     /// and no bridge, so that what one sends to another by a service comes back by the node, which knows the service.
     fn install_cni(&self) -> Result<()> {
+        // A folder of the node's own, in which others may put plugins of theirs.
+        let link = format!("mkdir -p {CNI_DIR} && ln -sf {CNI_PLUGINS}/* {CNI_DIR}/");
+        let linked = self.spawn(Path::new("/bin/sh"), &["-c".to_owned(), link])?.wait(PATIENCE)?;
+        ensure!(linked.success(), "linking the CNI plugins: {linked}");
         let subnet = format!("10.10.{}.0/24", self.bed.number());
         let first = format!("10.10.{}.2", self.bed.number());
         let range = json!({"subnet": subnet, "rangeStart": first, "gateway": self.bed.gateway4()});
@@ -225,7 +231,7 @@ restrict_oom_score_adj = true
 disable_cgroup = true
 
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{CNI_PLUGINS}"
+bin_dir = "{CNI_DIR}"
 conf_dir = "/etc/cni/net.d"
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
