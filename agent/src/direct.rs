@@ -13,13 +13,13 @@ use crate::{
     connections::{self, Entry, Judged, endpoint},
     inbound, netlink,
     pods::{Pod, lock},
+    sys,
 };
 use capture_abi::{Event, Flow, FlowKey, MOST_TARGETS, Target, Way, WayKey, event_kind, pod_flags};
 use mesh::{Service, Workload};
 use policy::Request;
 use std::{
     collections::{HashMap, HashSet},
-    io,
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, Mutex},
@@ -29,7 +29,7 @@ use telemetry::{
     CloseReason, Direction, FlowRecord, ResponseFlags, Series, ServiceName, Transport, Whose,
 };
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     sync::{Notify, watch},
 };
 
@@ -422,7 +422,7 @@ pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
     while serving.wait_for(|s| *s).await.is_ok() {
         agent.direct.begin(&agent);
         let mut tick = tokio::time::interval(NEWS);
-        let behind = agent.capture.news_descriptor().and_then(woken_when_behind);
+        let behind = agent.capture.news_descriptor().and_then(sys::readable);
         let (mut renewed, mut due) = (Instant::now(), RENEWAL);
         while *serving.borrow_and_update() {
             let has_changed = tokio::select! {
@@ -445,10 +445,6 @@ pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
         }
         agent.direct.end();
     }
-}
-
-fn woken_when_behind(news: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(news, Interest::READABLE)
 }
 
 /// Returns when the kernel says that news are left unread for too long.
@@ -636,7 +632,7 @@ fn whose(source: u32, destination: &Pod, client: SocketAddr) -> [Whose; 2] {
 fn time_of(event: &Event) -> SystemTime {
     let ago = match event.at {
         0 => Duration::ZERO,
-        at => crate::sys::monotonic().saturating_sub(Duration::from_nanos(at)),
+        at => sys::monotonic().saturating_sub(Duration::from_nanos(at)),
     };
     SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -9,8 +9,12 @@ pub fn tell(pods: &[Arc<Pod>]) {
     let uids = uids(pods);
     for (owner, lines) in log::lost_since() {
         let pod = uids.get(&owner).copied().unwrap_or("the agent itself, or pods that are gone");
-        tracing::warn!(pod, lines, "lines of the log are lost: more were logged than are read, and each \
-            pod has a share of what may wait");
+        tracing::warn!(
+            pod,
+            lines,
+            "lines of the log are lost: more were logged than are read, and each \
+            pod has a share of what may wait"
+        );
     }
     for (owner, _) in log::lost_by_pods() {
         if !uids.contains_key(&owner) {

@@ -164,7 +164,8 @@ fn congestion_controls(pod: &MeshPod) -> Vec<(SocketAddr, SocketAddr, String)> {
 #[test]
 fn what_stays_on_the_node_is_not_paced() {
     let mesh = Mesh::new("direct-unpaced");
-    let by_hbone = serde_json::json!({"metadata": {"annotations": {"culvert.io/same-node": "hbone"}}});
+    let by_hbone =
+        serde_json::json!({"metadata": {"annotations": {"culvert.io/same-node": "hbone"}}});
     let pods = [(1, "client"), (1, "near"), (2, "far")].map(|(node, name)| mesh.pod(node, name));
     let wary = mesh.pod(1, Spec::named("wary").with(by_hbone));
     let pods = pods.into_iter().chain([wary]).collect::<Vec<_>>();
@@ -202,7 +203,10 @@ fn what_stays_on_the_node_is_not_paced() {
     };
     for (from, to) in [(client, wary), (wary, client)] {
         let all = between(from, to, HBONE);
-        assert!(!all.is_empty() && all.iter().all(|name| name == "reno"), "within the node by HBONE: {all:?}");
+        assert!(
+            !all.is_empty() && all.iter().all(|name| name == "reno"),
+            "within the node by HBONE: {all:?}"
+        );
     }
     assert_eq!(between(client, near, PORT), ["reno"], "past the agent");
     assert_eq!(between(near, client, PORT), ["reno"], "its other end");

@@ -305,8 +305,12 @@ impl Capture {
 
     fn retain_here(&self, stays: impl Fn(u32) -> bool) {
         let mut here = lock(&self.here);
-        let gone: Vec<Addr> =
-            here.iter().filter_map(Result::ok).filter(|(_, o)| !stays(*o)).map(|(a, _)| a).collect();
+        let gone: Vec<Addr> = here
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, o)| !stays(*o))
+            .map(|(a, _)| a)
+            .collect();
         for address in gone {
             let _ = here.remove(&address);
         }

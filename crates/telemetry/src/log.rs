@@ -272,7 +272,8 @@ mod tests {
         queue.flush(Duration::from_secs(60));
         let text = paper.text();
         let others: Vec<&str> = text.lines().filter(|l| l.starts_with("other")).collect();
-        let expected: Vec<String> = (0..(3 * QUEUE).div_ceil(30)).map(|n| format!("other {n}")).collect();
+        let expected: Vec<String> =
+            (0..(3 * QUEUE).div_ceil(30)).map(|n| format!("other {n}")).collect();
         assert_eq!(others, expected);
         let lost: Vec<_> = queue.lock().shares.lost().collect();
         assert!(matches!(lost.as_slice(), [(1, n)] if *n as usize > QUEUE), "{lost:?}");

@@ -61,11 +61,9 @@ fn a_pod_that_floods_the_log_loses_its_own_lines_only() {
     agent.kill();
     let log = Unread::new(&pipe);
     agent.restart_logging_into(&pipe);
-    for (from, to) in [
-        (&scene.hostile, &scene.near),
-        (&scene.client, &scene.server),
-        (&scene.far, &scene.near),
-    ] {
+    for (from, to) in
+        [(&scene.hostile, &scene.near), (&scene.client, &scene.server), (&scene.far, &scene.near)]
+    {
         eventually(SOON, || Ok(attempt(from, &at(to.ipv4(), PORT))?)).unwrap();
     }
     let lost = |pod: &MeshPod| agent.metric("culvert_pod_log_lines_lost", &[("pod", &pod.uid())]);
@@ -99,7 +97,8 @@ fn a_pod_that_floods_the_log_loses_its_own_lines_only() {
     let text = log.read_until(|text| {
         for (mark, direction) in [(&outbound, "outbound"), (&inbound, "inbound")] {
             let direction = format!("direction=\"{direction}\"");
-            let is_one = |l: &&str| l.contains(&**mark) && l.contains(&direction) && l.contains("duration=");
+            let is_one =
+                |l: &&str| l.contains(&**mark) && l.contains(&direction) && l.contains("duration=");
             let lines = text.lines().filter(is_one).count();
             anyhow::ensure!(lines == expected, "{lines} lines with {mark} of {expected}");
         }
