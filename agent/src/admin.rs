@@ -1,7 +1,7 @@
 //! What people and scrapers ask the agent: the admin socket (JSON lines, root only), Prometheus'
 //! `/metrics`, and `/healthz/ready`.
 
-use crate::{agent::Agent, scope::spawn_for_agent, why};
+use crate::{agent::Agent, lost, scope::spawn_for_agent, why};
 use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Bytes, service::service_fn};
@@ -271,11 +271,7 @@ pub fn metrics(agent: &Agent) -> String {
     gauge("culvert_connections_open", "Connections under way.", agent.connections.len());
     gauge("culvert_pool_connections", "HBONE connections of this agent as a client.", pooled);
     gauge("culvert_pool_streams", "Streams open on them.", streams);
-    gauge(
-        "culvert_log_lines_lost",
-        "Log lines dropped because the reader was slow.",
-        telemetry::log::lost(),
-    );
+    lost::metrics(&mut out, &pods);
     let mut totals = capture_abi::Counts::default();
     for p in &pods {
         totals += &agent.capture.counts(p.owner);

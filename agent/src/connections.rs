@@ -13,7 +13,7 @@ use std::{
     },
     time::Instant,
 };
-use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, Series, access_log_line};
+use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, Series, Whose, access_log_line};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Default)]
@@ -51,6 +51,8 @@ pub struct Entry {
     all: Arc<Connections>,
     series: Arc<Series>,
     live: Arc<Live>,
+    /// It may be dropped where somebody else's work is done.
+    whose: Whose,
     close: Option<CloseReason>,
     forgotten: bool,
 }
@@ -87,7 +89,8 @@ impl Connections {
             begun: Instant::now(),
         });
         self.lock().insert(live.record.id, live.clone());
-        Entry { all: self.clone(), series, live, close: None, forgotten: false }
+        let whose = Whose::now();
+        Entry { all: self.clone(), series, live, whose, close: None, forgotten: false }
     }
 
     /// A connection that never opened.
@@ -226,7 +229,7 @@ impl Drop for Entry {
         let close = self.close.take().unwrap_or(CloseReason::Stopped);
         let record = self.live.snapshot(Some(close));
         self.series.closed(record.sent, record.received);
-        tracing::info!(target: "access", "{}", access_log_line(&record));
+        self.whose.within(|| tracing::info!(target: "access", "{}", access_log_line(&record)));
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     connections::{self, Entry, Judged, endpoint},
     inbound, netlink,
     pods::{Pod, lock},
+    sys,
 };
 use capture_abi::{Event, Flow, FlowKey, MOST_TARGETS, Target, Way, WayKey, event_kind, pod_flags};
 use mesh::{Service, Workload};
@@ -20,13 +21,17 @@ use policy::Request;
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 use telemetry::{
-    CloseReason, Direction, FlowRecord, ResponseFlags, Series, ServiceName, Transport,
+    CloseReason, Direction, FlowRecord, ResponseFlags, Series, ServiceName, Transport, Whose,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{Notify, watch},
+};
 
 /// How long ways and what came by them outlive the agent that has allowed them.
 const LEASE: Duration = Duration::from_secs(30);
@@ -34,7 +39,7 @@ const LEASE: Duration = Duration::from_secs(30);
 /// How often the lease is renewed and certificates are looked at.
 const RENEWAL: Duration = Duration::from_secs(5);
 
-/// How often the kernel's news are read, which do not wake anybody.
+/// How often the kernel's news are read, which wake nobody unless many wait.
 const NEWS: Duration = Duration::from_millis(100);
 
 /// Ways that are kept; connections by others go through the agent.
@@ -185,7 +190,7 @@ impl Direct {
                 (event_kind::OPENED, _) => drop(begun.insert(event.cookie, *event)),
                 // Most are short, and nobody has seen them open.
                 (_, Some(opened)) if let Some((_, end)) = state.end_of_way(&opened) => {
-                    came_and_went(agent, &end.records, &opened, event);
+                    came_and_went(agent, &end.pod, &end.records, &opened, event);
                 }
                 (_, Some(opened)) => {
                     state.opened(agent, &opened);
@@ -321,12 +326,14 @@ impl State {
     }
 
     fn never_opened(&self, agent: &Agent, event: &Event) {
-        let Some((_, _, records)) = self.ends_of(agent, event) else { return };
+        let Some((source, _, records)) = self.ends_of(agent, event) else { return };
         let mut record = records.outbound;
         record.id = agent.connections.next_id();
         let why = "the destination's application refused the connection, or did not answer";
         let close = CloseReason::Failed(why.to_owned());
-        agent.connections.failed(&agent.metrics, record, ResponseFlags::Connect, close);
+        let failed =
+            || agent.connections.failed(&agent.metrics, record, ResponseFlags::Connect, close);
+        Whose::pod(source.owner).within(failed);
     }
 
     /// The entries of a connection, at both its ends.
@@ -341,8 +348,10 @@ impl State {
             record.source.address = Some(client);
         }
         judged.request.source = client;
-        let outbound = agent.connections.open_in(from, outbound, None);
-        let inbound = agent.connections.open_in(to, inbound, Some(judged));
+        let [by_source, by_destination] = whose(source.owner, &destination, client);
+        let outbound = by_source.within(|| agent.connections.open_in(from, outbound, None));
+        let inbound =
+            by_destination.within(|| agent.connections.open_in(to, inbound, Some(judged)));
         if self.end_of_way(event).is_none() {
             inbound.judge_again(|judged| agent.no_longer_allowed(judged));
         }
@@ -413,11 +422,13 @@ pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
     while serving.wait_for(|s| *s).await.is_ok() {
         agent.direct.begin(&agent);
         let mut tick = tokio::time::interval(NEWS);
+        let behind = agent.capture.news_descriptor().and_then(sys::readable);
         let (mut renewed, mut due) = (Instant::now(), RENEWAL);
         while *serving.borrow_and_update() {
             let has_changed = tokio::select! {
                 _ = tick.tick() => false,
                 () = agent.direct.changed.notified() => true,
+                () = unread(behind.as_ref().ok()) => false,
                 changed = serving.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
@@ -433,6 +444,17 @@ pub async fn keep(agent: Arc<Agent>, mut taken_up: watch::Receiver<bool>) {
             }
         }
         agent.direct.end();
+    }
+}
+
+/// Returns when the kernel says that news are left unread for too long.
+async fn unread(news: Option<&AsyncFd<OwnedFd>>) {
+    match news {
+        Some(news) => match news.readable().await {
+            Ok(mut ready) => ready.clear_ready(),
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 
@@ -582,10 +604,11 @@ fn records(
 }
 
 /// A connection whose end is known with its beginning.
-fn came_and_went(agent: &Agent, records: &Records, opened: &Event, closed: &Event) {
+fn came_and_went(agent: &Agent, to: &Pod, records: &Records, opened: &Event, closed: &Event) {
     let client = crate::capture::address(&opened.flow.local, opened.flow.local_port);
     let (sent, received) = payload(closed);
-    for (record, series) in [&records.outbound, &records.inbound].into_iter().zip(&records.series) {
+    let ends = [&records.outbound, &records.inbound].into_iter().zip(&records.series);
+    for ((record, series), whose) in ends.zip(whose(opened.flow.owner, to, client)) {
         let mut record = FlowRecord {
             id: agent.connections.next_id(),
             opened: time_of(opened),
@@ -596,15 +619,20 @@ fn came_and_went(agent: &Agent, records: &Records, opened: &Event, closed: &Even
             ..record.clone()
         };
         record.source.address = Some(client);
-        connections::came_and_went(series, &record);
+        whose.within(|| connections::came_and_went(series, &record));
     }
+}
+
+/// In whose share of the log the two ends are told of.
+fn whose(source: u32, destination: &Pod, client: SocketAddr) -> [Whose; 2] {
+    [Whose::pod(source), Whose::pod(destination.owner).caused_by(client.ip())]
 }
 
 /// Nothing has a time where an earlier agent heard of it.
 fn time_of(event: &Event) -> SystemTime {
     let ago = match event.at {
         0 => Duration::ZERO,
-        at => crate::sys::monotonic().saturating_sub(Duration::from_nanos(at)),
+        at => sys::monotonic().saturating_sub(Duration::from_nanos(at)),
     };
     SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -199,7 +199,7 @@ async fn enroll_as(
         listeners: Mutex::default(),
         identity: workload.identity()?,
         addresses,
-        scope: PodScope::new(),
+        scope: PodScope::new(owner),
         accepted: Mutex::default(),
         earlier: Mutex::default(),
         prepared: AtomicBool::new(false),

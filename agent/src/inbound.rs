@@ -14,7 +14,7 @@ use http::StatusCode;
 use identity::SpiffeId;
 use policy::{Request, Verdict};
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
-use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
+use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport, Whose};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Never a final target: a loop, or somebody reaching for the mesh's own machinery.
@@ -23,7 +23,10 @@ pub const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
 pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(&agent, &pod, listener, |stream, peer| {
         let (agent2, pod2) = (agent.clone(), pod.clone());
-        agent.workers.place(&pod.scope, stream, move |s| hbone_connection(agent2, pod2, s, peer));
+        Whose::pod(pod.owner).caused_by(peer.ip()).within(|| {
+            let work = move |s| hbone_connection(agent2, pod2, s, peer);
+            agent.workers.place(&pod.scope, stream, work);
+        });
     })
     .await;
 }
@@ -167,9 +170,10 @@ async fn open_stream(
 pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(&agent, &pod, listener, |stream, peer| {
         let (agent2, pod2) = (agent.clone(), pod.clone());
-        agent
-            .workers
-            .place(&pod.scope, stream, move |s| plaintext_connection(agent2, pod2, s, peer));
+        Whose::pod(pod.owner).caused_by(peer.ip()).within(|| {
+            let work = move |s| plaintext_connection(agent2, pod2, s, peer);
+            agent.workers.place(&pod.scope, stream, work);
+        });
     })
     .await;
 }

@@ -14,6 +14,7 @@ mod enrolment;
 mod fault;
 mod handover;
 mod inbound;
+mod lost;
 mod netlink;
 mod netns;
 mod outbound;
@@ -501,6 +502,7 @@ async fn sweep(agent: Arc<Agent>) {
         let now = Instant::now();
         agent.pool.sweep(now);
         agent.metrics.sweep(now);
+        lost::tell(&agent.pods.all());
         enrolment::sweep_earlier(&agent);
         // Not before the first attempt, which waits for discovery.
         let ready = agent.mesh.synced().borrow().ready();

@@ -13,6 +13,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
+use telemetry::Whose;
 use tokio::sync::Notify;
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
@@ -27,6 +28,7 @@ const MOST_HANDSHAKES_OF_ONE: usize = 64;
 
 #[derive(Clone, Debug)]
 pub struct PodScope {
+    owner: u32,
     inner: Arc<Inner>,
 }
 
@@ -42,15 +44,18 @@ struct Inner {
 }
 
 impl PodScope {
-    pub fn new() -> Self {
-        Self { inner: Arc::default() }
+    /// `owner`: the key of the pod's state in the kernel.
+    pub fn new(owner: u32) -> Self {
+        Self { owner, inner: Arc::default() }
     }
 
-    /// Runs `work` until it ends or the pod does.
+    /// Runs `work` until it ends or the pod does. What it logs is of the pod's share, and of the client's
+    /// for whom the caller works.
     #[allow(clippy::disallowed_methods)]
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let ended = self.inner.ended.clone().cancelled_owned();
-        tokio::spawn(self.inner.tasks.track_future(UntilEnded { work, ended }));
+        let whose = Whose::now_within(self.owner);
+        tokio::spawn(self.inner.tasks.track_future(UntilEnded { work, ended, whose }));
     }
 
     /// Room for one more handshake that a peer at `from` has begun, until the answer is dropped; none
@@ -119,6 +124,7 @@ pin_project! {
         work: W,
         #[pin]
         ended: WaitForCancellationFutureOwned,
+        whose: Whose,
     }
 }
 
@@ -127,10 +133,10 @@ impl<W: Future<Output = ()>> Future for UntilEnded<W> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        match this.work.poll(cx) {
+        this.whose.within(|| match this.work.poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),
             Poll::Pending => this.ended.poll(cx),
-        }
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     path::Path,
     time::Duration,
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 pub const BPF_F_BEFORE: u32 = 1 << 3;
 
@@ -259,6 +260,12 @@ pub fn monotonic() -> Duration {
 pub fn forbid_dumps() {
     // SAFETY: takes no pointers.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
+/// Told when there is something to read.
+pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by what is made here, and stays what it is.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// What the allocator holds and nobody uses goes back to the kernel.

@@ -220,6 +220,7 @@ impl Compiler {
     ) {
         dirty.insert(key.clone());
         let both = || old.into_iter().chain(new);
+        let same_node = |o: &Object| o.meta.annotations.get(SAME_NODE).cloned();
         match key.kind {
             Kind::KubernetesGateway => {
                 let serves = |o: Option<&Object>| o.and_then(serves);
@@ -241,7 +242,6 @@ impl Compiler {
             | Kind::ReferenceGrant
             | Kind::Telemetry => {}
             Kind::Namespace => {
-                let same_node = |o: &Object| o.meta.annotations.get(SAME_NODE).cloned();
                 let read = |o: Option<&Object>| o.map(|o| (o.meta.labels.clone(), same_node(o)));
                 if read(old) != read(new) {
                     for kind in [Kind::Pod, Kind::Service, Kind::ServiceEntry] {
@@ -255,8 +255,10 @@ impl Compiler {
                 }
             }
             Kind::Service => {
-                let spec = |o: Option<&Object>| match o.map(|o| &o.spec) {
-                    Some(Spec::Service(s)) => Some((s.spec.selector.clone(), s.spec.ports.clone())),
+                let spec = |o: Option<&Object>| match o.map(|o| (o, &o.spec)) {
+                    Some((o, Spec::Service(s))) => {
+                        Some((s.spec.selector.clone(), s.spec.ports.clone(), same_node(o)))
+                    }
                     _ => None,
                 };
                 if spec(old) == spec(new) {

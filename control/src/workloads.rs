@@ -156,10 +156,17 @@ fn dns_extension(o: &Object, p: &Pod, cluster: &Cluster) -> Option<pb::Extension
     (!fields.is_empty()).then(|| struct_extension(xds::DNS_EXTENSION, fields))
 }
 
-/// How the pod's own annotation, or else its namespace's, wants connections within a node to travel.
+/// How the pod's own annotation, or else that of a Service that selects it, or else its namespace's, wants connections
+/// within a node to travel. Of several Services the one that does not say `direct` counts.
 fn same_node_extension(o: &Object, snapshot: &Snapshot) -> Option<pb::Extension> {
-    let of_namespace = || snapshot.namespace_annotations(&o.key.namespace)?.get(SAME_NODE);
-    let way = o.meta.annotations.get(SAME_NODE).or_else(of_namespace)?;
+    let namespace = o.key.namespace.as_str();
+    let of_services = || {
+        selecting(snapshot, namespace, &o.meta.labels)
+            .filter_map(|(service, _)| service.meta.annotations.get(SAME_NODE))
+            .min_by_key(|way| *way == "direct")
+    };
+    let of_namespace = || snapshot.namespace_annotations(namespace)?.get(SAME_NODE);
+    let way = o.meta.annotations.get(SAME_NODE).or_else(of_services).or_else(of_namespace)?;
     let way = Value { kind: Some(ValueKind::StringValue(way.clone())) };
     Some(struct_extension(xds::SAME_NODE_EXTENSION, [("way".to_owned(), way)].into()))
 }

@@ -21,6 +21,11 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub static PODS: HashMap<u64, Pod, 4096> = HashMap::new();
 
+/// Owners of the pods of `PODS` by their addresses. Nothing rests on it but what is paced: an address may be shared, or
+/// forged on a pod's loopback.
+#[btf_map]
+pub static HERE: HashMap<Addr, u32, 8192, ON_DEMAND> = HashMap::new();
+
 /// Connections of enrolled pods; sized by the loader.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 262144, ON_DEMAND> = HashMap::new();
@@ -49,9 +54,12 @@ pub static WAYS: HashMap<WayKey, Way, 16384, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub static LEASE: Array<u64, 2> = Array::new();
 
+/// Bytes of EVENTS, of which each takes 120. The agent has them in its memory twice; it is woken when a quarter waits.
+const NEWS: usize = 512 * 1024;
+
 /// Openings and ends of connections that go past the agent, for its log and metrics.
 #[btf_map]
-pub static EVENTS: RingBuf<Event, 4194304> = RingBuf::new();
+pub static EVENTS: RingBuf<Event, NEWS> = RingBuf::new();
 
 /// Per pod, by owner; the agent makes the entry at enrolment.
 #[btf_map]

@@ -1,26 +1,33 @@
 //! `sockops`: announces connections, and hands a captured one's destination to the agent.
 
 use crate::{
-    maps::{EVENTS, FLOWS, SOCKS, announce, count, owner, withdraw},
+    maps::{EVENTS, FLOWS, HERE, SOCKS, announce, count, owner, withdraw},
     unpaced, ways,
 };
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
     },
-    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns},
+    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_ringbuf_query},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use capture_abi::{
     Addr, Event, Flow, FlowKey, IPPROTO_TCP, Pod, Sock, event_kind, flow_kind, sock_kind,
 };
-use core::{ffi::c_void, ptr::read_volatile};
+use core::{
+    ffi::c_void,
+    ptr::{self, read_volatile},
+};
 
 const AF_INET: u32 = 2;
+
+/// Bytes of news that the agent may have left unread: a quarter of EVENTS, or 5,000 connections a second.
+const WAKES_FROM: u64 = 128 * 1024;
 
 #[sock_ops]
 pub fn tcp_events(ctx: SockOpsContext) -> u32 {
@@ -105,7 +112,7 @@ fn connected(ctx: &SockOpsContext) {
     match sock.kind {
         sock_kind::CAPTURED => unpaced::within_node(ctx),
         sock_kind::AGENT => {
-            if matches!(owner(ctx.as_ptr()), Some(pod) if is_last_hop(ctx, pod)) {
+            if matches!(owner(ctx.as_ptr()), Some(pod) if stays_here(ctx, pod)) {
                 unpaced::within_node(ctx);
             }
         }
@@ -117,15 +124,22 @@ fn connected(ctx: &SockOpsContext) {
     }
 }
 
-/// Whether this socket of the agent's leads to the application of the pod that it is in.
+/// Whether this socket of the agent's leads to the application of the pod that it is in, or to another pod of this
+/// node.
 #[inline(always)]
-fn is_last_hop(ctx: &SockOpsContext, pod: &Pod) -> bool {
+fn stays_here(ctx: &SockOpsContext, pod: &Pod) -> bool {
     let remote = key(ctx, pod.owner).remote;
-    remote == pod.ipv4 || remote == pod.ipv6
+    remote == pod.ipv4 || remote == pod.ipv6 || is_here(&remote)
 }
 
-/// Without waking the agent, which looks often enough: at ten thousand connections a second that
-/// would cost more than the connections.
+#[inline(always)]
+fn is_here(address: &Addr) -> bool {
+    // SAFETY: only whether it is there counts.
+    unsafe { HERE.get(address) }.is_some()
+}
+
+/// Without waking the agent, which looks ten times a second: at ten thousand connections a second that
+/// would cost more than the connections. Only when it has fallen behind is it woken.
 #[inline(always)]
 fn tell(ctx: &SockOpsContext, kind: u32, flow: &FlowKey, sock: &Sock) {
     let o = ctx.ops;
@@ -147,7 +161,11 @@ fn tell(ctx: &SockOpsContext, kind: u32, flow: &FlowKey, sock: &Sock) {
         // SAFETY: no arguments.
         at: unsafe { bpf_ktime_get_ns() },
     };
-    if EVENTS.output(event, BPF_RB_NO_WAKEUP as u64).is_err() {
+    let ring = ptr::from_ref(&EVENTS).cast_mut().cast();
+    // SAFETY: the map lives as long as the program.
+    let waiting = unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA as u64) };
+    let wakes = if waiting > WAKES_FROM { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    if EVENTS.output(event, wakes as u64).is_err() {
         count(sock.owner, |c| c.untold += 1);
     }
 }
@@ -229,7 +247,12 @@ fn accepted(ctx: &SockOpsContext) {
             }
             unpaced::within_node(ctx);
         }
-        _ if agents => {}
+        _ if agents => {
+            // What comes from another pod of this node by HBONE.
+            if is_here(&here.remote) {
+                unpaced::within_node(ctx);
+            }
+        }
         _ => return,
     }
     if announce(&here, &flow) {

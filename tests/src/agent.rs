@@ -135,6 +135,15 @@ impl Agent {
         self.running.lock().unwrap().as_ref().is_some_and(Proc::is_running)
     }
 
+    /// Starts it again after [`Agent::kill`], so that it logs into this pipe, and waits until it is ready.
+    pub fn restart_logging_into(&self, pipe: &Path) {
+        let mut cmd = Command::new("sh");
+        cmd.args(["-c", "pipe=$1; shift; exec \"$@\" >\"$pipe\"", "sh"]);
+        cmd.arg(pipe).arg(binary("culvert-agent")).args(&self.args);
+        *self.running.lock().unwrap() = Some(self.node.spawn(cmd).unwrap());
+        self.wait_until_ready();
+    }
+
     /// Waits until it has died by SIGKILL, as at a fault point; then it may be started again.
     pub fn wait_until_killed(&self) {
         let proc = self.running.lock().unwrap().take().expect("the agent is not running");

@@ -164,15 +164,19 @@ fn congestion_controls(pod: &MeshPod) -> Vec<(SocketAddr, SocketAddr, String)> {
 #[test]
 fn what_stays_on_the_node_is_not_paced() {
     let mesh = Mesh::new("direct-unpaced");
+    let by_hbone =
+        serde_json::json!({"metadata": {"annotations": {"culvert.io/same-node": "hbone"}}});
     let pods = [(1, "client"), (1, "near"), (2, "far")].map(|(node, name)| mesh.pod(node, name));
+    let wary = mesh.pod(1, Spec::named("wary").with(by_hbone));
+    let pods = pods.into_iter().chain([wary]).collect::<Vec<_>>();
     let available = "/proc/sys/net/ipv4/tcp_available_congestion_control";
     let paces = std::fs::read_to_string(available).unwrap().contains("bbr");
     let usual = if paces { "bbr" } else { "cubic" };
     for pod in &pods {
         pod.sysctl("net.ipv4.tcp_congestion_control", usual).unwrap();
     }
-    let [client, near, far] = &pods;
-    for pod in [near, far] {
+    let [client, near, far, wary] = pods.as_slice() else { unreachable!() };
+    for pod in [near, far, wary] {
         serve(pod, PORT, Serve::Script);
     }
     mesh.enroll_all(&pods);
@@ -184,7 +188,9 @@ fn what_stays_on_the_node_is_not_paced() {
     let before = direct();
     let to_near = echo_to(client, &at(near.ipv4(), PORT)).unwrap();
     let to_far = echo_to(client, &at(far.ipv4(), PORT)).unwrap();
+    let to_wary = echo_to(client, &at(wary.ipv4(), PORT)).unwrap();
     assert_eq!(direct(), before + 1);
+    echo(&to_wary, 1_000_000, 3).unwrap();
     echo(&to_near, 1_000_000, 1).unwrap();
     echo(&to_far, 1_000_000, 2).unwrap();
     let between = |pod: &MeshPod, other: &MeshPod, port: u16| -> Vec<String> {
@@ -195,6 +201,13 @@ fn what_stays_on_the_node_is_not_paced() {
         let all = congestion_controls(pod).into_iter();
         all.filter(|(from, to, _)| is_it(from, to)).map(|(_, _, name)| name).collect()
     };
+    for (from, to) in [(client, wary), (wary, client)] {
+        let all = between(from, to, HBONE);
+        assert!(
+            !all.is_empty() && all.iter().all(|name| name == "reno"),
+            "within the node by HBONE: {all:?}"
+        );
+    }
     assert_eq!(between(client, near, PORT), ["reno"], "past the agent");
     assert_eq!(between(near, client, PORT), ["reno"], "its other end");
     let all = congestion_controls(client);
@@ -367,6 +380,22 @@ fn nobody_goes_direct_who_does_not_want_to() {
         attempt(&client, &at(plain.ipv4(), PORT)).unwrap();
     }
     assert_eq!(direct(), 4);
+    // A Service says it for its pods.
+    let goes_direct = || {
+        let before = direct();
+        attempt(&client, &at(plain.ipv4(), PORT)).unwrap();
+        direct() > before
+    };
+    mesh.apply(
+        "service-wary",
+        "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: default\n  name: plain\n  annotations: \
+         { culvert.io/same-node: hbone }\nspec: { clusterIP: None, selector: { app: plain }, \
+         ports: [{ port: 80, targetPort: 8080 }] }\n",
+    );
+    until(SOON, "the Service's annotation counts", || !goes_direct());
+    assert!((0..5).all(|_| !goes_direct()));
+    mesh.delete("service-wary");
+    until(SOON, "the pod is without annotations again", goes_direct);
     drop(mesh);
     let t = near_with("direct-off", &["--same-node", "hbone"]);
     for _ in 0..5 {

@@ -25,7 +25,7 @@ use capture_abi::{
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd as _, AsRawFd, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -57,6 +57,7 @@ pub struct Capture {
     dir: PathBuf,
     sizes: Sizes,
     pods: Mutex<HashMap<MapData, u64, Pod>>,
+    here: Mutex<HashMap<MapData, Addr, u32>>,
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
     earlier: Mutex<HashMap<MapData, FlowKey, Flow>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
@@ -71,8 +72,9 @@ pub struct Capture {
     socks: MapData,
 }
 
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     "PODS",
+    "HERE",
     "FLOWS",
     "EARLIER",
     "MESHED",
@@ -110,6 +112,7 @@ impl Capture {
         Ok(Capture {
             sizes,
             pods: Mutex::new(HashMap::try_from(take("PODS")?)?),
+            here: Mutex::new(HashMap::try_from(take("HERE")?)?),
             flows: Mutex::new(HashMap::try_from(take("FLOWS")?)?),
             earlier: Mutex::new(HashMap::try_from(take("EARLIER")?)?),
             listeners: Mutex::new(SockHash::try_from(take("LISTENERS")?)?),
@@ -120,7 +123,7 @@ impl Capture {
             own: Mutex::new(HashMap::try_from(take("OWN")?)?),
             ways: Mutex::new(HashMap::try_from(take("WAYS")?)?),
             lease: Mutex::new(Array::try_from(take("LEASE")?)?),
-            events: Mutex::new(RingBuf::try_from(take("EVENTS")?)?),
+            events: Mutex::new(news(&dir)?),
             socks: match take("SOCKS")? {
                 Map::SkStorage(data) => data,
                 other => return Err(anyhow!("SOCKS is not socket storage but {other:?}")),
@@ -136,6 +139,10 @@ impl Capture {
 
     /// From here on the pod's connects are captured.
     pub fn enroll(&self, cookie: u64, pod: Pod) -> anyhow::Result<()> {
+        for address in [pod.ipv4, pod.ipv6].into_iter().filter(|a| !a.is_unspecified()) {
+            // Without, what goes to it within the node may be paced.
+            let _ = lock(&self.here).insert(address, pod.owner, 0);
+        }
         lock(&self.pods).insert(cookie, pod, 0).map_err(|e| {
             anyhow!(
                 "the kernel's map of enrolled pods took no entry ({e}); \
@@ -146,8 +153,12 @@ impl Capture {
 
     /// Ends the capture; connections under way go on.
     pub fn unenroll(&self, cookie: u64) {
+        let pod = lock(&self.pods).get(&cookie, 0);
         // Not there is as well as gone.
         let _ = lock(&self.pods).remove(&cookie);
+        if let Ok(pod) = pod {
+            self.retain_here(|owner| owner != pod.owner);
+        }
     }
 
     pub fn pod_programs(&self) -> PodPrograms<'_> {
@@ -212,9 +223,13 @@ impl Capture {
 
     /// Reads the news from where whoever read them before has stopped.
     pub fn take_up_news(&self) -> anyhow::Result<()> {
-        let map = Map::RingBuf(MapData::from_pin(self.dir.join("maps/EVENTS"))?);
-        *lock(&self.events) = RingBuf::try_from(map)?;
+        *lock(&self.events) = news(&self.dir)?;
         Ok(())
+    }
+
+    /// Can be read from when news are left unread for too long.
+    pub fn news_descriptor(&self) -> io::Result<OwnedFd> {
+        lock(&self.events).as_fd().try_clone_to_owned()
     }
 
     /// What became of connections past the agent since this was asked last.
@@ -288,8 +303,22 @@ impl Capture {
         left
     }
 
+    fn retain_here(&self, stays: impl Fn(u32) -> bool) {
+        let mut here = lock(&self.here);
+        let gone: Vec<Addr> = here
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, o)| !stays(*o))
+            .map(|(a, _)| a)
+            .collect();
+        for address in gone {
+            let _ = here.remove(&address);
+        }
+    }
+
     /// Drops what the kernel kept for pods that are not enrolled any more.
     pub fn forget_except(&self, owners: &std::collections::HashSet<u32>) {
+        self.retain_here(|owner| owners.contains(&owner));
         let mut flows = lock(&self.flows);
         let (kept, stale): (Vec<FlowKey>, Vec<FlowKey>) =
             flows.keys().filter_map(Result::ok).partition(|k| owners.contains(&k.owner));
@@ -405,6 +434,12 @@ impl Capture {
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The kernel's news, as it has them: they may be an earlier agent's, and of another size than this one's would be.
+fn news(dir: &Path) -> anyhow::Result<RingBuf<MapData>> {
+    let map = Map::RingBuf(MapData::from_pin(dir.join("maps/EVENTS"))?);
+    Ok(RingBuf::try_from(map)?)
 }
 
 /// Reads the object, with maps pinned in `dir`; `pod` sets the constants of a pod's own programs.

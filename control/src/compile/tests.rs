@@ -268,3 +268,48 @@ fn pods_join_by_label_and_not_those_that_have_a_mesh_of_their_own() {
     assert!(!enrolled(NAMESPACE, "", "sidecar.istio.io/status: '{}'", ""), "has a sidecar");
     assert!(!enrolled(NAMESPACE, "", "", ", hostNetwork: true"), "is in the node's network");
 }
+
+#[test]
+fn a_service_says_how_connections_of_its_pods_travel_within_a_node() {
+    use prost::Message as _;
+    use prost_types::{Struct, value::Kind as ValueKind};
+    use xds::proto::workload::{Address, address::Type};
+    let service = |name: &str, way: Option<&str>| {
+        let way = way.map(|w| format!("culvert.io/same-node: {w}")).unwrap_or_default();
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: ns, annotations: {{{way}}}}}\n\
+             spec: {{clusterIP: None, selector: {{app: web}}, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let mut compiler = Compiler::new(cluster(), Vips::default());
+    let mut way_after = |yaml: &str| {
+        let out = compiler.apply(changes(yaml));
+        let (_, made) = out.addresses.updated.iter().find(|(n, _)| n.ends_with("/p"))?;
+        let Some(Type::Workload(w)) = Address::decode(&*made.body).unwrap().r#type else {
+            panic!("a pod is a workload")
+        };
+        let same_node = w.extensions.iter().find(|e| e.name == xds::SAME_NODE_EXTENSION);
+        let said = same_node.map(|e| {
+            let said = Struct::decode(&*e.config.as_ref().unwrap().value).unwrap();
+            match &said.fields["way"].kind {
+                Some(ValueKind::StringValue(way)) => way.clone(),
+                other => panic!("{other:?}"),
+            }
+        });
+        Some(said)
+    };
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns, annotations: \
+        {culvert.io/same-node: direct}}\n---\n";
+    let said = |way: &str| Some(Some(way.to_owned()));
+    assert_eq!(way_after(&pod("p", "10.0.0.1", "app: web")), Some(None));
+    assert_eq!(way_after(&service("a", Some("hbone"))), said("hbone"));
+    // Nearer than the namespace; of two the careful one.
+    way_after(namespace);
+    assert_eq!(way_after(&service("b", Some("direct"))), said("hbone"));
+    assert_eq!(way_after(&service("a", None)), said("direct"));
+    assert_eq!(way_after(&service("b", Some("hbone"))), said("hbone"));
+    // The pod's own word is the last.
+    let own = pod("p", "10.0.0.1", "app: web")
+        .replace("namespace: ns,", "namespace: ns, annotations: {culvert.io/same-node: direct},");
+    assert_eq!(way_after(&own), said("direct"));
+}

@@ -27,6 +27,7 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::WorkloadEntry(w) => workload_entry(w, "spec", found),
         Spec::ServiceEntry(s) => service_entry(s, found),
         Spec::Service(s) => {
+            same_node(&object.meta.annotations, found);
             for (i, p) in s.spec.ports.iter().enumerate() {
                 if p.port == 0 {
                     port(found, &format!("spec.ports[{i}].port"), "0");
@@ -89,7 +90,8 @@ fn waypoint(g: &GatewaySpec, labels: &Labels, found: &mut Found<'_>) {
     }
 }
 
-/// How connections between pods of one node travel: an annotation of a pod or of its namespace.
+/// How connections between pods of one node travel: an annotation of a pod, of a Service that selects it, or of its
+/// namespace.
 pub const SAME_NODE: &str = "culvert.io/same-node";
 
 fn same_node(annotations: &Labels, found: &mut Found<'_>) {

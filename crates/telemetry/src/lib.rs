@@ -9,6 +9,7 @@ mod metrics;
 pub mod otlp;
 mod record;
 mod request;
+mod shares;
 
 pub use access_log::access_log_line;
 pub use format::{Format, Logged};
@@ -18,3 +19,4 @@ pub use record::{
     CloseReason, Direction, Endpoint, FlowRecord, Reporter, ResponseFlags, ServiceName, Transport,
 };
 pub use request::{GRPC_UNKNOWN, RequestMetrics, RequestRecord};
+pub use shares::Whose;

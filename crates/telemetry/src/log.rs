@@ -1,22 +1,34 @@
 //! The log goes to stdout through a thread of its own, with a bounded queue: whoever reads it
-//! slowly, or not at all, loses lines and never slows a connection.
+//! slowly, or not at all, loses lines and never slows a connection. Of a full queue each pod has its share:
+//! one that floods it loses lines of its own.
 
+use crate::{Whose, shares::Shares};
 use std::{
+    collections::VecDeque,
     io::{self, Write},
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
+    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-static LOST: AtomicUsize = AtomicUsize::new(0);
-
 /// Lines dropped since the start.
-pub fn lost() -> usize {
-    LOST.load(Ordering::Relaxed)
+pub fn lost() -> u64 {
+    queue().lock().shares.lost().map(|(_, lines)| lines).sum()
+}
+
+/// The same for each pod that has lost some.
+pub fn lost_by_pods() -> Vec<(u32, u64)> {
+    queue().lock().shares.lost().filter(|(pod, _)| *pod != 0).collect()
+}
+
+/// Lines that pods have lost since this was asked last; 0 is the program itself.
+pub fn lost_since() -> Vec<(u32, u64)> {
+    queue().lock().shares.lost_since()
+}
+
+/// The pod is gone; its lines count on in [`lost`].
+pub fn forget(pod: u32) {
+    queue().lock().shares.forget(pod);
 }
 
 const QUEUE: usize = 8192;
@@ -27,35 +39,121 @@ const AT_ONCE: usize = 64 * 1024;
 /// Between writes that leave nothing waiting. So much of the log is lost when the process is killed.
 const PAUSE: Duration = Duration::from_millis(5);
 
-static OUT: OnceLock<SyncSender<Message>> = OnceLock::new();
-
-enum Message {
-    Text(Vec<u8>),
-    /// Whether all before it is written.
-    Asks(SyncSender<()>),
-}
+/// A queue that has held so many lines gives its memory back when it is empty.
+const KEPT: usize = 256;
 
 /// A line as it is, without time and level before it.
 pub fn line(text: String) {
     let mut text = text.into_bytes();
     text.push(b'\n');
-    if OUT.get().is_none_or(|out| out.try_send(Message::Text(text)).is_err()) {
-        LOST.fetch_add(1, Ordering::Relaxed);
+    queue().put(Whose::now(), text);
+}
+
+struct Queue {
+    state: Mutex<State>,
+    /// For the thread that writes.
+    more: Condvar,
+    /// For whoever waits for it.
+    written: Condvar,
+}
+
+struct State {
+    lines: VecDeque<(Whose, Vec<u8>)>,
+    shares: Shares,
+    /// Lines that were ever put, and those of them that are written.
+    put: u64,
+    written: u64,
+    /// The thread that writes sleeps until there is one.
+    is_idle: bool,
+}
+
+fn queue() -> &'static Queue {
+    static ALL: OnceLock<Queue> = OnceLock::new();
+    ALL.get_or_init(Queue::new)
+}
+
+impl Queue {
+    fn new() -> Self {
+        let state = State {
+            lines: VecDeque::new(),
+            shares: Shares::new(QUEUE),
+            put: 0,
+            written: 0,
+            is_idle: false,
+        };
+        Self { state: Mutex::new(state), more: Condvar::new(), written: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, whose: Whose, text: Vec<u8>) {
+        let mut state = self.lock();
+        if !state.shares.take(whose) {
+            return;
+        }
+        state.lines.push_back((whose, text));
+        state.put += 1;
+        if std::mem::take(&mut state.is_idle) {
+            drop(state);
+            self.more.notify_one();
+        }
+    }
+
+    /// Waits for lines, and adds those that wait to `text`; how many they were.
+    fn take(&self, text: &mut Vec<u8>) -> u64 {
+        let mut state = self.lock();
+        while state.lines.is_empty() {
+            state.is_idle = true;
+            state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let mut lines = 0;
+        while text.len() < AT_ONCE
+            && let Some((whose, line)) = state.lines.pop_front()
+        {
+            state.shares.give_back(whose);
+            text.extend_from_slice(&line);
+            lines += 1;
+        }
+        if state.lines.is_empty() && state.lines.capacity() > KEPT {
+            state.lines = VecDeque::new();
+        }
+        lines
+    }
+
+    fn write_each(&self, mut out: impl Write) -> ! {
+        let mut text = Vec::new();
+        loop {
+            let lines = self.take(&mut text);
+            // A closed stdout is no reason to stop.
+            let _ = out.write_all(&text);
+            let more = text.len() >= AT_ONCE;
+            text.clear();
+            self.lock().written += lines;
+            self.written.notify_all();
+            // A line that comes while this thread waits for one wakes it, at a fifth of what opening the
+            // connection costs that the line tells of: those of the next few milliseconds do not.
+            if !more {
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// Returns once all is written that was put before.
+    fn flush(&self, patience: Duration) {
+        let state = self.lock();
+        let put = state.put;
+        let _ = self.written.wait_timeout_while(state, patience, |s| s.written < put);
     }
 }
 
-#[derive(Clone)]
-struct Queue(SyncSender<Message>);
-
 /// One event's text, queued whole when it ends.
-struct Line {
-    queue: Queue,
-    text: Vec<u8>,
-}
+struct Line(Vec<u8>);
 
 impl Write for Line {
     fn write(&mut self, b: &[u8]) -> io::Result<usize> {
-        self.text.extend_from_slice(b);
+        self.0.extend_from_slice(b);
         Ok(b.len())
     }
 
@@ -66,85 +164,53 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        if self.queue.0.try_send(Message::Text(std::mem::take(&mut self.text))).is_err() {
-            LOST.fetch_add(1, Ordering::Relaxed);
-        }
+        queue().put(Whose::now(), std::mem::take(&mut self.0));
     }
 }
 
-impl<'a> MakeWriter<'a> for Queue {
+struct Lines;
+
+impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line { queue: self.clone(), text: Vec::with_capacity(512) }
+        Line(Vec::with_capacity(512))
     }
 }
 
 /// Starts logging; `CULVERT_LOG` filters, as `RUST_LOG` does elsewhere. Keep the answer for as long as the
 /// program runs.
 pub fn start() -> Written {
-    let (tx, rx) = sync_channel(QUEUE);
-    std::thread::spawn(move || write_each(&rx, io::stdout()));
-    let _ = OUT.set(tx.clone());
+    std::thread::spawn(|| queue().write_each(io::stdout()));
     let filter = EnvFilter::try_from_env("CULVERT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(Queue(tx.clone()))
-        .init();
-    Written(tx)
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Lines).init();
+    Written(queue())
 }
 
 /// When it is dropped, what has been logged is written first.
 #[must_use]
-pub struct Written(SyncSender<Message>);
+pub struct Written(&'static Queue);
 
 impl Drop for Written {
     fn drop(&mut self) {
-        let (done, is_done) = sync_channel(1);
-        // A queue that is full, or a stdout that nobody reads, keeps no program from its end.
-        if self.0.try_send(Message::Asks(done)).is_ok() {
-            let _ = is_done.recv_timeout(Duration::from_secs(1));
-        }
-    }
-}
-
-fn write_each(queue: &Receiver<Message>, mut out: impl Write) {
-    let mut lines = Vec::new();
-    while let Ok(first) = queue.recv() {
-        let mut next = Some(first);
-        let mut asks = None;
-        // Together with those that wait: one write for all of them.
-        while let Some(message) = next.take() {
-            match message {
-                Message::Text(text) => lines.extend_from_slice(&text),
-                Message::Asks(done) => asks = Some(done),
-            }
-            if lines.len() < AT_ONCE && asks.is_none() {
-                next = queue.try_recv().ok();
-            }
-        }
-        let more = lines.len() >= AT_ONCE;
-        // A closed stdout is no reason to stop.
-        let _ = out.write_all(&lines);
-        lines.clear();
-        match asks {
-            Some(done) => drop(done.try_send(())),
-            // A line that comes while this thread waits for one wakes it, at a fifth of what opening the
-            // connection costs that the line tells of: those of the next few milliseconds do not.
-            None if !more => std::thread::sleep(PAUSE),
-            None => {}
-        }
+        // A stdout that nobody reads keeps no program from its end.
+        self.0.flush(Duration::from_secs(1));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, mpsc};
 
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Paper {
+        fn text(&self) -> String {
+            String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        }
+    }
 
     impl Write for Paper {
         fn write(&mut self, b: &[u8]) -> io::Result<usize> {
@@ -156,18 +222,60 @@ mod tests {
         }
     }
 
+    fn new() -> &'static Queue {
+        Box::leak(Box::new(Queue::new()))
+    }
+
     #[test]
     fn what_was_logged_before_the_end_is_written_in_its_order() {
-        let (tx, rx) = sync_channel(QUEUE);
+        let queue = new();
         let paper = Paper::default();
         let out = paper.clone();
-        std::thread::spawn(move || write_each(&rx, out));
-        let log = Written(tx.clone());
+        std::thread::spawn(move || queue.write_each(out));
+        let log = Written(queue);
         let expected: String = (0..5_000).map(|n| format!("line {n}\n")).collect();
         for line in expected.split_inclusive('\n') {
-            tx.send(Message::Text(line.into())).unwrap();
+            queue.put(Whose::PROGRAM, line.into());
         }
         drop(log);
-        assert_eq!(String::from_utf8_lossy(&paper.0.lock().unwrap()), expected);
+        assert_eq!(paper.text(), expected);
+    }
+
+    /// A reader that stands still until it is told to go on.
+    struct Stalled(mpsc::Receiver<()>, Paper);
+
+    impl Write for Stalled {
+        fn write(&mut self, b: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.write(b)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn of_a_log_that_is_not_read_a_flood_takes_its_share() {
+        let queue = new();
+        let (go_on, stalled) = mpsc::channel();
+        let paper = Paper::default();
+        let out = Stalled(stalled, paper.clone());
+        std::thread::spawn(move || queue.write_each(out));
+        for n in 0..3 * QUEUE {
+            queue.put(Whose::pod(1), format!("flood {n}\n").into());
+            if n % 30 == 0 {
+                queue.put(Whose::pod(2), format!("other {}\n", n / 30).into());
+            }
+        }
+        drop(go_on);
+        queue.flush(Duration::from_secs(60));
+        let text = paper.text();
+        let others: Vec<&str> = text.lines().filter(|l| l.starts_with("other")).collect();
+        let expected: Vec<String> =
+            (0..(3 * QUEUE).div_ceil(30)).map(|n| format!("other {n}")).collect();
+        assert_eq!(others, expected);
+        let lost: Vec<_> = queue.lock().shares.lost().collect();
+        assert!(matches!(lost.as_slice(), [(1, n)] if *n as usize > QUEUE), "{lost:?}");
     }
 }

@@ -8,6 +8,7 @@ mod flood;
 mod forged;
 mod interfaces;
 mod listeners;
+mod log;
 mod network;
 mod reach;
 mod room;
