@@ -5,15 +5,17 @@ use crate::{
     grant::Account,
     snapshot::Snapshot,
     source::{Batch, Change},
+    verdicts::{Judged, verdicts},
     vips::Vips,
     workloads::Cluster,
 };
 use identity::SpiffeId;
-use istio_api::{Diagnostic, Kind, Spec};
+use istio_api::{Diagnostic, Kind, ObjectKey, Spec};
 use routes::{
     DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE, compile::GATEWAY_NAME,
 };
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     path::PathBuf,
     sync::{
@@ -33,6 +35,7 @@ pub struct Control {
     /// Where virtual addresses that were given are written down.
     vips: PathBuf,
     diagnostics: Mutex<Vec<Diagnostic>>,
+    refused: Mutex<BTreeMap<ObjectKey, i64>>,
     ready: AtomicBool,
     compiled: AtomicU64,
     changed: AtomicU64,
@@ -60,6 +63,7 @@ impl Control {
             cluster,
             vips,
             diagnostics: Mutex::default(),
+            refused: Mutex::default(),
             ready: AtomicBool::new(false),
             compiled: AtomicU64::new(0),
             changed: AtomicU64::new(0),
@@ -102,7 +106,8 @@ impl Control {
             }
             out
         };
-        let judged = self.tell(diagnostics) || judged;
+        let refused = std::mem::replace(&mut *lock(&self.refused), batch.refused.clone());
+        let judged = self.tell(diagnostics) || judged || refused != batch.refused;
         let compiled = out.compiled;
         let mut changed = 0;
         for (type_url, delta) in out.into_deltas() {
@@ -131,6 +136,12 @@ impl Control {
             }
         }
         now != before
+    }
+
+    /// What is to be said of each object now.
+    pub fn verdicts(&self) -> BTreeMap<ObjectKey, Judged> {
+        let (diagnostics, refused) = (self.diagnostics(), lock(&self.refused).clone());
+        self.with_snapshot(|s| verdicts(s, &self.cluster.domain, &diagnostics, &refused))
     }
 
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
@@ -323,7 +334,7 @@ mod tests {
         let change =
             |o: istio_api::Object| Change { key: o.key.clone(), object: Some(Arc::new(o)) };
         let changes = objects.into_iter().map(change).collect();
-        control.apply(Batch { changes, diagnostics: Vec::new() }, true);
+        control.apply(Batch { changes, ..Batch::default() }, true);
         control
     }
 

@@ -27,6 +27,8 @@ pub struct Change {
 pub struct Batch {
     pub changes: Vec<Change>,
     pub diagnostics: Vec<Diagnostic>,
+    /// `metadata.generation` of those that are refused now, where somebody counts it.
+    pub refused: BTreeMap<ObjectKey, i64>,
 }
 
 impl Batch {
@@ -190,7 +192,11 @@ impl Files {
             self.file(path, text, &mut changes);
         }
         self.settle_duplicates(&mut changes);
-        Batch { changes: last_of_each(changes), diagnostics: self.diagnostics() }
+        Batch {
+            changes: last_of_each(changes),
+            diagnostics: self.diagnostics(),
+            ..Batch::default()
+        }
     }
 
     /// A duplicate whose first has gone is one no longer.
@@ -400,7 +406,7 @@ mod tests {
         let read = |text: &str| {
             let mut files = Files::default();
             files.file("m.yaml".into(), text.to_owned(), &mut Vec::new());
-            let batch = Batch { changes: Vec::new(), diagnostics: files.diagnostics() };
+            let batch = Batch { diagnostics: files.diagnostics(), ..Batch::default() };
             batch.missing().map(|d| d.path.clone())
         };
         assert_eq!(read(&config("istio", "15001")), None);

@@ -48,36 +48,41 @@ const JUDGED: [Kind; 8] = [
     Kind::Telemetry,
 ];
 
-/// Of every object whose status is ours to write, with the generation that it was judged at. One that was
-/// refused and never taken has none.
+/// With the generation of the object that it is about, where that is known.
+pub type Judged = (Option<i64>, Verdict);
+
+/// Of every object whose status is ours to write. `refused` has the generation of those that are not taken as
+/// they are now.
 pub fn verdicts(
     snapshot: &Snapshot,
     domain: &str,
     diagnostics: &[Diagnostic],
-) -> BTreeMap<ObjectKey, (Option<i64>, Verdict)> {
+    refused: &BTreeMap<ObjectKey, i64>,
+) -> BTreeMap<ObjectKey, Judged> {
     let mut told: HashMap<&str, Vec<&Diagnostic>> = HashMap::new();
     for d in diagnostics {
         told.entry(d.object.as_str()).or_default().push(d);
     }
     let mut out = BTreeMap::new();
-    let refused = told.keys().filter_map(|name| key(name));
+    let generation = |o: &ObjectKey, taken: Option<i64>| refused.get(o).copied().or(taken);
+    let untaken = told.keys().filter_map(|name| key(name));
     let taken = JUDGED.iter().flat_map(|kind| snapshot.of_kind(*kind)).map(|o| o.key.clone());
-    for key in taken.chain(refused) {
+    for key in taken.chain(untaken) {
         let object = snapshot.get(&key);
-        let generation = object.and_then(|o| o.meta.generation);
         let about = told.get(key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
         let condition = accepted(condition_type(object.map(|o| &**o)), about);
+        let generation = generation(&key, object.and_then(|o| o.meta.generation));
         out.insert(key, (generation, Verdict::Conditions(vec![condition])));
     }
     let judge = Judge { snapshot, domain, told };
     for o in snapshot.of_kind(Kind::HttpRoute).chain(snapshot.of_kind(Kind::GrpcRoute)) {
         if let Some(verdict) = judge.route(o) {
-            out.insert(o.key.clone(), (o.meta.generation, verdict));
+            out.insert(o.key.clone(), (generation(&o.key, o.meta.generation), verdict));
         }
     }
     for o in snapshot.of_kind(Kind::KubernetesGateway) {
         if let Some(verdict) = judge.gateway(o) {
-            out.insert(o.key.clone(), (o.meta.generation, verdict));
+            out.insert(o.key.clone(), (generation(&o.key, o.meta.generation), verdict));
         }
     }
     for o in snapshot.of_kind(Kind::Service) {

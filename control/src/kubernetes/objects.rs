@@ -33,6 +33,8 @@ pub struct Objects {
     taken: BTreeMap<ObjectKey, Arc<Object>>,
     /// Of refused objects, and of those that are taken with a warning.
     diagnostics: BTreeMap<ObjectKey, Vec<Diagnostic>>,
+    /// Generations of refused objects.
+    refused: BTreeMap<ObjectKey, i64>,
     /// Those that have been named since the list of their kind began.
     listing: HashMap<Kind, BTreeSet<ObjectKey>>,
     listed: HashSet<Kind>,
@@ -68,8 +70,14 @@ impl Objects {
         if let Some(named) = self.listing.get_mut(&kind) {
             named.insert(key.clone());
         }
+        let generation = object.get("metadata").and_then(|m| m.get("generation")?.as_i64());
         let (object, diagnostics) = parse_object(ORIGIN, object);
         let refused = diagnostics.iter().any(|d| d.code.is_error());
+        let before = match generation.filter(|_| refused) {
+            Some(generation) => self.refused.insert(key.clone(), generation),
+            None => self.refused.remove(&key),
+        };
+        self.dirty |= before != generation.filter(|_| refused);
         let now = match object {
             Some(object) => Some(Arc::new(object)),
             None if refused && self.taken.contains_key(&key) => self.taken.get(&key).cloned(),
@@ -88,6 +96,7 @@ impl Objects {
 
     fn remove(&mut self, key: ObjectKey) {
         self.dirty |= self.diagnostics.remove(&key).is_some();
+        self.refused.remove(&key);
         self.set(key, None);
     }
 
@@ -121,7 +130,7 @@ impl Objects {
         self.dirty = false;
         let changes = crate::source::last_of_each(std::mem::take(&mut self.changes));
         let diagnostics = self.diagnostics.values().flatten().cloned().collect();
-        Some(Batch { changes, diagnostics })
+        Some(Batch { changes, diagnostics, refused: self.refused.clone() })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{FIELD_MANAGER, kinds::WATCHED};
 use crate::{
     control::Control,
-    verdicts::{CONTROLLER, Condition, Verdict, verdicts},
+    verdicts::{CONTROLLER, Condition, Judged, Verdict},
 };
 use istio_api::{Kind, ObjectKey};
 use k8s_openapi::jiff::Timestamp;
@@ -26,8 +26,6 @@ const TOGETHER: Duration = Duration::from_millis(200);
 
 /// After a write that failed.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-
-type Judged = (Option<i64>, Verdict);
 
 /// Writes while this control plane leads.
 pub async fn tell(client: Client, control: Arc<Control>, mut leads: watch::Receiver<bool>) {
@@ -52,8 +50,7 @@ pub async fn tell(client: Client, control: Arc<Control>, mut leads: watch::Recei
         if !classes_told {
             classes_told = classes(&client).await;
         }
-        let diagnostics = control.diagnostics();
-        let now = control.with_snapshot(|s| verdicts(s, &control.cluster.domain, &diagnostics));
+        let now = control.verdicts();
         written.retain(|key, _| now.contains_key(key));
         for (key, judged) in now {
             if written.get(&key) == Some(&judged) {

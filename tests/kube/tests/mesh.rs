@@ -15,7 +15,6 @@ const SOON: Duration = Duration::from_secs(120);
 const SYSTEM: &str = "culvert-system";
 
 struct Mesh<'a> {
-    bed: &'a Bed,
     cluster: &'a Cluster,
     image: String,
     /// What the servers' page has in it.
@@ -27,7 +26,7 @@ fn running_pods_join_by_a_label_and_leave_by_it() {
     let bed = Bed::new("kube-mesh").unwrap();
     let cluster = Cluster::start(&bed, &["n1", "n2"]).unwrap();
     let image = cluster.busybox().name().to_owned();
-    let mesh = Mesh { bed: &bed, cluster: &cluster, image, token: Token::new() };
+    let mesh = Mesh { cluster: &cluster, image, token: Token::new() };
     mesh.install();
     for (name, node) in [("web-1", "n1"), ("web-2", "n2")] {
         mesh.server(name, "web", node);

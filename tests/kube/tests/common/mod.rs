@@ -134,7 +134,7 @@ impl<'a> Culvertd<'a> {
     }
 
     /// In the network of the API server.
-    pub fn inside<T>(&self, what: impl Future<Output = Result<T>>) -> Result<T> {
+    pub fn inside<T: Send>(&self, what: impl Future<Output = Result<T>> + Send) -> Result<T> {
         inside(&self.bed.fabric_netns_path(), || {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(what)
         })
@@ -158,9 +158,30 @@ pub fn installed(bed: &Bed) -> ApiServer {
     }
     let all = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
     api.kubectl(&all).unwrap();
-    let manifests = chart("manifests/culvert.yaml");
-    api.kubectl(&["apply", "--server-side", "-f", manifests.to_str().unwrap()]).unwrap();
+    manifests(&api);
+    // Nothing here routes addresses of services: the control plane's is one of the API server's own machine.
+    let address = field(&api, "service/culvertd", SYSTEM, ".spec.clusterIP").unwrap();
+    inside(&bed.fabric_netns_path(), || {
+        let address = format!("{address}/32");
+        let add = Command::new("ip").args(["address", "add", &address, "dev", "lo"]).status()?;
+        ensure!(add.success(), "ip: {add}");
+        Ok(())
+    })
+    .unwrap();
     api
+}
+
+/// What the chart brings, with the webhook at the port that the control plane itself listens at.
+pub fn manifests(api: &ApiServer) {
+    let manifests = chart("manifests/culvert.yaml");
+    let manifests = manifests.to_str().unwrap();
+    api.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", manifests]).unwrap();
+    let port =
+        r#"[{"op": "replace", "path": "/webhooks/0/clientConfig/service/port", "value": 15017}]"#;
+    let webhook = ["patch", "validatingwebhookconfiguration", "culvert-validator"];
+    api.kubectl(&[&webhook[..], &["--type=json", "-p", port]].concat()).unwrap();
+    let ports = r#"{"spec": {"ports": [{"name": "direct", "port": 15017, "targetPort": 15017}]}}"#;
+    api.kubectl(&["patch", "service", "culvertd", "-n", SYSTEM, "-p", ports]).unwrap();
 }
 
 pub fn apply(api: &ApiServer, yaml: &str) {
