@@ -27,13 +27,13 @@ pub async fn namespace_of(runtime: &Runtime, pod_uid: &str) -> anyhow::Result<Op
     };
     let fd = match sandbox.pid {
         Some(pid) => of_process(runtime, &sandbox, pid).await?,
-        None => in_roots_of_node(named).with_context(|| {
+        None => by_name(named).with_context(|| {
             format!("opening {}, the namespace of its sandbox {id}", named.display())
         })?,
     };
-    // Named in other mounts than this process's: where they cannot be looked into, nothing is said.
-    if let Ok(by_name) = in_roots_of_node(named)
-        && !same_file(&fd, &by_name)
+    // Named in the runtime's mounts: where nobody can look into them, nothing is said.
+    if let Ok(there) = by_name(named)
+        && !same_file(&fd, &there)
     {
         bail!(
             "process {:?} of its sandbox {id} is not in {}: did the sandbox end meanwhile?",
@@ -64,8 +64,11 @@ async fn of_process(runtime: &Runtime, sandbox: &Sandbox, pid: u32) -> anyhow::R
         .with_context(|| format!("opening {path}/ns/net, of its sandbox {}", sandbox.id))
 }
 
-/// As the node's first process sees it.
-fn in_roots_of_node(path: &Path) -> anyhow::Result<OwnedFd> {
+/// As this process sees it, where the runtime's directory is mounted here, or as the node's first does.
+fn by_name(path: &Path) -> anyhow::Result<OwnedFd> {
+    if let Ok(file) = File::open(path) {
+        return Ok(file.into());
+    }
     let root = File::open("/proc/1/root")?;
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)

@@ -43,6 +43,8 @@ impl Installer {
     /// Installs it, and puts it back whenever somebody has written over it.
     pub async fn keep(self, agent: Arc<Agent>) {
         let (tell, mut events) = mpsc::unbounded_channel();
+        // So that there is a sender where there is no watcher.
+        let _open = tell.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if !event.is_ok_and(|e| e.kind.is_access()) {
                 let _ = tell.send(());
@@ -225,4 +227,147 @@ fn put(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
         .and_then(|()| fs::File::open(&next)?.sync_all())
         .and_then(|()| fs::rename(&next, path))
         .with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A node's two directories and a program, in a directory that goes with this.
+    struct Node(Installer, PathBuf);
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.1);
+        }
+    }
+
+    impl Node {
+        fn new(configs: &[(&str, &str)]) -> Self {
+            let dir = std::env::temp_dir().join(format!("culvert-cni-{:x}", rand::random::<u64>()));
+            let (conf_dir, program) = (dir.join("net.d"), dir.join("program"));
+            fs::create_dir_all(&conf_dir).unwrap();
+            fs::write(&program, "the program").unwrap();
+            for (name, text) in configs {
+                fs::write(conf_dir.join(name), text).unwrap();
+            }
+            let installer = Installer {
+                bin_dir: dir.join("bin"),
+                conf_dir,
+                program,
+                run_dir: "/run/culvert".into(),
+                exclude_namespaces: vec!["kube-system".into()],
+            };
+            Self(installer, dir)
+        }
+
+        fn conf(&self, name: &str) -> PathBuf {
+            self.0.conf_dir.join(name)
+        }
+
+        fn text(&self, name: &str) -> String {
+            fs::read_to_string(self.conf(name)).unwrap()
+        }
+
+        fn plugins(&self, name: &str) -> Vec<Value> {
+            let value: Value = serde_json::from_str(&self.text(name)).unwrap();
+            value["plugins"].as_array().unwrap().clone()
+        }
+
+        fn files(&self) -> Vec<String> {
+            let name = |e: fs::DirEntry| e.file_name().into_string().unwrap();
+            let mut all: Vec<String> =
+                fs::read_dir(&self.0.conf_dir).unwrap().map(|e| name(e.unwrap())).collect();
+            all.sort();
+            all
+        }
+
+        fn uninstall(&self) {
+            uninstall(&self.0.conf_dir, Some(&self.0.bin_dir)).unwrap();
+        }
+    }
+
+    const LIST: &str =
+        "{\"cniVersion\": \"0.3.1\",  \"name\": \"n\", \"plugins\": [ {\"type\": \"ptp\"} ]}\n";
+    const SINGLE: &str = "{\"cniVersion\": \"0.4.0\", \"name\": \"n\", \"type\": \"ptp\"}\n";
+
+    #[test]
+    fn it_is_in_the_first_list_and_nowhere_else_and_goes_without_a_trace() {
+        let other = LIST.replace("\"n\"", "\"other\"");
+        let node = Node::new(&[("20-b.conflist", &other), ("10-a.conflist", LIST), ("05-x", "")]);
+        fs::set_permissions(node.conf("10-a.conflist"), fs::Permissions::from_mode(0o600)).unwrap();
+        for _ in 0..2 {
+            node.0.install().unwrap();
+            let plugins = node.plugins("10-a.conflist");
+            assert_eq!(plugins.len(), 2);
+            assert_eq!(plugins[1], node.0.plugin());
+        }
+        assert_eq!(plugins_of_culvert(&node.text("20-b.conflist")), 0);
+        assert_eq!(node.files(), ["05-x", "10-a.conflist", "20-b.conflist"]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&node.conf("10-a.conflist")), 0o600);
+        let program = node.0.bin_dir.join(PLUGIN);
+        assert_eq!(mode(&program), 0o755);
+        assert_eq!(fs::read_to_string(&program).unwrap(), "the program");
+
+        node.uninstall();
+        assert_eq!(node.text("10-a.conflist"), LIST);
+        assert!(!program.exists());
+        node.uninstall();
+    }
+
+    fn plugins_of_culvert(text: &str) -> usize {
+        text.matches(PLUGIN).count()
+    }
+
+    #[test]
+    fn it_comes_back_after_a_rewrite_and_a_newer_program_replaces_the_old() {
+        let node = Node::new(&[("10-a.conflist", LIST)]);
+        node.0.install().unwrap();
+        fs::write(node.conf("10-a.conflist"), LIST).unwrap();
+        fs::write(&node.0.program, "a newer one").unwrap();
+        node.0.install().unwrap();
+        assert_eq!(plugins_of_culvert(&node.text("10-a.conflist")), 1);
+        let installed = fs::read_to_string(node.0.bin_dir.join(PLUGIN)).unwrap();
+        assert_eq!(installed, "a newer one");
+    }
+
+    #[test]
+    fn a_single_plugin_becomes_a_list_and_a_single_one_again() {
+        let node = Node::new(&[("10-a.conf", SINGLE)]);
+        node.0.install().unwrap();
+        assert_eq!(node.files(), ["10-a.conf.before-culvert", "10-a.conflist"]);
+        assert_eq!(node.plugins("10-a.conflist").len(), 2);
+        node.0.install().unwrap();
+        // The network's own plugin writes its file again.
+        fs::write(node.conf("10-a.conf"), SINGLE.replace("ptp", "bridge")).unwrap();
+        node.0.install().unwrap();
+        assert_eq!(node.plugins("10-a.conflist")[0]["type"], "bridge");
+        assert_eq!(node.files(), ["10-a.conf.before-culvert", "10-a.conflist"]);
+        node.uninstall();
+        assert_eq!(node.files(), ["10-a.conf"]);
+        assert_eq!(node.text("10-a.conf"), SINGLE.replace("ptp", "bridge"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_left_alone_and_named() {
+        let node = Node::new(&[("10-a.conflist", "{\"plugins\": [")]);
+        let says = |what: &str| {
+            let why = format!("{:#}", node.0.install().unwrap_err());
+            assert!(why.contains(what) && why.contains("10-a.conflist"), "{why}");
+        };
+        says("not JSON");
+        assert_eq!(node.text("10-a.conflist"), "{\"plugins\": [");
+        node.uninstall();
+        // Somebody else's list would be lost.
+        fs::write(node.conf("10-a.conflist"), LIST).unwrap();
+        fs::write(node.conf("10-a.conf"), SINGLE).unwrap();
+        says("there already");
+        assert_eq!(node.text("10-a.conflist"), LIST);
+
+        let empty = Node::new(&[]);
+        let why = format!("{:#}", empty.0.install().unwrap_err());
+        assert!(why.contains("no network configuration yet"), "{why}");
+    }
 }
