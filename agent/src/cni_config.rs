@@ -89,7 +89,7 @@ impl<'a> List<'a> {
         let lost = || "its plugins cannot be found in its text".to_owned();
         let array = Scanner { text, at: 0 }.plugins().ok_or_else(lost)?;
         let mut plugins = Vec::new();
-        for at in Scanner { text, at: array }.elements().ok_or_else(lost)? {
+        for at in (Scanner { text, at: array }).elements().ok_or_else(lost)? {
             let element = text.get(at.clone()).unwrap_or_default();
             let value = serde_json::from_str(element).map_err(|_| lost())?;
             plugins.push(Element { at, value });
