@@ -306,7 +306,8 @@ mod tests {
 
     #[test]
     fn one_plugin_becomes_a_list() {
-        let conf = "{\n  \"cniVersion\": \"0.4.0\", \"name\": \"lo\\u0061\", \"type\": \"ptp\"\n}\n";
+        let conf =
+            "{\n  \"cniVersion\": \"0.4.0\", \"name\": \"lo\\u0061\", \"type\": \"ptp\"\n}\n";
         let list = list_of(conf, &plugin()).unwrap();
         assert_eq!(types(&list), ["ptp", PLUGIN]);
         let value: Value = serde_json::from_str(&list).unwrap();

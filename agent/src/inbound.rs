@@ -301,8 +301,7 @@ async fn judge(
 impl Incoming {
     fn is_by_kubelet(&mut self) {
         self.judged.by_kubelet = true;
-        self.verdict =
-            Verdict { allowed: true, decision: Decision::Kubelet, dry_run: Vec::new() };
+        self.verdict = Verdict { allowed: true, decision: Decision::Kubelet, dry_run: Vec::new() };
         self.record.verdict = Some(self.verdict.decision.to_string());
     }
 

@@ -69,7 +69,10 @@ impl Installer {
             }
             let problem = self.install().err().map(|error| format!("{error:#}"));
             if let Some(why) = problem.as_ref().filter(|_| problem != said) {
-                tracing::error!(why, "culvert-cni has no place yet: pods start uncaptured until then");
+                tracing::error!(
+                    why,
+                    "culvert-cni has no place yet: pods start uncaptured until then"
+                );
             }
             said = problem;
             let _ = timeout(LOOK, events.recv()).await;

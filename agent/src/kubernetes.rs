@@ -1,9 +1,7 @@
 //! What an agent does on a node of Kubernetes beside carrying connections: pods that run already join
 //! and leave, the control plane hears of it, and culvert-cni is where the node's runtime finds it.
 
-use crate::{
-    agent::Agent, installer::Installer, pods_of_node, reports, scope::spawn_for_agent,
-};
+use crate::{agent::Agent, installer::Installer, pods_of_node, reports, scope::spawn_for_agent};
 use ::cri::Runtime;
 use anyhow::Context as _;
 use clap::Args;
@@ -50,9 +48,8 @@ impl Options {
         spawn_for_agent(reports::say_again(agent.clone()));
         spawn_for_agent(reports::tell(agent.clone(), control));
         if let Some(socket) = &self.cri {
-            let runtime = Runtime::at(socket).with_context(|| {
-                format!("{} (--cri) is no path of a socket", socket.display())
-            })?;
+            let runtime = Runtime::at(socket)
+                .with_context(|| format!("{} (--cri) is no path of a socket", socket.display()))?;
             let (agent, taken_up) = (agent.clone(), taken_up.clone());
             spawn_for_agent(async move {
                 if is(taken_up).await {

@@ -86,6 +86,12 @@ enum Command {
         #[arg(long)]
         cgroup: Option<PathBuf>,
     },
+    /// Tell whether the agent of `run --ready-file` carries this node's pods.
+    Ready {
+        /// As in `run`
+        #[arg(long)]
+        ready_file: PathBuf,
+    },
     /// Take capture and guards off this node: its pods are unmeshed from then on.
     Detach {
         #[arg(long, default_value = "/sys/fs/bpf/culvert")]
@@ -96,6 +102,9 @@ enum Command {
         /// Then remove it from this directory
         #[arg(long, requires = "cni_conf_dir")]
         cni_bin_dir: Option<PathBuf>,
+        /// Wait for SIGTERM afterwards: what starts this program would start it again
+        #[arg(long)]
+        linger: bool,
     },
 }
 
@@ -144,6 +153,13 @@ struct Run {
     /// How long connections may take to finish after SIGTERM
     #[arg(long, default_value_t = 30)]
     drain_seconds: u64,
+    /// Is there while this agent, and not one before or after it, carries the node's pods
+    #[arg(long)]
+    ready_file: Option<PathBuf>,
+    /// Once another agent has taken over and all connections have ended, wait for SIGTERM: what starts agents
+    /// would start this one again, to take over in turn
+    #[arg(long)]
+    linger: bool,
     /// Connections of all enrolled pods together that the kernel keeps track of
     #[arg(long, default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..))]
     max_flows: u32,
@@ -173,11 +189,13 @@ fn main() -> ExitCode {
         Command::Check { cgroup } => netns::remember_home()
             .map_err(Into::into)
             .map(|()| capture::check::check(cgroup.as_deref())),
-        Command::Detach { bpffs, cni_conf_dir, cni_bin_dir } => {
+        Command::Ready { ready_file } => Ok(ready_file.exists()),
+        Command::Detach { bpffs, cni_conf_dir, cni_bin_dir, linger } => {
             // What waits for an agent goes first, then what needs one.
-            let uninstalled =
-                cni_conf_dir.map_or(Ok(()), |dir| installer::uninstall(&dir, cni_bin_dir.as_deref()));
-            uninstalled.and_then(|()| capture::detach(&bpffs)).map(|()| true)
+            let uninstalled = cni_conf_dir
+                .map_or(Ok(()), |dir| installer::uninstall(&dir, cni_bin_dir.as_deref()));
+            let detached = uninstalled.and_then(|()| capture::detach(&bpffs));
+            detached.and_then(|()| if linger { until_terminated() } else { Ok(()) }).map(|()| true)
         }
         Command::Run(run) => start(*run).map(|()| true),
     };
@@ -244,6 +262,9 @@ async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
     spawn_for_agent(agent.clone().judge_live_connections());
     spawn_for_agent(sweep(agent.clone()));
     spawn_for_agent(give_memory_back(agent.clone()));
+    if let Some(path) = run.ready_file.clone() {
+        spawn_for_agent(keep_ready_file(agent.clone(), path, is_taken_up.clone()));
+    }
     run.kubernetes.start(&agent, control_plane(&run), &run.run_dir, &is_taken_up)?;
     spawn_for_agent(direct::keep(agent.clone(), is_taken_up));
     tracing::info!(node = run.node, cgroup = %cgroup.display(), "agent started");
@@ -277,10 +298,51 @@ async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
             tracing::warn!(connections = agent.connections.len(), "the drain's deadline has passed");
         }
         // A second signal means now.
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    if run.linger && *superseded.borrow() {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
     Ok(())
+}
+
+/// For what has been done and must not be done again.
+fn until_terminated() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
+/// It says so for as long as this agent serves.
+async fn keep_ready_file(agent: Arc<Agent>, path: PathBuf, mut taken_up: watch::Receiver<bool>) {
+    let _ = fs::remove_file(&path);
+    let mut serving = agent.serving.subscribe();
+    if taken_up.wait_for(|t| *t).await.is_err() {
+        return;
+    }
+    loop {
+        if serving.wait_for(|s| *s).await.is_err() {
+            return;
+        }
+        if let Err(error) = fs::write(&path, "") {
+            tracing::error!(%error, path = %path.display(), "nobody learns that this agent serves");
+        }
+        if serving.wait_for(|s| !*s).await.is_err() {
+            return;
+        }
+        let _ = fs::remove_file(&path);
+    }
 }
 
 /// Of the socket by which one agent takes another's place.

@@ -234,7 +234,10 @@ fn the_control_plane_is_told_of_each_enrolment_and_again_when_it_comes_back() {
     let pod = stage.pod("web");
     let wanted = |enroll: bool| {
         let extension = pb::Extension { name: xds::ENROLL_EXTENSION.to_owned(), config: None };
-        pb::Workload { extensions: enroll.then_some(extension).into_iter().collect(), ..record(&pod) }
+        pb::Workload {
+            extensions: enroll.then_some(extension).into_iter().collect(),
+            ..record(&pod)
+        }
     };
     runtime.put("sandbox", sandbox(&pod));
     // Whatever it answers to the first, it hears of it again.
@@ -283,7 +286,8 @@ fn culvert_cni_is_kept_in_its_place_and_goes_only_when_it_is_taken_out() {
     let (bin, conf) = (files.path("bin"), files.path("net.d"));
     fs::create_dir_all(&conf).unwrap();
     let list = files.path("net.d/10-net.conflist");
-    let before = "{\"cniVersion\": \"0.3.1\", \"name\": \"net\", \"plugins\": [{\"type\": \"ptp\"}]}\n";
+    let before =
+        "{\"cniVersion\": \"0.3.1\", \"name\": \"net\", \"plugins\": [{\"type\": \"ptp\"}]}\n";
     fs::write(&list, before).unwrap();
     let exclude = ["--cni-exclude-namespace", "kube-system", "--cni-exclude-namespace", "own"];
     let dirs = ["--cni-bin-dir", &bin, "--cni-conf-dir", &conf];

@@ -15,12 +15,31 @@ pub struct Args {
     /// What to show: mesh, fast-path, waypoint or gateway
     #[arg(long, default_value = "mesh")]
     scenario: String,
+    /// Take the programs as `cargo xtask test` has built them
+    #[arg(long)]
+    no_build: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     host::require_root()?;
     host::require_build_tools()?;
     host::require_network_tools()?;
+    if !args.no_build {
+        build()?;
+    }
+    let mut demo = Command::new(host::target().join("debug/culvert-demo"));
+    demo.args(["--scenario", &args.scenario]);
+    if args.check {
+        demo.arg("--check");
+    }
+    if args.keep {
+        demo.arg("--keep");
+    }
+    // In this process's place, so that Ctrl-C reaches the demo and nothing else.
+    Err(anyhow::anyhow!("starting the demo: {}", demo.exec()))
+}
+
+fn build() -> anyhow::Result<()> {
     ebpf::build()?;
     eprintln!("building the programs (several minutes when cold)");
     let programs = [
@@ -37,15 +56,5 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for p in programs {
         build.args(["--package", p]);
     }
-    host::run(&mut build)?;
-    let mut demo = Command::new(host::target().join("debug/culvert-demo"));
-    demo.args(["--scenario", &args.scenario]);
-    if args.check {
-        demo.arg("--check");
-    }
-    if args.keep {
-        demo.arg("--keep");
-    }
-    // In this process's place, so that Ctrl-C reaches the demo and nothing else.
-    Err(anyhow::anyhow!("starting the demo: {}", demo.exec()))
+    host::run(&mut build)
 }

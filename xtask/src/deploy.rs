@@ -1,6 +1,6 @@
 //! `cargo xtask crds` and `cargo xtask manifests`: files in `deploy/` that are made, and checked in for whoever installs.
 
-use crate::host;
+use crate::{host, programs};
 use std::process::Command;
 
 /// Writes the CustomResourceDefinitions of the chart.
@@ -12,8 +12,6 @@ pub fn crds() -> anyhow::Result<()> {
 
 /// Writes what the chart renders to where nothing is set.
 pub fn manifests() -> anyhow::Result<()> {
-    let mut build = host::cargo();
-    build.args(["build", "--quiet", "--locked", "--package", "kubebed"]);
-    host::run(&mut build)?;
+    programs::all()?;
     host::run(Command::new(host::target().join("debug/kubebed")).arg("manifests"))
 }

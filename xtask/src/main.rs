@@ -8,6 +8,7 @@ mod fuzz;
 mod host;
 mod image;
 mod kube;
+mod programs;
 mod soak;
 mod test;
 

@@ -1,7 +1,10 @@
 //! `cargo xtask test`: everything, with a summary at the end. A test that was skipped is named, and
 //! fails the run unless `tests/skips.txt` gives it a reason.
 
-use crate::{ebpf, host};
+use crate::{
+    ebpf, host,
+    programs::{self, Test},
+};
 use anyhow::{Context as _, bail};
 use std::{
     collections::BTreeMap,
@@ -36,23 +39,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     ebpf::build()?;
     let begun = Instant::now();
     eprintln!("building the programs and their tests (several minutes when cold)");
-    host::run(host::cargo().args(["build", "--quiet", "--workspace", "--locked"]))?;
-    host::run(host::cargo().args(["test", "--quiet", "--workspace", "--locked", "--no-run"]))?;
+    let built = programs::all()?;
     let mut summary = Summary::default();
     // Decisions first: they are quick, and say more precisely what is wrong. What needs Kubernetes is run by `kube test`.
-    let unit = [
-        "--workspace",
-        "--exclude",
-        "culvert-tests",
-        "--exclude",
-        "testbed",
-        "--exclude",
-        "kubebed",
-    ];
-    run_tests(&unit, &[], args, &mut summary)?;
+    let apart = ["culvert-tests", "testbed", "kubebed"];
+    let (apart, unit): (Vec<_>, Vec<_>) =
+        built.iter().partition(|t| apart.contains(&t.package.as_str()));
+    for test in unit {
+        run_test(test, &[], args.filter.as_deref(), &mut summary)?;
+    }
     if !args.unit {
-        run_tests(&["--package", "testbed"], &[], args, &mut summary)?;
-        end_to_end(args, &mut summary)?;
+        for test in apart.iter().filter(|t| t.package == "testbed") {
+            run_test(test, &[], args.filter.as_deref(), &mut summary)?;
+        }
+        let of_culvert: Vec<_> =
+            apart.into_iter().filter(|t| t.package == "culvert-tests").collect();
+        end_to_end(&of_culvert, args.filter.as_deref(), &mut summary)?;
     }
     report(&summary, begun)
 }
@@ -60,18 +62,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// So many end-to-end tests may fail beside others and pass alone; they are named as unsteady.
 const UNSTEADY: usize = 2;
 
-fn end_to_end(args: &Args, summary: &mut Summary) -> anyhow::Result<()> {
-    let what = ["--package", "culvert-tests"];
+fn end_to_end(tests: &[&Test], filter: Option<&str>, summary: &mut Summary) -> anyhow::Result<()> {
     let before = summary.failed.len();
-    run_tests(&what, &["--test-threads=2"], args, summary)?;
-    if summary.failed.len() - before > UNSTEADY {
+    let mut failed = Vec::new();
+    for test in tests {
+        let already = summary.failed.len();
+        run_test(test, &["--test-threads=2"], filter, summary)?;
+        let names = summary.failed.get(already..).unwrap_or_default();
+        failed.extend(names.iter().map(|name| (*test, name.clone())));
+    }
+    if failed.len() > UNSTEADY {
         return Ok(());
     }
-    let everything = Args { filter: None, unit: false };
-    for name in summary.failed.split_off(before) {
+    summary.failed.truncate(before);
+    for (test, name) in failed {
         println!("once more, alone: {name}");
         let still = summary.failed.len();
-        run_tests(&what, &["--exact", &name], &everything, summary)?;
+        run_test(test, &["--exact", &name], None, summary)?;
         if summary.failed.len() == still {
             summary.unsteady.push(name);
         }
@@ -79,20 +86,18 @@ fn end_to_end(args: &Args, summary: &mut Summary) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_tests(
-    what: &[&str],
+fn run_test(
+    test: &Test,
     test_args: &[&str],
-    args: &Args,
+    filter: Option<&str>,
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
-    let mut command = host::cargo();
-    command.args(["test", "--locked", "--no-fail-fast"]).args(what).arg("--").args(test_args);
-    if let Some(filter) = &args.filter {
-        command.arg(filter);
-    }
-    command.stdout(Stdio::piped());
+    println!("\n     Running {} of {}", test.target, test.package);
+    let mut command = test.command();
+    command.args(test_args).args(filter).stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
     let stdout = child.stdout.take().context("the tests have no output")?;
+    let before = summary.failed.len();
     for line in BufReader::new(stdout).lines() {
         let line = line?;
         println!("{line}");
@@ -106,8 +111,8 @@ fn run_tests(
         }
     }
     let status = child.wait()?;
-    if !status.success() && summary.failed.is_empty() {
-        summary.failed.push(format!("{what:?} ended with {status}"));
+    if !status.success() && summary.failed.len() == before {
+        summary.failed.push(format!("{} of {} ended with {status}", test.target, test.package));
     }
     Ok(())
 }

@@ -41,8 +41,7 @@ pub struct Runtime {
 
 impl Runtime {
     pub fn start(socket: &Path) -> Self {
-        let mut this =
-            Self { socket: socket.to_owned(), sandboxes: Arc::default(), serving: None };
+        let mut this = Self { socket: socket.to_owned(), sandboxes: Arc::default(), serving: None };
         this.start_again();
         this
     }

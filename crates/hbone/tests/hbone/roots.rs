@@ -4,7 +4,7 @@ use crate::pair::{connect, raw_pair};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use hbone::accept;
-use identity::{CaError, CertStore, Certified, CertificateAuthority, Roots, SpiffeId};
+use identity::{CaError, CertStore, CertificateAuthority, Certified, Roots, SpiffeId};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use scripted::pki::{Pki, good_leaf};
 use std::{
