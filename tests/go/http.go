@@ -44,7 +44,8 @@ func serve(host string) {
 		fmt.Fprintf(w, "hello %s", client)
 	})
 	http.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
-		must(io.Copy(w, r.Body))
+		// A server of HTTP/1 that has begun to answer reads no more.
+		must(w.Write(must(io.ReadAll(r.Body))))
 	})
 	http.HandleFunc("/drip", func(w http.ResponseWriter, r *http.Request) {
 		for n := 0; n < 5; n++ {
