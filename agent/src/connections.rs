@@ -28,6 +28,8 @@ pub struct Live {
     pub relayed: Arc<Relayed>,
     /// What policy was asked, for a connection that policy judges here.
     pub judged: Option<Judged>,
+    /// Its entry may be dropped where somebody else's work is done.
+    whose: Whose,
     ended_by: Mutex<Option<String>>,
     cancel: CancellationToken,
     begun: Instant,
@@ -53,8 +55,6 @@ pub struct Entry {
     all: Arc<Connections>,
     series: Arc<Series>,
     live: Arc<Live>,
-    /// It may be dropped where somebody else's work is done.
-    whose: Whose,
     close: Option<CloseReason>,
     forgotten: bool,
 }
@@ -86,13 +86,13 @@ impl Connections {
             record,
             relayed: Arc::default(),
             judged,
+            whose: Whose::now(),
             ended_by: Mutex::new(None),
             cancel: CancellationToken::new(),
             begun: Instant::now(),
         });
         self.lock().insert(live.record.id, live.clone());
-        let whose = Whose::now();
-        Entry { all: self.clone(), series, live, whose, close: None, forgotten: false }
+        Entry { all: self.clone(), series, live, close: None, forgotten: false }
     }
 
     /// A connection that never opened.
@@ -231,7 +231,7 @@ impl Drop for Entry {
         let close = self.close.take().unwrap_or(CloseReason::Stopped);
         let record = self.live.snapshot(Some(close));
         self.series.closed(record.sent, record.received);
-        self.whose.within(|| tracing::info!(target: "access", "{}", access_log_line(&record)));
+        self.live.whose.within(|| tracing::info!(target: "access", "{}", access_log_line(&record)));
     }
 }
 

@@ -1,7 +1,0 @@
-//go:build !go1.21
-
-package main
-
-import "net"
-
-func askForMultipath(*net.Dialer) {}
