@@ -7,8 +7,9 @@ use crate::{
     direct::Direct,
     dns::Counters,
     fault,
+    kubelet::Kubelet,
     pods::Pods,
-    sockets,
+    reports::Reports,
     workers::Workers,
 };
 use hbone::Pool;
@@ -41,6 +42,11 @@ pub struct Agent {
     pub superseded: watch::Sender<bool>,
     /// Enrol clients that are owed an answer.
     pub enrol_clients: watch::Sender<usize>,
+    /// What the control plane is to be told of enrolments.
+    pub reports: Reports,
+    /// Goes up with whatever discovery changes.
+    pub changes: watch::Sender<u64>,
+    pub kubelet: Kubelet,
     pub node: String,
     pub cluster: String,
     /// What the names of the cluster's services end in.
@@ -73,9 +79,7 @@ impl Agent {
         let guard = self.mesh.guard(destination, request.destination.port())?;
         let source = request.source.ip().to_canonical();
         let own = destination.addresses.contains(&source);
-        // The kubelet's probes come from the node itself, in plaintext.
-        let node = || request.peer.is_none() && sockets::is_of_this_host(source);
-        if own || node() {
+        if own {
             return None;
         }
         let through = request.peer.as_ref().is_some_and(|peer| guard.identities.contains(peer));
@@ -121,6 +125,9 @@ impl Agent {
     }
 
     pub fn no_longer_allowed(&self, judged: &Judged) -> Option<String> {
+        if judged.by_kubelet {
+            return None;
+        }
         // A workload that is gone has no policies to ask; its pod's end closes the connection.
         let destination = self.mesh.workload(&judged.destination_uid)?;
         let verdict = self.judge(&destination, &judged.request);

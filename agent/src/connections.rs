@@ -37,6 +37,8 @@ pub struct Live {
 pub struct Judged {
     pub destination_uid: Arc<str>,
     pub request: Request,
+    /// The node's kubelet has made it: no policy counts.
+    pub by_kubelet: bool,
 }
 
 /// A row of `culvertctl connections`.

@@ -577,7 +577,7 @@ fn records(
         outbound,
         inbound,
         series,
-        judged: Judged { destination_uid: pod.uid.clone(), request },
+        judged: Judged { destination_uid: pod.uid.clone(), request, by_kubelet: false },
     }
 }
 

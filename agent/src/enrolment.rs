@@ -58,7 +58,7 @@ pub async fn enroll(agent: &Arc<Agent>, netns: Netns, request: &Enroll) -> anyho
 /// Enrols a pod whose sandbox has just been made and in which nothing runs yet, if it is of the
 /// mesh. Whether it is, the control plane says; without its word the pod does not start.
 pub async fn start(agent: &Arc<Agent>, netns: Netns, sandbox: &Sandbox) -> anyhow::Result<()> {
-    let uid = pod_uid(agent, sandbox);
+    let uid = uid_of(agent, sandbox);
     let workload = record(agent, &uid, PATIENCE, |w| is_of(sandbox, w)).await?;
     if !workload.enroll {
         return Ok(());
@@ -69,7 +69,7 @@ pub async fn start(agent: &Arc<Agent>, netns: Netns, sandbox: &Sandbox) -> anyho
 
 /// Whether the sandbox is as `start` would leave it.
 pub fn check(agent: &Agent, netns: &Netns, sandbox: &Sandbox) -> anyhow::Result<()> {
-    let uid = pod_uid(agent, sandbox);
+    let uid = uid_of(agent, sandbox);
     let enrolled = lock(&agent.pods.all).get(&netns.cookie()).is_some_and(|p| *p.uid == *uid);
     match agent.mesh.workload(&uid).filter(|w| is_of(sandbox, w)) {
         Some(w) if w.enroll && !enrolled => {
@@ -81,16 +81,21 @@ pub fn check(agent: &Agent, netns: &Netns, sandbox: &Sandbox) -> anyhow::Result<
 
 /// Lets go of a sandbox that ends.
 pub async fn stop(agent: &Arc<Agent>, netns: &Netns) -> anyhow::Result<()> {
+    let_go(agent, netns.cookie()).await
+}
+
+/// Lets go of the pod in the namespace of this cookie, if there is one still.
+pub async fn let_go(agent: &Arc<Agent>, cookie: u64) -> anyhow::Result<()> {
     let _one = agent.pods.enrolling.lock().await;
     still_here(agent)?;
-    let pod = lock(&agent.pods.all).get(&netns.cookie()).cloned();
+    let pod = lock(&agent.pods.all).get(&cookie).cloned();
     if let Some(pod) = pod {
         release(agent, &pod).await;
     }
     Ok(())
 }
 
-fn pod_uid(agent: &Agent, sandbox: &Sandbox) -> String {
+fn uid_of(agent: &Agent, sandbox: &Sandbox) -> String {
     format!("{}//Pod/{}/{}", agent.cluster, sandbox.namespace, sandbox.name)
 }
 
@@ -188,12 +193,21 @@ async fn enroll_as(
         true => flags | pod_flags::DIRECT,
         false => flags & !pod_flags::DIRECT,
     };
+    let pod_uid = match asked {
+        Asked::Starter(s) => Some(s.pod_uid.as_str().into()),
+        Asked::Operator(_) => agent.mesh.pod_uid(uid),
+        Asked::Before => {
+            let saved = agent.pods.saved(netns.cookie()).and_then(|s| s.pod_uid);
+            saved.or_else(|| agent.mesh.pod_uid(uid))
+        }
+    };
     let searches = workload.dns.as_ref().and_then(|d| d.searches.clone());
     let pod = Arc::new(Pod {
         searches: searches
             .unwrap_or_else(|| dns::cluster_searches(&workload.namespace, &agent.cluster_domain)),
         dns: !own_dns,
         uid: (&*workload.uid).into(),
+        pod_uid,
         owner,
         flags,
         listeners: Mutex::default(),
@@ -211,6 +225,7 @@ async fn enroll_as(
     match outcome {
         Ok(()) => {
             tracing::info!(uid, owner, identity = %pod.identity, "pod enrolled");
+            agent.reports.say(pod.pod_uid.as_ref(), &pod.uid, true);
             lock(&agent.pods.all).insert(pod.netns.cookie(), pod);
             Ok(())
         }
@@ -258,6 +273,7 @@ fn capture(
     let mut ebpf = programs.load(&entry)?;
     let mut saved = Saved {
         uid: pod.uid.to_string(),
+        pod_uid: pod.pod_uid.clone(),
         owner: pod.owner,
         flags: pod.flags,
         netns_inode: netns_inode(&pod.netns)?,
@@ -417,6 +433,7 @@ async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     // Once more: the last connection that was captured may have made one.
     agent.direct.forget(agent, pod.owner);
     tracing::info!(uid = %pod.uid, "pod un-enrolled");
+    agent.reports.say(pod.pod_uid.as_ref(), &pod.uid, false);
     agent.pods.letting_go.send_modify(|pods| *pods += 1);
     let (agent, pod) = (agent.clone(), pod.clone());
     if tokio::time::timeout(LET_GO, pod.scope.idle()).await.is_ok() {
@@ -502,6 +519,9 @@ pub async fn take_up(
         };
         let (Some(saved), Some(netns)) = (saved, netns) else {
             tracing::info!(cookie, owner = entry.owner, "an enrolled pod is gone");
+            if let Some(saved) = agent.pods.saved(cookie) {
+                agent.reports.say(saved.pod_uid.as_ref(), &saved.uid.into(), false);
+            }
             agent.capture.unenroll(cookie);
             agent.capture.pod_programs().detach(entry.owner);
             let _ = fs::remove_file(agent.pods.file(cookie));

@@ -12,7 +12,7 @@ use crate::{
 use hbone::{Authority, Baggage, End, InboundStream};
 use http::StatusCode;
 use identity::SpiffeId;
-use policy::{Request, Verdict};
+use policy::{Decision, Request, Verdict};
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
 use tokio::net::{TcpListener, TcpStream};
@@ -204,6 +204,9 @@ async fn open_plaintext(
     to: SocketAddr,
 ) -> Option<(Entry, TcpStream)> {
     let mut incoming = judge(agent, pod, None, source, to, None).await?;
+    if !incoming.verdict.allowed && agent.kubelet.has_made(source, to).await {
+        incoming.is_by_kubelet();
+    }
     if incoming.verdict.allowed && incoming.source_is_meshed {
         // Its agent would have come by HBONE: this is either forged, or discovery's delay.
         incoming.verdict.allowed = false;
@@ -286,12 +289,18 @@ async fn judge(
         flags: ResponseFlags::None,
         close: None,
     };
-    let judged = Judged { destination_uid: pod.uid.clone(), request };
+    let judged = Judged { destination_uid: pod.uid.clone(), request, by_kubelet: false };
     let source_is_meshed = client.is_some_and(|c| c.hbone);
     Some(Incoming { record, judged, verdict, source_is_meshed })
 }
 
 impl Incoming {
+    fn is_by_kubelet(&mut self) {
+        self.judged.by_kubelet = true;
+        self.verdict = Verdict { allowed: true, decision: Decision::Kubelet, dry_run: Vec::new() };
+        self.record.verdict = Some(self.verdict.decision.to_string());
+    }
+
     async fn last_hop(&self, agent: &Agent, pod: &Pod) -> std::io::Result<TcpStream> {
         let Request { source, destination, .. } = &self.judged.request;
         sockets::connect_as(&agent.capture, pod, source.ip(), *destination).await

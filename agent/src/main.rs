@@ -4,7 +4,9 @@
 mod admin;
 mod agent;
 mod capture;
+mod cni_config;
 mod connections;
+mod cri;
 mod dial;
 mod direct;
 mod discovery;
@@ -14,10 +16,15 @@ mod enrolment;
 mod fault;
 mod handover;
 mod inbound;
+mod installer;
+mod kubelet;
+mod kubernetes;
 mod netlink;
 mod netns;
 mod outbound;
 mod pods;
+mod pods_of_node;
+mod reports;
 mod scope;
 mod seqpacket;
 mod sockets;
@@ -37,8 +44,10 @@ use handover::{Estate, InheritedPod, TakingOver};
 use hbone::{Pool, PoolConfig};
 use http::StatusCode;
 use identity::{CertStore, RootsFile};
+use kubelet::Kubelet;
 use mesh::{Local, Mesh};
 use pods::Pods;
+use reports::Reports;
 use scope::spawn_for_agent;
 use std::{
     collections::HashMap,
@@ -80,6 +89,12 @@ enum Command {
     Detach {
         #[arg(long, default_value = "/sys/fs/bpf/culvert")]
         bpffs: PathBuf,
+        /// Take culvert-cni out of the configurations of this directory first
+        #[arg(long)]
+        cni_conf_dir: Option<PathBuf>,
+        /// Then remove it from this directory
+        #[arg(long, requires = "cni_conf_dir")]
+        cni_bin_dir: Option<PathBuf>,
     },
 }
 
@@ -141,6 +156,8 @@ struct Run {
     /// An HBONE connection without streams is closed after this long
     #[arg(long, default_value_t = 90)]
     pool_idle_seconds: u64,
+    #[command(flatten)]
+    kubernetes: kubernetes::Options,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -155,7 +172,12 @@ fn main() -> ExitCode {
         Command::Check { cgroup } => netns::remember_home()
             .map_err(Into::into)
             .map(|()| capture::check::check(cgroup.as_deref())),
-        Command::Detach { bpffs } => capture::detach(&bpffs).map(|()| true),
+        Command::Detach { bpffs, cni_conf_dir, cni_bin_dir } => {
+            // What waits for an agent goes first, then what needs one.
+            let uninstalled = cni_conf_dir
+                .map_or(Ok(()), |dir| installer::uninstall(&dir, cni_bin_dir.as_deref()));
+            uninstalled.and_then(|()| capture::detach(&bpffs)).map(|()| true)
+        }
         Command::Run(run) => start(*run).map(|()| true),
     };
     match outcome {
@@ -221,6 +243,7 @@ async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
     spawn_for_agent(agent.clone().judge_live_connections());
     spawn_for_agent(sweep(agent.clone()));
     spawn_for_agent(give_memory_back(agent.clone()));
+    run.kubernetes.start(&agent, control_plane(&run), &run.run_dir, &is_taken_up)?;
     spawn_for_agent(direct::keep(agent.clone(), is_taken_up));
     tracing::info!(node = run.node, cgroup = %cgroup.display(), "agent started");
 
@@ -454,6 +477,9 @@ fn build(
         serving: watch::Sender::new(serving),
         superseded: watch::Sender::new(false),
         enrol_clients: watch::Sender::new(0),
+        reports: Reports::default(),
+        changes: watch::Sender::new(0),
+        kubelet: Kubelet::new(&run.kubernetes.kubelet_program),
         node: run.node.clone(),
         cluster: run.cluster.clone(),
         cluster_domain: run.cluster_domain.to_lowercase(),
@@ -464,6 +490,7 @@ fn build(
     agent.mesh.tell_changed(move || {
         if let Some(agent) = told.upgrade() {
             agent.direct.expire(&agent);
+            agent.changes.send_modify(|n| *n = n.wrapping_add(1));
         }
     });
     let told = Arc::downgrade(&agent);

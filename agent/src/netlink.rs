@@ -205,6 +205,21 @@ fn each_tcp_socket(extensions: u8, mut each: impl FnMut(TcpSocket, &[u8])) -> io
 /// Resets a TCP connection of this thread's namespace (`SOCK_DESTROY`). By its cookie: without one the
 /// kernel takes a listener where the connection is gone.
 pub fn destroy_tcp(local: SocketAddr, remote: SocketAddr, cookie: u64) -> io::Result<()> {
+    let body = one_tcp_socket(local, remote, cookie);
+    let s = open(SockProtocol::NetlinkSockDiag)?;
+    send(&s, SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &body)?;
+    let mut buffer = vec![0u8; 8192];
+    let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    match error_of(buffer.get(..n).unwrap_or_default()) {
+        // Gone is as well.
+        Some(0 | libc::ENOENT | libc::ESTALE) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("netlink answered something else")),
+    }
+}
+
+/// `struct inet_diag_req_v2` for one socket.
+fn one_tcp_socket(local: SocketAddr, remote: SocketAddr, cookie: u64) -> Vec<u8> {
     const IPPROTO_TCP: u8 = 6;
     let mut body = vec![family(local.is_ipv6()), IPPROTO_TCP, 0, 0];
     body.extend_from_slice(&u32::MAX.to_ne_bytes());
@@ -223,15 +238,35 @@ pub fn destroy_tcp(local: SocketAddr, remote: SocketAddr, cookie: u64) -> io::Re
     for half in [cookie & 0xffff_ffff, cookie >> 32] {
         body.extend_from_slice(&u32::try_from(half).unwrap_or_default().to_ne_bytes());
     }
+    body
+}
+
+/// The inode of the socket of this thread's namespace that this connection is.
+pub fn tcp_inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+    const NO_COOKIE: u64 = u64::MAX;
+    const TCP_LISTEN: u8 = 10;
+    // Of struct inet_diag_msg, behind its header of 16.
+    const STATE: usize = 16 + 1;
+    const REMOTE_PORT: usize = 16 + 6;
+    const INODE: usize = 16 + 68;
+    let body = one_tcp_socket(local, remote, NO_COOKIE);
     let s = open(SockProtocol::NetlinkSockDiag)?;
-    send(&s, SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &body)?;
+    send(&s, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, &body)?;
     let mut buffer = vec![0u8; 8192];
     let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-    match error_of(buffer.get(..n).unwrap_or_default()) {
-        // Gone is as well.
-        Some(0 | libc::ENOENT | libc::ESTALE) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::other("netlink answered something else")),
+    let answer = buffer.get(..n).unwrap_or_default();
+    match u16_at(answer, 4) {
+        Some(SOCK_DIAG_BY_FAMILY) => {
+            // Where there is no such connection, a listener at its address is what is found.
+            let is_it = be_u16_at(answer, REMOTE_PORT) == Some(remote.port())
+                && answer.get(STATE) != Some(&TCP_LISTEN);
+            // A connection that nobody holds any more has none.
+            Ok(u32_at(answer, INODE).filter(|inode| is_it && *inode != 0))
+        }
+        _ => match error_of(answer) {
+            Some(libc::ENOENT) => Ok(None),
+            errno => Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO))),
+        },
     }
 }
 

@@ -31,6 +31,12 @@ pub fn remember_home() -> io::Result<()> {
     home().map(drop)
 }
 
+/// What a process in the agent's own namespace has at /proc/PID/ns/net.
+pub fn home_inode() -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    Ok(home()?.metadata()?.ino())
+}
+
 impl Netns {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let mut ns = Netns { fd: Arc::new(fd), cookie: 0 };

@@ -296,8 +296,11 @@ async fn to_itself(
         Ok(upstream) => {
             let mut record = begun.record(&route);
             record.verdict = Some(verdict.decision.to_string());
-            let judged =
-                crate::connections::Judged { destination_uid: begun.pod.uid.clone(), request };
+            let judged = crate::connections::Judged {
+                destination_uid: begun.pod.uid.clone(),
+                request,
+                by_kubelet: false,
+            };
             let entry = begun.agent.connections.open(&begun.agent.metrics, record, Some(judged));
             entry.judge_again(|judged| begun.agent.no_longer_allowed(judged));
             Some(Open { entry, downstream, upstream: End::Tcp(upstream), lease: None })

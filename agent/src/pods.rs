@@ -25,6 +25,8 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Pod {
     pub uid: Arc<str>,
+    /// `metadata.uid`, where somebody has said it.
+    pub pod_uid: Option<Arc<str>>,
     /// The key of its state in the kernel.
     pub owner: u32,
     pub flags: u32,
@@ -107,6 +109,8 @@ impl Drop for Accepted {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Saved {
     pub uid: String,
+    #[serde(default)]
+    pub pod_uid: Option<Arc<str>>,
     pub owner: u32,
     pub flags: u32,
     pub netns_inode: u64,

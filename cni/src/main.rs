@@ -1,4 +1,4 @@
-//! `culvert-cni`: a chained CNI plugin (spec 0.4.0 to 1.1.0). ADD returns once the agent has
+//! `culvert-cni`: a chained CNI plugin (spec 0.3.0 to 1.1.0). ADD returns once the agent has
 //! captured the pod, or knows that it is not of the mesh; while no agent answers it fails, and the
 //! kubelet tries again: no process of the pod runs before.
 

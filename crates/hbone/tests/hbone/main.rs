@@ -10,4 +10,5 @@ mod pool;
 mod raw;
 mod relay;
 mod requests;
+mod roots;
 mod streams;
