@@ -33,6 +33,11 @@ pub struct Stage {
 impl Stage {
     /// One node, an agent that follows the script, and a CA that answers as it should.
     pub fn new(name: &str) -> Self {
+        Self::with_args(name, &[])
+    }
+
+    /// The same with more arguments for the agent.
+    pub fn with_args(name: &str, args: &[&str]) -> Self {
         let bed = Bed::new(name).unwrap();
         let logs = ShownOnPanic { dir: bed.dir().to_owned() };
         let pki = Arc::new(Pki::new("cluster.local"));
@@ -41,7 +46,8 @@ impl Stage {
         fs::write(&root, pki.root_pem()).unwrap();
         fs::write(&token, "any").unwrap();
         let control = serve(&bed, &pki);
-        let agent = Agent::start(node, &root, &token, &[]);
+        let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
+        let agent = Agent::start(node, &root, &token, &args);
         Self { _logs: logs, control: Some(control), pki, agent, bed }
     }
 
@@ -122,6 +128,7 @@ pub fn record(pod: &MeshPod) -> pb::Workload {
         workload_name: pod.name().to_owned(),
         canonical_name: pod.name().to_owned(),
         cluster_id: "Kubernetes".to_owned(),
+        pod_uid: pod.object_uid(),
         ..Default::default()
     }
 }

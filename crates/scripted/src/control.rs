@@ -35,6 +35,10 @@ use xds::proto::{
         },
     },
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    node::{
+        ReportRequest, ReportResponse,
+        node_server::{Node, NodeServer},
+    },
 };
 
 /// How long a test waits for a client's next word.
@@ -52,6 +56,9 @@ struct Shared {
     streams: AtomicUsize,
     ca: Mutex<Option<Arc<Answering>>>,
     csrs: Mutex<Vec<Csr>>,
+    reports: Mutex<Vec<ReportRequest>>,
+    /// How the next reports are answered, instead of taken.
+    refusals: Mutex<VecDeque<Code>>,
 }
 
 type Answering = dyn Fn(&Csr) -> CaAnswer + Send + Sync;
@@ -87,6 +94,7 @@ impl ControlPlane {
         listener.set_nonblocking(true).unwrap();
         let ads = Ads { shared: shared.clone(), opened: tx };
         let ca = IstioCertificateServiceServer::new(Ca(shared.clone()));
+        let node = NodeServer::new(Reports(shared.clone()));
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let server = Server::builder()
@@ -94,6 +102,7 @@ impl ControlPlane {
                 .unwrap()
                 .add_service(ads)
                 .add_service(ca)
+                .add_service(node)
                 .serve_with_incoming(TcpListenerStream::new(listener));
             tokio::spawn(server);
         });
@@ -108,6 +117,16 @@ impl ControlPlane {
     /// All that the CA was asked.
     pub fn csrs(&self) -> Vec<Csr> {
         lock(&self.shared.csrs).clone()
+    }
+
+    /// All that agents have reported of their pods, taken or refused.
+    pub fn reports(&self) -> Vec<ReportRequest> {
+        lock(&self.shared.reports).clone()
+    }
+
+    /// Refuses the next reports, one by one.
+    pub fn refuse_reports(&self, codes: &[Code]) {
+        lock(&self.shared.refusals).extend(codes);
     }
 
     /// The next discovery stream that a client opens.
@@ -300,6 +319,22 @@ impl Encoder for Bytewise {
         use prost::bytes::BufMut as _;
         into.put_slice(&message);
         Ok(())
+    }
+}
+
+struct Reports(Arc<Shared>);
+
+#[tonic::async_trait]
+impl Node for Reports {
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<ReportResponse>, Status> {
+        lock(&self.0.reports).push(request.into_inner());
+        match lock(&self.0.refusals).pop_front() {
+            Some(code) => Err(Status::new(code, "by the script")),
+            None => Ok(Response::new(ReportResponse {})),
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! Who may, by what only HTTP shows; and nobody around the waypoint.
 
 use crate::scene::{PORT, Scene};
-use culvert_tests::{Ask, SOON, at, denied};
-use std::io::{Read as _, Write as _};
+use culvert_tests::{Ask, Kubelet, Runs, at, denied};
 
 #[test]
 fn the_waypoint_judges_requests_and_nobody_goes_around_it() {
@@ -25,20 +24,16 @@ fn the_waypoint_judges_requests_and_nobody_goes_around_it() {
     assert_eq!(s.ask(&post).status, 403);
     // Around it, by the pod's own address, from within the mesh or outside it.
     let outsider = s.mesh.pod(1, "outsider");
+    let kubelet = Kubelet::new();
     for app in &s.apps {
         let to = at(app.pod.ipv4(), PORT);
         denied(&s.client, &to);
         let around = Ask::get(&format!("http://{to}/")).from(&outsider);
         assert!(around.is_err(), "{around:?}");
-        // The node's own probes are no way around.
-        let probed = app.pod.node().inside(|| {
-            let mut tcp = std::net::TcpStream::connect(&to)?;
-            tcp.set_read_timeout(Some(SOON))?;
-            write!(tcp, "GET /probe HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            tcp.read_to_string(&mut answer)?;
-            Ok(answer)
-        });
-        assert!(probed.unwrap().starts_with("HTTP/1.1 200"));
+        // The kubelet's probes are no way around, and nobody else on the node makes one.
+        let question = "GET /probe HTTP/1.1\\r\\nHost: probed\\r\\nConnection: close\\r\\n\\r\\n";
+        let ask = |runs: Runs<'_>| kubelet.asks(&runs, &to, question, 12);
+        assert_eq!(ask(Runs::OnNode(app.pod.node())).as_deref(), Some("HTTP/1.1 200"));
+        assert_eq!(ask(Runs::Renamed(app.pod.node())), None);
     }
 }
