@@ -194,7 +194,12 @@ fn main() -> ExitCode {
             // What waits for an agent goes first, then what needs one.
             let uninstalled = cni_conf_dir
                 .map_or(Ok(()), |dir| installer::uninstall(&dir, cni_bin_dir.as_deref()));
-            let detached = uninstalled.and_then(|()| capture::detach(&bpffs));
+            let done = linger && !capture::holds_state(&bpffs);
+            let detached =
+                uninstalled.and_then(|()| if done { Ok(()) } else { capture::detach(&bpffs) });
+            if linger && detached.is_ok() {
+                println!("nothing of the mesh is left on this node");
+            }
             detached.and_then(|()| if linger { until_terminated() } else { Ok(()) }).map(|()| true)
         }
         Command::Run(run) => start(*run).map(|()| true),

@@ -503,6 +503,11 @@ fn refuse_other_versions(bpffs: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether there is something to take off.
+pub fn holds_state(bpffs: &Path) -> bool {
+    bpffs.join(format!("v{ABI_VERSION}")).exists()
+}
+
 /// Takes capture and guard off the node: pods are as before, unmeshed.
 pub fn detach(bpffs: &Path) -> anyhow::Result<()> {
     let dir = bpffs.join(format!("v{ABI_VERSION}"));

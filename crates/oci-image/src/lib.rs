@@ -202,6 +202,22 @@ mod tests {
         assert_eq!(library_paths("\tstatically linked\n"), Vec::<PathBuf>::new());
     }
 
+    /// Needs root, as all tests of the workspace may.
+    #[test]
+    fn a_program_runs_with_nothing_but_the_image() {
+        let dir = std::env::temp_dir().join(format!("oci-image-root-{}", std::process::id()));
+        let image = Image::new("x.invalid/y:z").program_in("/usr/bin", Path::new("/bin/cat"));
+        let root = image.unwrap().links("../usr/bin/cat", &["dog"]).write_root(&dir).unwrap();
+        let run =
+            Command::new("/usr/sbin/chroot").arg(&root).args(["/bin/dog", "--version"]).output();
+        let again = Image::new("x.invalid/y:z").write_root(&dir).unwrap_err().to_string();
+        fs::remove_dir_all(&root).unwrap();
+        let run = run.unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        assert!(run.stdout.starts_with(b"cat "));
+        assert!(again.contains("is there already"), "{again}");
+    }
+
     #[test]
     fn an_archive_holds_blobs_by_their_digest() {
         let dir = std::env::temp_dir().join(format!("oci-image-{}", std::process::id()));

@@ -40,31 +40,41 @@ pub fn missing(api_only: bool) -> Result<()> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // Another build may have been waited for: look again at what is there.
     let _alone = lock(&dir)?;
-    for (name, package, _) in missing {
-        if !dir.join(name).is_file() {
-            one(name, package, &versions, &dir)?;
-        }
-    }
-    Ok(())
+    let missing: Vec<_> =
+        missing.into_iter().filter(|(name, ..)| !dir.join(name).is_file()).collect();
+    if missing.is_empty() { Ok(()) } else { together(&missing, &versions, &dir) }
 }
 
-/// One after the other, as each takes up to two gigabytes to link.
-fn one(name: &str, package: &str, versions: &Versions, dir: &Path) -> Result<()> {
-    eprintln!("building {name} (once; minutes when nothing of Kubernetes has been built before)");
+/// One command for all of them: while one is linked, which takes a processor and two gigabytes, others are compiled.
+fn together(programs: &[(&str, &str, bool)], versions: &Versions, dir: &Path) -> Result<()> {
+    let names: Vec<&str> = programs.iter().map(|(name, ..)| *name).collect();
+    let names = names.join(", ");
+    eprintln!("building {names} (once; minutes when nothing of Kubernetes has been built before)");
     let begun = Instant::now();
-    let (part, done) = (dir.join(format!(".{name}.part")), dir.join(name));
+    let parts = dir.join(".parts");
     let mut go = go();
     go.args(["build", "-trimpath", "-mod=readonly", "-ldflags", &ldflags(&versions.kubernetes)?])
+        // With its slash it is a folder to go, whatever there is.
         .arg("-o")
-        .args([part.as_os_str(), package.as_ref()])
+        .arg(parts.join(""))
+        .args(programs.iter().map(|(_, package, _)| package))
         // One file that runs in every mount namespace, whatever libraries are there.
         .env("CGO_ENABLED", "0");
     let status = go.status().context("cannot start go")?;
-    ensure!(status.success(), "building {name} ended with {status}: what go said is above");
-    fs::rename(&part, &done).with_context(|| format!("cannot make {}", done.display()))?;
-    let size = fs::metadata(&done)?.len() >> 20;
-    eprintln!("built {name}: {} s, {size} MiB in {}", begun.elapsed().as_secs(), dir.display());
+    ensure!(status.success(), "building {names} ended with {status}: what go said is above");
+    for (name, package, _) in programs {
+        let done = dir.join(name);
+        fs::rename(parts.join(go_name(package)), &done)
+            .with_context(|| format!("cannot make {}", done.display()))?;
+    }
+    eprintln!("built {names}: {} s, in {}", begun.elapsed().as_secs(), dir.display());
     Ok(())
+}
+
+/// What go calls the program of a package: its last part that is not a version.
+fn go_name(package: &str) -> &str {
+    let is_version = |p: &&str| p.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
+    package.rsplit('/').find(|p| !is_version(p)).unwrap_or(package)
 }
 
 /// Without a version a program calls itself v0.0.0, and compares its API's age with that.
@@ -130,6 +140,12 @@ mod tests {
         assert!(flags.contains(" -X k8s.io/component-base/version.gitMinor=35 "), "{flags}");
         assert!(flags.contains(" -X k8s.io/client-go/pkg/version.gitVersion=v1.35.4 "), "{flags}");
         assert!(ldflags("v1").is_err());
+    }
+
+    #[test]
+    fn a_program_is_called_as_go_calls_it() {
+        assert_eq!(go_name("go.etcd.io/etcd/server/v3"), "server");
+        assert_eq!(go_name("k8s.io/kubernetes/cmd/kubectl"), "kubectl");
     }
 
     #[test]

@@ -53,6 +53,10 @@ fn what_is_set_is_rendered() {
         assert!(rendered.lines().any(|l| l.trim() == line), "{line}: {rendered}");
     }
     assert_eq!(rendered.matches("--cni-exclude-namespace=culvert-system").count(), 1);
+    let detaching = chart::render(&["--set=agent.detach=true"]).unwrap();
+    assert!(detaching.contains("- detach\n") && detaching.contains("maxUnavailable: 100%"));
+    // culvertd's own stay.
+    assert_eq!(detaching.matches("readinessProbe").count(), 1);
     for gone in ["ValidatingWebhookConfiguration", "admissionregistration", "kind: GatewayClass"] {
         assert!(!rendered.contains(gone), "{gone}");
     }
