@@ -111,7 +111,9 @@ impl Mesh<'_> {
         self.cluster.load(&image).unwrap();
         let crds = chart::dir().join("crds");
         self.kubectl(&["apply", "--server-side", "-f", crds.to_str().unwrap()]);
-        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
+        let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
+        // Of one without any condition yet it thinks nothing good.
+        eventually(SOON, || self.cluster.api().kubectl(&wait)).unwrap();
         let manifests = chart::manifests_file();
         self.kubectl(&["apply", "--server-side", "-f", manifests.to_str().unwrap()]);
         for what in ["deployment/culvertd", "daemonset/culvert-agent"] {
@@ -171,7 +173,7 @@ impl Mesh<'_> {
     /// The status of an HTTP answer, once it has come whole.
     fn get(&self, from: &str, address: &str, port: u16) -> Result<String> {
         let script = format!(
-            r"exec 3<>/dev/tcp/{address}/{port} && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && cat <&3 | head -c 12"
+            r"exec 3<>/dev/tcp/{address}/{port} && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && read -r line <&3 && cat <&3 >/dev/null; echo $line"
         );
         self.exec(from, &script)
     }
@@ -273,9 +275,10 @@ impl Mesh<'_> {
     fn agents_are_exchanged_under_load(&self) {
         let web = self.address("web-2");
         let script = format!(
-            r"(while [ ! -e /tmp-stop ]; do
-                 if [ $( (exec 3<>/dev/tcp/{web}/8080 && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && cat <&3) 2>/dev/null | head -c 12 | tail -c 3)x = 200x ];
-                 then echo ok; else echo failed; fi >>/load; done) >/dev/null 2>&1 &"
+            r"(while [ ! -e /stop ]; do
+                 (exec 3<>/dev/tcp/{web}/8080 && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && read -r line <&3 &&
+                   cat <&3 >/dev/null && [[ $line == *200* ]]) && echo ok || echo failed
+               done >/load 2>/errors) >/dev/null 2>&1 &"
         );
         self.exec("client", &script).unwrap();
         self.kubectl(&["rollout", "restart", "daemonset/culvert-agent", "-n", SYSTEM]);
@@ -287,11 +290,11 @@ impl Mesh<'_> {
             SYSTEM,
             "--timeout=300s",
         ]);
-        self.exec("client", "echo >/tmp-stop").unwrap();
-        let load = self.exec("client", "cat /load").unwrap();
+        self.exec("client", "echo >/stop").unwrap();
+        let load = self.exec("client", "cat /load /errors").unwrap();
         let ok = load.lines().filter(|l| *l == "ok").count();
         let failed = load.lines().filter(|l| *l == "failed").count();
         println!("{ok} connections while agents were exchanged, {failed} failed");
-        assert!(ok > 50 && failed == 0, "{ok} ok, {failed} failed\n{}", self.state());
+        assert!(ok > 50 && failed == 0, "{ok} ok, {failed} failed\n{load}\n{}", self.state());
     }
 }

@@ -157,7 +157,8 @@ pub fn installed(bed: &Bed) -> ApiServer {
         api.kubectl(&["apply", "--server-side", "-f", file.to_str().unwrap()]).unwrap();
     }
     let all = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
-    api.kubectl(&all).unwrap();
+    // Of one without any condition yet it thinks nothing good.
+    eventually(SOON, || api.kubectl(&all)).unwrap();
     manifests(&api);
     // Nothing here routes addresses of services: the control plane's is one of the API server's own machine.
     let address = field(&api, "service/culvertd", SYSTEM, ".spec.clusterIP").unwrap();
