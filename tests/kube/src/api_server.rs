@@ -312,6 +312,10 @@ fn arguments(pki: &Pki, tier: Tier) -> Result<Vec<String>> {
     ] {
         args.push(format!("{flag}={}", path.display()));
     }
+    if tier == Tier::Cluster {
+        // Webhooks are asked at their pods: nothing here knows the way to addresses of services.
+        args.push("--enable-aggregator-routing=true".to_owned());
+    }
     if tier == Tier::Api {
         args.push("--disable-admission-plugins=ServiceAccount".to_owned());
     }

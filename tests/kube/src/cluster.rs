@@ -43,6 +43,7 @@ impl Cluster {
         for name in nodes {
             let node = Node::start(bed, &this.api, name, &this.busybox, &archive)
                 .with_context(|| format!("cannot start node {name}"))?;
+            way_to_pods(bed, &node)?;
             this.nodes.push(node);
         }
         this.wait_until_ready(nodes)?;
@@ -102,6 +103,18 @@ impl Cluster {
         eventually(PATIENCE, || self.api.kubectl(&["get", "serviceaccount", "default"]))?;
         Ok(())
     }
+}
+
+/// From where the API server is, which asks webhooks.
+fn way_to_pods(bed: &Bed, node: &Node) -> Result<()> {
+    let pods = format!("10.10.{}.0/24", node.bed().number());
+    let by = node.bed().ipv4().to_string();
+    testbed::inside(&bed.fabric_netns_path(), || {
+        let args = ["route", "replace", &pods, "via", &by];
+        let added = Command::new("ip").args(args).status()?;
+        ensure!(added.success(), "ip {}: {added}", args.join(" "));
+        Ok(())
+    })
 }
 
 fn start_controllers(bed: &Bed, api: &ApiServer) -> Result<Vec<(&'static str, Proc)>> {

@@ -93,7 +93,7 @@ impl Mesh<'_> {
                 "-n",
                 SYSTEM,
                 "-l",
-                "app.kubernetes.io/component=culvert-agent",
+                "app.kubernetes.io/name=culvert-agent",
                 "--tail=40",
                 "--prefix"
             ])),
@@ -263,7 +263,7 @@ impl Mesh<'_> {
             "-n",
             SYSTEM,
             "-l",
-            "app.kubernetes.io/component=culvert-agent",
+            "app.kubernetes.io/name=culvert-agent",
             "--tail=-1",
         ]);
         let client = "spiffe://cluster.local/ns/default/sa/client";
