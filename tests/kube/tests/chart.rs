@@ -184,7 +184,7 @@ fn rights_are_the_contracts(api: &ApiServer) {
         ("watch", "endpointslices.discovery.k8s.io", &["-A"]),
         ("watch", "virtualservices.networking.istio.io", &["-A"]),
         ("watch", "gateways.gateway.networking.k8s.io", &["-A"]),
-        ("list", "gatewayclasses.gateway.networking.k8s.io", &[]),
+        ("get", "gatewayclasses.gateway.networking.k8s.io/istio-waypoint", &[]),
         ("patch", "pods", ELSEWHERE),
         ("patch", "configmaps/istio-ca-root-cert", ELSEWHERE),
         ("create", "configmaps/istio-ca-root-cert", ELSEWHERE),
