@@ -210,7 +210,7 @@ fn a_pod_made_anew_under_its_name_joins_and_the_one_before_is_let_go() {
     .unwrap();
     s.mesh.announce(&second);
     attempt(&second, &to).unwrap();
-    s.mesh.agent(2).logged(&[&format!("src.addr={}", second.ipv4()), &second.identity()]);
+    s.mesh.agent(2).logged(&[&format!("src.addr=\"{}:", second.ipv4()), &second.identity()]);
 
     // Its record goes first, as when it is deleted by force: while it runs it stays captured.
     s.mesh.forget_pod(&second);

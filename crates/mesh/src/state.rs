@@ -130,10 +130,10 @@ impl Mesh {
     /// The pods of this node, each with its `metadata.uid`.
     pub fn pods_here(&self) -> Vec<(Arc<Workload>, Arc<str>)> {
         let t = self.tables();
-        let known = |(uid, pod_uid): (&Box<str>, &Arc<str>)| {
-            Some((t.workloads.get(&**uid)?.0.clone(), pod_uid.clone()))
+        let known = |(uid, pod_uid): (&str, &Arc<str>)| {
+            Some((t.workloads.get(uid)?.0.clone(), pod_uid.clone()))
         };
-        t.here.iter().filter_map(known).collect()
+        t.here.iter().map(|(uid, pod_uid)| (&**uid, pod_uid)).filter_map(known).collect()
     }
 
     /// `metadata.uid` of a pod of this node.

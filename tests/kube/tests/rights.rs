@@ -37,7 +37,9 @@ fn without_any_one_right_something_is_missing() {
         let whole = role(&api, right.role);
         undo(&api);
         replace(&api, &without(&whole, &right));
-        if !is_missed(&bed, &api, &right) {
+        let missed = is_missed(&bed, &api, &right);
+        println!("{} {} of {}: missed: {missed}", right.verb, right.resource, right.role);
+        if !missed {
             unneeded.push(format!("{} {} of {}", right.verb, right.resource, right.role));
         }
         replace(&api, &whole);
