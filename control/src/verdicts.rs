@@ -149,7 +149,7 @@ impl Judge<'_> {
             ("" | "core", "Service") => true,
             (_, "" | "Gateway") => {
                 let there = self.parent(Kind::KubernetesGateway, o, p);
-                there.is_some_and(|g| is_of_our_class(g))
+                there.is_some_and(is_of_our_class)
             }
             _ => false,
         }

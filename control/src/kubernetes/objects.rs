@@ -135,7 +135,7 @@ impl Objects {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::{super::kinds::WATCHED, *};
     use istio_api::{AuthorizationAction, Spec};

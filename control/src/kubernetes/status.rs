@@ -13,7 +13,7 @@ use kube::{
     core::{ApiResource, DynamicObject},
 };
 use routes::compile::WAYPOINT_CLASSES;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -136,18 +136,19 @@ fn status(verdict: &Verdict, generation: Option<i64>, before: &Value, now: &str)
         // The list is written whole: what other controllers say of their parents stays in it.
         Verdict::Route(parents) => json!({
             "parents": others(before).chain(parents.iter().map(|(parent, all)| {
-                let mut named = json!({ "name": parent.name });
+                let mut named = Map::from_iter([("name".to_owned(), json!(parent.name))]);
                 for (field, value) in [
                     ("group", &parent.group), ("kind", &parent.kind),
                     ("namespace", &parent.namespace), ("sectionName", &parent.section_name),
                 ] {
                     if !value.is_empty() || field == "group" && parent.kind == "Service" {
-                        named[field] = json!(value);
+                        named.insert(field.to_owned(), json!(value));
                     }
                 }
                 if let Some(port) = parent.port {
-                    named["port"] = json!(port);
+                    named.insert("port".to_owned(), json!(port));
                 }
+                let named = Value::Object(named);
                 let before = of("parents", &|v| v.get("parentRef") == Some(&named));
                 json!({
                     "parentRef": named,
@@ -175,17 +176,20 @@ fn condition(c: &Condition, generation: Option<i64>, before: &Value, now: &str) 
         })
     });
     let since = same.and_then(|b| b.get("lastTransitionTime")).cloned();
-    let mut value = json!({
-        "type": c.r#type,
-        "status": met,
-        "reason": c.reason,
-        "message": c.message,
-        "lastTransitionTime": since.unwrap_or_else(|| json!(now)),
-    });
+    let mut value = Map::from_iter(
+        [
+            ("type", json!(c.r#type)),
+            ("status", json!(met)),
+            ("reason", json!(c.reason)),
+            ("message", json!(c.message)),
+            ("lastTransitionTime", since.unwrap_or_else(|| json!(now))),
+        ]
+        .map(|(field, value)| (field.to_owned(), value)),
+    );
     if let Some(generation) = generation {
-        value["observedGeneration"] = json!(generation);
+        value.insert("observedGeneration".to_owned(), json!(generation));
     }
-    value
+    Value::Object(value)
 }
 
 /// Whether all of `wanted` is in `there`; what others have written beside it does not count.
@@ -249,7 +253,7 @@ async fn classes(client: &Client) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

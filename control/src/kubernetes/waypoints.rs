@@ -146,10 +146,13 @@ fn objects(gateway: &Object, settings: &Settings, words: &Words<'_>) -> Vec<Valu
             }],
         },
     });
-    let mut pod_labels = labels.clone();
     // It ends HBONE itself, and nothing of it is to be captured.
-    pod_labels["istio.io/dataplane-mode"] = json!("none");
-    pod_labels["sidecar.istio.io/inject"] = json!("false");
+    let pod_labels = json!({
+        GATEWAY_NAME: name,
+        "gateway.istio.io/managed": "culvert.io-waypoint-controller",
+        "istio.io/dataplane-mode": "none",
+        "sidecar.istio.io/inject": "false",
+    });
     let deployment = json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -222,13 +225,14 @@ fn pod(name: &str, settings: &Settings, words: &Words<'_>) -> Value {
 
 async fn write(client: &Client, namespace: &str, objects: &[Value]) -> Result<(), kube::Error> {
     for object in objects {
-        let resource = match object["kind"].as_str() {
+        let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+        let resource = match text("/kind") {
             Some("Deployment") => of("apps", "Deployment", "deployments"),
             Some("Service") => of("", "Service", "services"),
             _ => of("", "ServiceAccount", "serviceaccounts"),
         };
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let name = text("/metadata/name").unwrap_or_default();
         let params = PatchParams::apply(FIELD_MANAGER).force();
         api.patch(name, &params, &Patch::Apply(object)).await?;
     }

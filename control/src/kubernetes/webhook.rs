@@ -18,7 +18,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
@@ -98,13 +98,19 @@ fn review(body: &[u8]) -> serde_json::Result<Value> {
     };
     let (errors, warnings): (Vec<&Diagnostic>, Vec<_>) =
         diagnostics.iter().partition(|d| d.code.is_error());
-    let mut response = json!({ "uid": request.uid, "allowed": errors.is_empty() });
+    let all = |those: Vec<&Diagnostic>| those.into_iter().map(told).collect::<Vec<_>>();
+    let (allowed, errors, warnings) = (errors.is_empty(), all(errors), all(warnings));
+    let mut response = Map::from_iter([
+        ("uid".to_owned(), json!(request.uid)),
+        ("allowed".to_owned(), json!(allowed)),
+    ]);
     if !warnings.is_empty() {
-        response["warnings"] = warnings.into_iter().map(told).collect();
+        response.insert("warnings".to_owned(), json!(warnings));
     }
-    if !errors.is_empty() {
-        let message = errors.into_iter().map(told).collect::<Vec<_>>().join("\n");
-        response["status"] = json!({ "code": 422, "reason": "Invalid", "message": message });
+    if !allowed {
+        let message = errors.join("\n");
+        let status = json!({ "code": 422, "reason": "Invalid", "message": message });
+        response.insert("status".to_owned(), status);
     }
     Ok(json!({
         "apiVersion": "admission.k8s.io/v1",
@@ -180,7 +186,7 @@ async fn look(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
