@@ -89,7 +89,7 @@ impl Authority {
         let chain = self.certify(&nobody, &request.csr_pem, Duration::from_secs(60))?;
         let roots = identity::Roots::from_pem("check", self.roots.as_bytes())
             .context("root-cert.pem has no certificate")?;
-        identity::Certified::new(&nobody, request, &chain, roots.into()).context(
+        identity::Certified::from_ca(&nobody, request, &chain, roots.into()).context(
             "what ca-cert.pem and ca-key.pem issue does not lead to root-cert.pem by cert-chain.pem",
         )?;
         Ok(())
