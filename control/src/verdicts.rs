@@ -134,7 +134,8 @@ impl Judge<'_> {
         self.told.get(o.key.to_string().as_str()).map_or(&[], Vec::as_slice)
     }
 
-    /// For each parent that is ours: a Service of the mesh, or a Gateway of a class of ours.
+    /// For each parent that is ours: a Service of the mesh, or a Gateway of a class of ours. A route without any
+    /// is judged, too: it may have had one.
     fn route(&self, o: &Object) -> Option<Verdict> {
         let (parents, backends) = parts(o)?;
         let resolved = self.resolved(o, &backends);
@@ -330,25 +331,28 @@ struct Backend<'a> {
 }
 
 fn parts(o: &Object) -> Option<(&[ParentReference], Vec<Backend<'_>>)> {
+    // Two messages with the same fields.
+    macro_rules! of {
+        ($route:expr) => {
+            (
+                $route.parent_refs.as_slice(),
+                $route
+                    .rules
+                    .iter()
+                    .flat_map(|rule| &rule.backend_refs)
+                    .map(|b| Backend {
+                        group: &b.group,
+                        kind: &b.kind,
+                        namespace: &b.namespace,
+                        name: &b.name,
+                    })
+                    .collect(),
+            )
+        };
+    }
     match &o.spec {
-        Spec::HttpRoute(r) => {
-            let all = r.rules.iter().flat_map(|r| &r.backend_refs).map(|b| Backend {
-                group: &b.group,
-                kind: &b.kind,
-                namespace: &b.namespace,
-                name: &b.name,
-            });
-            Some((&r.parent_refs, all.collect()))
-        }
-        Spec::GrpcRoute(r) => {
-            let all = r.rules.iter().flat_map(|r| &r.backend_refs).map(|b| Backend {
-                group: &b.group,
-                kind: &b.kind,
-                namespace: &b.namespace,
-                name: &b.name,
-            });
-            Some((&r.parent_refs, all.collect()))
-        }
+        Spec::HttpRoute(r) => Some(of!(r)),
+        Spec::GrpcRoute(r) => Some(of!(r)),
         _ => None,
     }
 }

@@ -37,12 +37,15 @@ impl Candidate {
     pub async fn run(mut self, leads: watch::Sender<bool>) {
         loop {
             let before = *leads.borrow();
-            let now = match self.attempt().await {
+            // An API server that says nothing must not keep this one in the belief that it leads.
+            let attempt = tokio::time::timeout(RENEWED, self.attempt()).await;
+            let attempt = attempt.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time")));
+            let now = match attempt {
                 Ok(held) => held,
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "the Lease cannot be had");
-                    // Ours until the others may think it is not, less what they may be late.
-                    before && self.renewed.is_some_and(|r| r.elapsed() < LASTS - RENEWED)
+                    // Ours until the others may think it is not, less the time to the next look.
+                    before && self.renewed.is_some_and(|r| r.elapsed() < LASTS - RENEWED * 2)
                 }
             };
             if now != before {

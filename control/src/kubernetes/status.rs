@@ -75,7 +75,7 @@ async fn write(client: &Client, key: &ObjectKey, judged: &Judged) -> Result<(), 
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
     let there = api.get(&key.name).await?;
     let generation = judged.0.or(there.metadata.generation);
-    let before = there.data.get("status").cloned().unwrap_or_default();
+    let before = there.data.get("status").cloned().unwrap_or_else(|| json!({}));
     let status = status(&judged.1, generation, &before, &Timestamp::now().to_string());
     if holds(&before, &status) {
         return Ok(());
@@ -192,15 +192,21 @@ fn condition(c: &Condition, generation: Option<i64>, before: &Value, now: &str) 
     Value::Object(value)
 }
 
-/// Whether all of `wanted` is in `there`; what others have written beside it does not count.
+/// Whether all of `wanted` is in `there`. Conditions and fields that others have written beside it do not
+/// count; other lists are written whole.
 fn holds(there: &Value, wanted: &Value) -> bool {
+    let has_all = |there: &[Value], wanted: &[Value]| {
+        wanted.iter().all(|w| there.iter().any(|t| holds(t, w)))
+    };
     match (there, wanted) {
         (Value::Object(there), Value::Object(wanted)) => {
-            wanted.iter().all(|(k, w)| there.get(k).is_some_and(|t| holds(t, w)))
-        }
-        (Value::Array(there), Value::Array(wanted)) => {
-            wanted.iter().all(|w| there.iter().any(|t| holds(t, w)))
-                && (there.len() == wanted.len() || !wanted.is_empty())
+            wanted.iter().all(|(field, w)| match (there.get(field), w) {
+                (Some(Value::Array(t)), Value::Array(w)) => {
+                    has_all(t, w) && (field == "conditions" || t.len() == w.len())
+                }
+                (Some(t), w) => holds(t, w),
+                (None, w) => w.as_array().is_some_and(Vec::is_empty),
+            })
         }
         (there, wanted) => there == wanted,
     }
@@ -285,5 +291,19 @@ mod tests {
         assert!(holds(&there, &status(&accepted(true), Some(1), &there, "now")));
         assert!(!holds(&there, &status(&accepted(true), Some(2), &there, "now")));
         assert!(!holds(&there, &status(&accepted(false), Some(1), &there, "now")));
+    }
+
+    #[test]
+    fn a_parent_that_a_route_no_longer_has_goes_and_anothers_stays() {
+        let ours = json!({ "parentRef": { "name": "a" }, "controllerName": CONTROLLER });
+        let anothers = json!({ "parentRef": { "name": "b" }, "controllerName": "somebody" });
+        let there = json!({ "parents": [ours, anothers] });
+        let now = status(&Verdict::Route(Vec::new()), Some(1), &there, "now");
+        assert_eq!(now, json!({ "parents": [anothers] }));
+        assert!(!holds(&there, &now), "the old one is to go");
+        assert!(holds(&now, &now));
+        // What nobody ever wrote a status of needs none.
+        let nothing = status(&Verdict::Route(Vec::new()), Some(1), &Value::Null, "now");
+        assert!(holds(&json!({}), &nothing));
     }
 }

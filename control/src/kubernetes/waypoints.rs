@@ -12,7 +12,7 @@ use kube::{
 use routes::compile::{GATEWAY_NAME, serves};
 use serde_json::{Value, json};
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 /// Somebody may have deleted or changed what was made: it is written again this often.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -41,14 +41,18 @@ pub async fn keep(
 ) {
     let mut changed = control.changed();
     let mut written: HashMap<ObjectKey, Vec<Value>> = HashMap::new();
-    let mut pause = AGAIN;
+    let mut again = Instant::now() + AGAIN;
     loop {
         tokio::select! {
             Ok(()) = changed.changed() => {}
             Ok(()) = leads.changed() => {}
-            () = tokio::time::sleep(pause) => written.clear(),
+            () = tokio::time::sleep_until(again) => {}
         }
-        pause = AGAIN;
+        // By the clock: where something changes all the time the sleep is never slept to its end.
+        if Instant::now() >= again {
+            again = Instant::now() + AGAIN;
+            written.clear();
+        }
         if !*leads.borrow() {
             written.clear();
             continue;
@@ -62,7 +66,7 @@ pub async fn keep(
             match write(&client, &key.namespace, &objects).await {
                 Ok(()) => drop(written.insert(key, objects)),
                 Err(error) => {
-                    pause = TRY_AGAIN;
+                    again = again.min(Instant::now() + TRY_AGAIN);
                     let (gateway, error) = (key.to_string(), super::reason(&error));
                     tracing::warn!(
                         gateway,

@@ -220,7 +220,6 @@ fn a_gateway_becomes_a_waypoint(api: &ApiServer) {
         ".status.conditions[?(@.type==\"Accepted\")].status",
         "True",
     );
-    // What was made stays when it is deleted by somebody, and is as it was when the control plane looks again.
     api.kubectl(&["label", "service", "web", "-n", "shop", "istio.io/use-waypoint=waypoint"])
         .unwrap();
     becomes(
