@@ -25,6 +25,7 @@ mod netns;
 mod outbound;
 mod pods;
 mod pods_of_node;
+mod readiness;
 mod reports;
 mod scope;
 mod seqpacket;
@@ -268,7 +269,7 @@ async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
     spawn_for_agent(sweep(agent.clone()));
     spawn_for_agent(give_memory_back(agent.clone()));
     if let Some(path) = run.ready_file.clone() {
-        spawn_for_agent(keep_ready_file(agent.clone(), path, is_taken_up.clone()));
+        spawn_for_agent(readiness::keep_file(agent.clone(), path, is_taken_up.clone()));
     }
     run.kubernetes.start(&agent, control_plane(&run), &run.run_dir, &is_taken_up)?;
     spawn_for_agent(direct::keep(agent.clone(), is_taken_up));
@@ -327,27 +328,6 @@ fn until_terminated() -> anyhow::Result<()> {
         }
         Ok(())
     })
-}
-
-/// It says so for as long as this agent serves.
-async fn keep_ready_file(agent: Arc<Agent>, path: PathBuf, mut taken_up: watch::Receiver<bool>) {
-    let _ = fs::remove_file(&path);
-    let mut serving = agent.serving.subscribe();
-    if taken_up.wait_for(|t| *t).await.is_err() {
-        return;
-    }
-    loop {
-        if serving.wait_for(|s| *s).await.is_err() {
-            return;
-        }
-        if let Err(error) = fs::write(&path, "") {
-            tracing::error!(%error, path = %path.display(), "nobody learns that this agent serves");
-        }
-        if serving.wait_for(|s| !*s).await.is_err() {
-            return;
-        }
-        let _ = fs::remove_file(&path);
-    }
 }
 
 /// Of the socket by which one agent takes another's place.
@@ -484,7 +464,7 @@ impl NodeSockets {
 
     fn serve(self, agent: &Arc<Agent>, taken_up: watch::Receiver<bool>) -> anyhow::Result<()> {
         serve_metrics(agent, self.metrics);
-        serve_readiness(agent, self.readiness, taken_up.clone());
+        readiness::serve(agent, self.readiness, taken_up.clone());
         spawn_for_agent(admin::serve(agent.clone(), self.admin));
         let (agent, mut taken_up) = (agent.clone(), taken_up);
         spawn_for_agent(async move {
@@ -629,21 +609,6 @@ fn serve_metrics(agent: &Arc<Agent>, at: TcpListener) {
     admin::serve_http(agent, at, move |path| match path {
         "/metrics" | "/stats/prometheus" => (StatusCode::OK, admin::metrics(&own)),
         _ => (StatusCode::NOT_FOUND, "/metrics is here\n".to_owned()),
-    });
-}
-
-fn serve_readiness(agent: &Arc<Agent>, at: TcpListener, taken_up: watch::Receiver<bool>) {
-    let own = agent.clone();
-    admin::serve_http(agent, at, move |path| {
-        let discovered = own.mesh.synced().borrow().ready();
-        let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
-        match path {
-            "/healthz/ready" if *own.draining.borrow() => unavailable("draining"),
-            "/healthz/ready" if !discovered => unavailable("discovery has not answered yet"),
-            "/healthz/ready" if !*taken_up.borrow() => unavailable("taking up enrolled pods"),
-            "/healthz/ready" => (StatusCode::OK, "ready\n".to_owned()),
-            _ => (StatusCode::NOT_FOUND, "/healthz/ready is here\n".to_owned()),
-        }
     });
 }
 

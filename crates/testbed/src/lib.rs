@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod bed;
+mod bins;
 mod capture;
 mod cgroup;
 mod dns;
@@ -31,6 +32,7 @@ mod sys;
 mod tools;
 
 pub use bed::Bed;
+pub use bins::binary;
 pub use capture::{Capture, CaptureReport};
 pub use leak::{LeakCheck, LeakVerdict, Token};
 /// Numbers for [`RawSocket`]s.

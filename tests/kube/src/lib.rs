@@ -11,7 +11,6 @@
 //! The programs are built by `cargo xtask kube build`, or taken from where [`Programs`] says.
 
 mod api_server;
-mod bins;
 pub mod build;
 pub mod chart;
 mod cluster;
@@ -21,7 +20,6 @@ mod pki;
 mod programs;
 
 pub use api_server::{ADDRESS, ApiServer, Tier};
-pub use bins::binary;
 pub use cluster::Cluster;
 pub use node::Node;
 pub use oci_image::Image;

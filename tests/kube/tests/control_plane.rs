@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use common::{Culvertd, SOON, SYSTEM, apply, becomes, field, installed, pod, token};
-use kubebed::{ApiServer, binary};
-use testbed::{Bed, eventually};
+use kubebed::ApiServer;
+use testbed::{Bed, binary, eventually};
 
 #[test]
 fn the_control_plane_on_an_api_server() {

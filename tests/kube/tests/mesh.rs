@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kubebed::{Cluster, binary, chart};
+use kubebed::{Cluster, chart};
 use oci_image::Image;
-use testbed::{Bed, Capture, LeakCheck, LeakVerdict, Token, eventually};
+use testbed::{Bed, Capture, LeakCheck, LeakVerdict, Token, binary, eventually};
 
 const SOON: Duration = Duration::from_secs(120);
 const SYSTEM: &str = "culvert-system";

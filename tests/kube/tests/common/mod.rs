@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use identity::{CertificateAuthority as _, SpiffeId, new_request};
-use kubebed::{ApiServer, binary};
-use testbed::{Bed, Proc, eventually, inside};
+use kubebed::ApiServer;
+use testbed::{Bed, Proc, binary, eventually, inside};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use xds::ControlPlane;
 use xds::proto::node::{ReportRequest, node_client::NodeClient};

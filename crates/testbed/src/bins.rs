@@ -1,4 +1,4 @@
-//! Where Culvert's programs are: beside the running test.
+//! Where the programs under test are.
 
 use std::env;
 use std::path::PathBuf;
