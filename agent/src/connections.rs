@@ -199,17 +199,21 @@ impl Entry {
         self.forgotten = true;
     }
 
-    /// Relays until both ends are done, one breaks, or policy ends it.
-    pub fn relay(self, first: hbone::End, second: hbone::End) -> impl Future<Output = ()> + Send {
-        // Made here and used where it is: each `async` function that it is handed through keeps room for it.
+    /// Relays until both ends are done, one breaks, or policy ends it; keeps `held` until both are closed.
+    pub fn relay<H: Send>(
+        mut self,
+        first: hbone::End,
+        second: hbone::End,
+        held: H,
+    ) -> impl Future<Output = ()> + Send {
+        // All made here and used where it is: each `async` function that it is handed through keeps room for it.
         let mut relaying = hbone::relay(first, second, self.live.relayed.clone());
         async move {
-            let mut entry = self;
             let close = tokio::select! {
                 // Before a byte moves.
                 biased;
-                () = entry.live.cancel.cancelled() => {
-                    let why = entry.live.ended_by().take();
+                () = self.live.cancel.cancelled() => {
+                    let why = self.live.ended_by().take();
                     CloseReason::Denied(why.unwrap_or_default())
                 }
                 done = &mut relaying => match done {
@@ -217,7 +221,10 @@ impl Entry {
                     Err(broken) => CloseReason::Reset(broken.to_string()),
                 },
             };
-            entry.close = Some(close);
+            self.close = Some(close);
+            drop(self);
+            drop(relaying);
+            drop(held);
         }
     }
 }

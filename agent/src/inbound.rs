@@ -94,12 +94,11 @@ pub async fn hbone_stream(
     peer: SocketAddr,
     stream: InboundStream,
 ) {
-    let _counted = pod.scope.connection();
-    // Boxed: what it takes to open a stream is several times what it takes to keep one.
-    if let Some((entry, downstream, upstream)) =
-        Box::pin(open_stream(agent, pod, identity, peer, stream)).await
-    {
-        entry.relay(downstream, upstream).await;
+    let counted = pod.scope.connection();
+    let open = open_stream(agent, pod.clone(), identity, peer, stream).await;
+    // A task of its own: what it takes to open a stream is several times what it takes to keep one.
+    if let Some((entry, downstream, upstream)) = open {
+        pod.scope.spawn(entry.relay(downstream, upstream, counted));
     }
 }
 
@@ -184,7 +183,7 @@ pub async fn plaintext_connection(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    let _counted = pod.scope.connection();
+    let counted = pod.scope.connection();
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     // sk_lookup leaves the address that the client asked for.
     let asked = stream.local_addr().ok();
@@ -195,9 +194,10 @@ pub async fn plaintext_connection(
         tracing::warn!(pod = %pod.uid, %source, %to, "refused: not an address of this pod");
         return;
     }
-    let _noted = pod.note_accepted(to.port(), source);
-    if let Some((entry, upstream)) = Box::pin(open_plaintext(&agent, &pod, source, to)).await {
-        entry.relay(End::Tcp(stream), End::Tcp(upstream)).await;
+    let noted = pod.note_accepted(to.port(), source);
+    if let Some((entry, upstream)) = open_plaintext(&agent, &pod, source, to).await {
+        let relaying = entry.relay(End::Tcp(stream), End::Tcp(upstream), (counted, noted));
+        pod.scope.spawn(relaying);
     }
 }
 

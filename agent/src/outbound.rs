@@ -7,6 +7,7 @@ use crate::{
     dial::PoolKey,
     dns,
     pods::Pod,
+    scope::Counted,
     sockets, workers,
 };
 use hbone::{Authority, ClientError, DialError, End, Forwarded, Lease, PoolError};
@@ -62,7 +63,7 @@ pub async fn accept_each(
 
 pub async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let asked = agent.capture.original_destination(&stream);
-    let _counted = pod.scope.connection();
+    let counted = pod.scope.connection();
     let downstream = stream;
     let Some(Asked { address: asked, elsewhere }) = asked else {
         tracing::warn!(pod = %pod.uid, "a connection without a recorded destination is reset");
@@ -83,23 +84,23 @@ pub async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, pee
             let (agent, pod2) = (agent.clone(), pod.clone());
             pod.scope.spawn(async move {
                 let begun = Begun { agent: &agent, pod: &pod2, source, asked };
-                carry(&begun, far, false).await;
+                carry(&begun, far, false, pod2.scope.connection()).await;
             });
             Ok(near)
         }))
         .await;
         return;
     }
-    carry(&Begun { agent: &agent, pod: &pod, source, asked }, downstream, elsewhere).await;
+    carry(&Begun { agent: &agent, pod: &pod, source, asked }, downstream, elsewhere, counted).await;
 }
 
-/// To wherever `asked` is, for the pod.
-async fn carry(begun: &Begun<'_>, downstream: TcpStream, elsewhere: bool) {
-    // Boxed: what it takes to open a connection is several times what it takes to keep one.
-    let open = Box::pin(open(begun, downstream, elsewhere)).await;
-    if let Some(Open { entry, downstream, upstream, lease }) = open {
-        entry.relay(End::Tcp(downstream), upstream).await;
-        drop(lease);
+/// To wherever `asked` is, for the pod. What it takes to open a connection is several times what it takes to keep
+/// one: that is a task of its own.
+async fn carry(begun: &Begun<'_>, downstream: TcpStream, elsewhere: bool, counted: Counted) {
+    if let Some(open) = open(begun, downstream, elsewhere).await {
+        let Open { entry, downstream, upstream, lease } = open;
+        let relaying = entry.relay(End::Tcp(downstream), upstream, (counted, lease));
+        begun.pod.scope.spawn(relaying);
     }
 }
 

@@ -179,30 +179,18 @@ pub fn spawn_for_agent(work: impl Future<Output = ()> + Send + 'static) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{agent::Agent, inbound, outbound, pods::Pod};
-    use hbone::InboundStream;
-    use identity::SpiffeId;
-    use std::net::SocketAddr;
-    use tokio::net::TcpStream;
+    use crate::connections::Entry;
+    use hbone::{End, Lease};
 
     /// What the task of a connection takes while its bytes are relayed.
-    const MOST: usize = 1200;
+    const MOST: usize = 800;
 
     #[test]
-    fn a_connection_takes_little_more_than_a_kilobyte() {
-        fn accepted<W>(_: fn(Arc<Agent>, Arc<Pod>, TcpStream, SocketAddr) -> W) -> usize {
+    fn the_task_of_a_connection_is_small() {
+        fn relaying<H, W>(_: fn(Entry, End, End, H) -> W) -> usize {
             size_of::<UntilEnded<W>>()
         }
-        fn stream<W>(
-            _: fn(Arc<Agent>, Arc<Pod>, SpiffeId, SocketAddr, InboundStream) -> W,
-        ) -> usize {
-            size_of::<UntilEnded<W>>()
-        }
-        let sizes = [
-            accepted(outbound::connection),
-            accepted(inbound::plaintext_connection),
-            stream(inbound::hbone_stream),
-        ];
-        assert!(sizes.iter().all(|s| *s <= MOST), "{sizes:?}");
+        let size = relaying(Entry::relay::<(Counted, Option<Lease>)>);
+        assert!(size <= MOST, "{size}");
     }
 }

@@ -86,6 +86,14 @@ pub fn processor_seconds_of(pid: i32) -> anyhow::Result<f64> {
     Ok((ticks(14)? + ticks(15)?) / per_second as f64)
 }
 
+/// What a process shares with nobody, in bytes: neither the text of its program, nor what it has of the kernel's.
+pub fn private(pid: i32) -> anyhow::Result<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup.lines().find_map(|l| l.strip_prefix("Anonymous:")).context("no Anonymous")?;
+    let kib: f64 = line.split_whitespace().next().context("no number")?.parse()?;
+    Ok(kib * 1024.0)
+}
+
 /// Resident memory of a process and its highest ever, in bytes.
 pub fn resident(pid: &str) -> anyhow::Result<(f64, f64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;

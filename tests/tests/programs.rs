@@ -6,9 +6,10 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use culvert_tests::{Mesh, MeshPod};
+use culvert_tests::{Mesh, MeshPod, binary};
 use nix::unistd::User;
 use testbed::{Proc, eventually};
 
@@ -23,20 +24,34 @@ struct Pair {
 
 /// Runs `each` without a mesh, then with one, and gives what both said.
 fn both<T>(name: &str, mut each: impl FnMut(&Pair) -> T) -> [T; 2] {
-    let mesh = Mesh::new(name);
-    let (client, server) = (mesh.pod(1, "client"), mesh.pod(1, "server"));
-    let pair = Pair { mesh, client, server };
+    let pair = Pair::new(name);
     let plain = each(&pair);
-    pair.mesh.enroll_all(&[pair.client.clone(), pair.server.clone()]);
+    pair.enroll();
     let meshed = each(&pair);
-    let agent = pair.mesh.agent_of(&pair.client);
-    let (captured, direct) =
-        (agent.counter(&pair.client, "captured"), agent.counter(&pair.client, "direct"));
-    assert!(direct > captured, "{captured} connections by the agent, {direct} past it");
+    pair.went_past_the_agent();
     [plain, meshed]
 }
 
 impl Pair {
+    /// Not in the mesh yet.
+    fn new(name: &str) -> Self {
+        let mesh = Mesh::new(name);
+        let (client, server) = (mesh.pod(1, "client"), mesh.pod(1, "server"));
+        Self { mesh, client, server }
+    }
+
+    fn enroll(&self) {
+        self.mesh.enroll_all(&[self.client.clone(), self.server.clone()]);
+    }
+
+    /// Most connections have, of those since the enrolment.
+    fn went_past_the_agent(&self) {
+        let agent = self.mesh.agent_of(&self.client);
+        let count = |name| agent.counter(&self.client, name);
+        let (captured, direct) = (count("captured"), count("direct"));
+        assert!(direct > captured, "{captured} connections by the agent, {direct} past it");
+    }
+
     fn host(&self) -> String {
         self.server.ipv4().to_string()
     }
@@ -256,4 +271,101 @@ fn iperf3() {
         complaints
     });
     assert_eq!(said[0], said[1]);
+}
+
+/// The server and client of `tests/go`, built once.
+fn go_program() -> String {
+    static BUILT: OnceLock<String> = OnceLock::new();
+    let build = || {
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-http").display().to_string();
+        let mut go = Command::new("go");
+        go.args(["build", "-o", &out, "."]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/go"));
+        // It is of the standard library alone, and of no module.
+        let built = go
+            .env("GO111MODULE", "off")
+            .output()
+            .unwrap_or_else(|e| panic!("go cannot be run, is it installed? {e}"));
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        out
+    };
+    BUILT.get_or_init(build).clone()
+}
+
+impl Pair {
+    /// With listeners of MPTCP, as programs have them that were built by Go 1.24 or later.
+    fn serve_go(&self, program: &str) -> Proc {
+        let server = self.serve("env", &["GODEBUG=multipathtcp=2", program, "serve", "0.0.0.0"]);
+        server.wait_for_output("listens", PATIENCE).unwrap();
+        server
+    }
+
+    /// What the client saw, where everything went well.
+    fn ask_go(&self, program: &str) -> String {
+        let said = self.run(program, &["ask", &self.host()]);
+        for part in [
+            "one connection: 1 connections, \"hello 10.",
+            "a connection each: 100 connections",
+            "many at once: 640\n",
+            "16 MiB there and back: true\n",
+            "as it comes: \"0\\n1\\n2\\n3\\n4\\n\"\n",
+            "cancelled: true\n",
+            "aborted: 1000 bytes, unexpected EOF\n",
+            "half-closed: 100000 bytes\n",
+            "refused: true\n",
+            "deadline: true\n",
+        ] {
+            assert!(said.contains(part), "{part:?} is not in\n{said}");
+        }
+        said
+    }
+}
+
+#[test]
+fn go_http() {
+    let program = go_program();
+    let said = both("go-http", |pair| {
+        let server = pair.serve_go(&program);
+        let said = pair.ask_go(&program);
+        end(&server);
+        said
+    });
+    assert_eq!(said[0], said[1]);
+}
+
+/// Its listeners are of MPTCP, which nothing that comes later is.
+#[test]
+fn go_http_whose_server_is_older_than_the_enrolment() {
+    let program = go_program();
+    let pair = Pair::new("go-older");
+    let server = pair.serve_go(&program);
+    let plain = pair.ask_go(&program);
+    pair.enroll();
+    let meshed = pair.ask_go(&program);
+    pair.went_past_the_agent();
+    assert_eq!(plain, meshed);
+    end(&server);
+}
+
+#[test]
+fn grpc_by_tonic() {
+    let program = binary("grpc-app").display().to_string();
+    let said = both("grpc", |pair| {
+        let server = pair.serve(&program, &["serve", "0.0.0.0"]);
+        server.wait_for_output("listens", PATIENCE).unwrap();
+        let said = pair.run(&program, &["ask", &pair.host()]);
+        end(&server);
+        said
+    });
+    assert_eq!(said[0], said[1]);
+    for part in [
+        "calls one after the other: [\"199\", \"10.",
+        "calls at once: 500\n",
+        "connections: 50\n",
+        "3 MB: true\n",
+        "status: Err((FailedPrecondition, \"nothing was asked\"))\n",
+        "stream: 2000\n",
+        "after all: \"last\"\n",
+    ] {
+        assert!(said[0].contains(part), "{part:?} is not in\n{}", said[0]);
+    }
 }

@@ -108,6 +108,7 @@ pub fn require_test_programs() -> anyhow::Result<()> {
         ("redis-server", "redis-server"),
         // Its programs by version are not on the path; these are.
         ("psql", "postgresql"),
+        ("go", "golang-go"),
         ("runuser", "util-linux"),
     ])
 }

@@ -7,6 +7,7 @@
 pub mod check;
 mod host;
 mod links;
+mod loader;
 mod pod_programs;
 
 pub use host::{ensure_bpffs, find_cgroup2};
@@ -14,14 +15,12 @@ pub use pod_programs::PodPrograms;
 
 use crate::{netlink::TcpSocket, sys};
 use anyhow::{Context as _, anyhow};
-use aya::{
-    Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, HashMap, Map, MapData, PerCpuHashMap, RingBuf, SockHash},
-};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuHashMap, RingBuf, SockHash};
 use capture_abi::{
     ABI_VERSION, Addr, Counts, DNS_SLOTS, ELSEWHERE, Event, Flow, FlowKey, IPPROTO_TCP,
-    ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind, lease, pod_flags, sock_kind,
+    ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind, lease, sock_kind,
 };
+use loader::Loader;
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
@@ -55,7 +54,7 @@ const MARGIN: u32 = 64;
 
 pub struct Capture {
     dir: PathBuf,
-    sizes: Sizes,
+    loader: Loader,
     pods: Mutex<HashMap<MapData, u64, Pod>>,
     here: Mutex<HashMap<MapData, Addr, u32>>,
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
@@ -100,7 +99,8 @@ impl Capture {
             fs::create_dir_all(dir.join(sub))
                 .with_context(|| format!("creating {}", dir.join(sub).display()))?;
         }
-        let mut ebpf = load(&dir, sizes, None)?;
+        let loader = Loader::new(&dir, sizes);
+        let mut ebpf = loader.load()?;
         let cgroup_fd = fs::File::open(cgroup)
             .with_context(|| format!("opening the cgroup {}", cgroup.display()))?;
         for hook in links::NODE_HOOKS {
@@ -110,7 +110,7 @@ impl Capture {
             ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
         };
         Ok(Capture {
-            sizes,
+            loader,
             pods: Mutex::new(HashMap::try_from(take("PODS")?)?),
             here: Mutex::new(HashMap::try_from(take("HERE")?)?),
             flows: Mutex::new(HashMap::try_from(take("FLOWS")?)?),
@@ -162,7 +162,7 @@ impl Capture {
     }
 
     pub fn pod_programs(&self) -> PodPrograms<'_> {
-        PodPrograms { dir: &self.dir, sizes: self.sizes }
+        PodPrograms { dir: &self.dir, loader: &self.loader }
     }
 
     /// Marks a socket of the agent's own: its connects are not captured, and what it accepts is
@@ -440,45 +440,6 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 fn news(dir: &Path) -> anyhow::Result<RingBuf<MapData>> {
     let map = Map::RingBuf(MapData::from_pin(dir.join("maps/EVENTS"))?);
     Ok(RingBuf::try_from(map)?)
-}
-
-/// Reads the object, with maps pinned in `dir`; `pod` sets the constants of a pod's own programs.
-pub(crate) fn load(dir: &Path, sizes: Sizes, pod: Option<&Pod>) -> anyhow::Result<Ebpf> {
-    let mut loader = EbpfLoader::new();
-    let maps = dir.join("maps");
-    // A map that is pinned keeps the size it was made with.
-    let flows = match MapData::from_pin(maps.join("FLOWS")).and_then(|m| m.info()) {
-        Ok(info) => info.max_entries(),
-        Err(_) => sizes.flows,
-    };
-    if flows != sizes.flows && pod.is_none() {
-        tracing::warn!(
-            asked = sizes.flows,
-            pinned = flows,
-            "the pinned map of connections keeps its size; `culvert-agent detach` lets it be made anew"
-        );
-    }
-    let limit = u64::from(flows.saturating_sub(MARGIN));
-    loader
-        .verifier_log_level(VerifierLogLevel::DISABLE)
-        .map_max_entries("FLOWS", sizes.flows)
-        .override_global("FLOW_LIMIT", &limit, true);
-    let paths: Vec<PathBuf> = MAPS.iter().map(|m| maps.join(m)).collect();
-    for (name, path) in MAPS.iter().zip(&paths) {
-        loader.map_pin_path(name, path.as_path());
-    }
-    let allow_other =
-        pod.map(|p| u32::from(p.flags & pod_flags::ALLOW_OTHER_PROTOCOLS != 0)).unwrap_or_default();
-    if let Some(pod) = pod {
-        loader
-            .override_global("POD_OWNER", &pod.owner, true)
-            .override_global("POD_V4", &pod.ipv4, true)
-            .override_global("POD_V6", &pod.ipv6, true)
-            .override_global("ALLOW_OTHER", &allow_other, true);
-    }
-    loader.load(OBJECT).context(
-        "loading the eBPF object; `culvert-agent check` says what this kernel offers and lacks",
-    )
 }
 
 /// Pinned state of another version is not read: its meaning may differ.

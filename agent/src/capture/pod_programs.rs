@@ -2,7 +2,7 @@
 //! its interfaces. They are loaded per pod, with the pod as a constant: neither hook tells a
 //! program which namespace it runs for, and an interface that is moved stays guarded.
 
-use super::{Sizes, links, load};
+use super::{links, loader::Loader};
 use crate::{
     netns::Netns,
     sys::{self, AttachType, Target},
@@ -14,13 +14,13 @@ use std::{fs, os::fd::AsFd as _, path::Path};
 
 pub struct PodPrograms<'a> {
     pub(super) dir: &'a Path,
-    pub(super) sizes: Sizes,
+    pub(super) loader: &'a Loader,
 }
 
 impl PodPrograms<'_> {
     /// Loads the object for one pod; `attach_lookup` and `attach_guard` use it.
     pub fn load(&self, pod: &Pod) -> anyhow::Result<Ebpf> {
-        load(self.dir, self.sizes, Some(pod))
+        self.loader.load_for(pod)
     }
 
     /// From here on what arrives in the namespace is the agent's.

@@ -2,7 +2,7 @@
 //! is the suite `scale`'s.
 
 use super::measures::Measures;
-use crate::{process, report::Row, role};
+use crate::{memory, process, report::Row, role};
 use anyhow::{Context as _, ensure};
 use culvert_tests::{Agent, Mesh, MeshPod, SOON};
 use std::{fs, thread, time::Duration};
@@ -26,10 +26,19 @@ pub fn run(_runs: usize) -> anyhow::Result<Vec<Row>> {
         thread::sleep(SETTLING);
         Ok([process::resident(mesh.agent(1).pid())?, process::resident(mesh.agent(2).pid())?])
     };
-    for agent in resident()? {
-        measures.mesh("idle", "MB", agent);
-    }
+    let tell = |measures: &mut Measures, name: &str| -> anyhow::Result<()> {
+        for (agent, resident) in mesh.agents().iter().zip(resident()?) {
+            measures.mesh(name, "MB", resident);
+            measures.mesh(&format!("{name}-private"), "MB", memory::private(agent.pid())? / 1e6);
+        }
+        Ok(())
+    };
+    // The first second leaves something behind, which is given back then.
+    thread::sleep(SETTLING);
+    tell(&mut measures, "idle")?;
     let (client, server) = (mesh.enrolled_pod(1, "client"), mesh.enrolled_pod(2, "server"));
+    thread::sleep(SETTLING);
+    tell(&mut measures, "enrolled")?;
     let keeping = server.spawn(role::command(&["path", "keep"])?)?;
     keeping.wait_for_output("listens", SOON)?;
     // What the first of a pair brings along is not every connection's.

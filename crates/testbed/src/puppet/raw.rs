@@ -71,6 +71,29 @@ impl RawSocket {
         self.set(level, name, &value.to_ne_bytes())
     }
 
+    /// getsockopt: what the kernel gives, of at most `room` bytes.
+    pub fn get(&self, level: c_int, name: c_int, room: usize) -> Result<Vec<u8>, PuppetError> {
+        let len = u32::try_from(room).unwrap_or(u32::MAX).to_ne_bytes();
+        let args = vec![int(self.fd), int(level), int(name), bytes(&vec![0; room]), bytes(&len)];
+        let got = self.puppet.syscall(libc::SYS_getsockopt, args)?;
+        let given = buffer(&got, 1).try_into().map_or(0, u32::from_ne_bytes);
+        let mut value = buffer(&got, 0);
+        value.truncate(given as usize);
+        Ok(value)
+    }
+
+    /// ioctl with a number that the kernel fills in, as SIOCINQ and SIOCOUTQ do.
+    pub fn ioctl(&self, request: u32) -> Result<u32, PuppetError> {
+        let args = vec![int(self.fd), Arg::Int(request.into()), bytes(&[0; 4])];
+        let got = self.puppet.syscall(libc::SYS_ioctl, args)?;
+        Ok(buffer(&got, 0).try_into().map_or(0, u32::from_ne_bytes))
+    }
+
+    /// shutdown
+    pub fn shutdown(&self, how: c_int) -> Result<(), PuppetError> {
+        self.puppet.syscall(libc::SYS_shutdown, vec![int(self.fd), int(how)]).map(drop)
+    }
+
     /// How long a connect, a send or a receive may take.
     pub fn patience(&self, patience: Duration) -> Result<(), PuppetError> {
         let time = [patience.as_secs(), patience.subsec_micros().into()];

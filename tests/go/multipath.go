@@ -1,0 +1,9 @@
+//go:build go1.21
+
+package main
+
+import "net"
+
+func askForMultipath(d *net.Dialer) {
+	d.SetMultipathTCP(true)
+}
