@@ -81,9 +81,8 @@ impl Pod {
         Accepted { pod: self.clone(), key: (local_port, remote) }
     }
 
-    /// Whether a connection from `client` on `port` to the pod's `local` exists already.
-    pub fn tuple_taken(&self, local: SocketAddr, client: IpAddr, port: u16) -> bool {
-        let remote = SocketAddr::new(client, port);
+    /// Whether a connection from `remote` to the pod's `local` exists already.
+    pub fn tuple_taken(&self, local: SocketAddr, remote: SocketAddr) -> bool {
         lock(&self.accepted).contains(&(local.port(), remote))
             || lock(&self.earlier).contains(&(local, remote))
     }

@@ -302,8 +302,10 @@ fn new_socket(like: IpAddr) -> io::Result<Socket> {
     Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
 }
 
-/// Ports that stand for the client's on the last hop: what is not privileged.
-const CLIENT_PORTS: std::ops::RangeInclusive<u16> = 1024..=65535;
+/// Ports that stand for the client's on the last hop: neither privileged, nor what a client's own kernel chooses by
+/// default (`net.ipv4.ip_local_port_range`: 32768 to 60999). While a last hop lasts, its tuple can have no other
+/// connection: the SYN of one that comes past the agent, or in plaintext, would meet this one instead of a listener.
+const LAST_HOP_PORTS: std::ops::RangeInclusive<u16> = 1024..=32767;
 
 /// A connection from the pod, as the pod: its address, routes and NetworkPolicy.
 pub async fn connect(
@@ -335,8 +337,9 @@ pub async fn connect_as(
     for _ in 0..64 {
         // A port that is asked for by number may be one in TIME_WAIT (`tcp_twsk_unique`), which
         // the kernel's own choice never is: it would run out at 470 connections/s of one client.
-        let port = rand::random_range(CLIENT_PORTS);
-        if pod.tuple_taken(to, client, port) {
+        let port = rand::random_range(LAST_HOP_PORTS);
+        let from = SocketAddr::new(client, port);
+        if pod.tuple_taken(to, from) || capture.is_announced(pod.owner, from, to) {
             continue;
         }
         let socket = pod.netns.run(|| new_socket(to.ip()))??;
@@ -349,7 +352,7 @@ pub async fn connect_as(
         } else {
             crate::sys::set_ipv6_transparent(&socket)?;
         }
-        let bound = socket.bind(&SockAddr::from(SocketAddr::new(client, port)));
+        let bound = socket.bind(&SockAddr::from(from));
         let outcome = match bound {
             Ok(()) => establish(socket, to).await,
             Err(e) => Err(e),

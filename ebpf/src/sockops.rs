@@ -95,7 +95,9 @@ fn announce_at_both_ends(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &Fl
     };
     let there = FlowKey { owner: sock.peer, ..*here };
     let admitted = Flow { kind: flow_kind::ADMITTED, peer: pod.owner, by: pod.host_end, ..flow };
-    if !announce(&there, &admitted) {
+    // The kernel has chosen the port of a last hop, of a pod whose range of ports is wider than usual: the other
+    // connection keeps its tuple.
+    if ways::is_last_hop(&there) || !announce(&there, &admitted) {
         return false;
     }
     if !announce(here, &flow) {

@@ -4,12 +4,15 @@
 //! connect hook chooses the endpoint, `sockops` announces the tuple at both ends, `lookup` at the
 //! other pod admits just that tuple. From there on it is plain TCP between the two.
 
-use crate::maps::{LEASE, WAYS, no_room};
+use crate::maps::{FLOWS, LEASE, WAYS, no_room};
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
-use capture_abi::{Addr, LAST_HOP_MARK, MOST_TARGETS, Pod, Sock, Target, WayKey, lease, pod_flags};
+use capture_abi::{
+    Addr, FlowKey, IPPROTO_TCP, LAST_HOP_MARK, MOST_TARGETS, Pod, Sock, Target, WayKey, flow_kind,
+    lease, pod_flags,
+};
 use core::ptr::read_volatile;
 
 /// Where a connect goes.
@@ -59,7 +62,40 @@ pub fn choose(a: *mut bpf_sock_addr, pod: &Pod, address: &Addr, port: u16) -> Ch
     if target.owner == 0 || no_room(target.owner) {
         return Choice::Unknown;
     }
+    if is_of_last_hop(a, pod, target) {
+        return Choice::Unknown;
+    }
     Choice::Direct(*target)
+}
+
+/// Whether the socket is bound to a port of the client's with which a last hop to the target stands for the client:
+/// a second connection of that tuple there cannot be, and by the agent it gets another.
+#[inline(always)]
+fn is_of_last_hop(a: *mut bpf_sock_addr, pod: &Pod, target: &Target) -> bool {
+    // SAFETY: `sk` was checked in `connect::captures`; the verifier follows the pointer.
+    let port = unsafe {
+        let sk = (*a).__bindgen_anon_1.sk;
+        if sk.is_null() { 0 } else { read_volatile(&raw const (*sk).src_port) }
+    };
+    if port == 0 {
+        return false;
+    }
+    let key = FlowKey {
+        owner: target.owner,
+        protocol: IPPROTO_TCP,
+        local: if target.address.is_v4() { pod.ipv4 } else { pod.ipv6 },
+        remote: target.address,
+        local_port: port as u16,
+        remote_port: target.port as u16,
+    };
+    is_last_hop(&key)
+}
+
+/// Whether the tuple is that of a socket of the agent's.
+#[inline(always)]
+pub fn is_last_hop(there: &FlowKey) -> bool {
+    // SAFETY: the entry is read at once.
+    matches!(unsafe { FLOWS.get(there) }, Some(flow) if flow.kind == flow_kind::AGENT)
 }
 
 /// In units of [`now`].

@@ -101,8 +101,7 @@ func ask(host string) {
 	fmt.Println("cancelled:", cancel(base))
 	fmt.Println("aborted:", aborted(base))
 	fmt.Println("half-closed:", halfClosed(host))
-	_, err := net.Dial("tcp", net.JoinHostPort(host, "8081"))
-	fmt.Println("refused:", errors.Is(err, syscall.ECONNREFUSED))
+	fmt.Println("nobody listens:", nobody(host))
 	fmt.Println("names:", names(host))
 	fmt.Println("deadline:", deadline(host))
 }
@@ -190,6 +189,17 @@ func halfClosed(host string) string {
 	must(c.Write(make([]byte, 100_000)))
 	must(0, c.CloseWrite())
 	return string(must(io.ReadAll(c)))
+}
+
+// Refused; or, where the agent takes the connection first, reset.
+func nobody(host string) bool {
+	c, err := net.Dial("tcp", net.JoinHostPort(host, "8081"))
+	if err != nil {
+		return errors.Is(err, syscall.ECONNREFUSED)
+	}
+	defer c.Close()
+	_, err = c.Read(make([]byte, 1))
+	return errors.Is(err, syscall.ECONNRESET)
 }
 
 func names(host string) string {

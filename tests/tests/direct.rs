@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use culvert_tests::dialogue::{by_hand, connect, echo, echo_to, serve};
+use culvert_tests::dialogue::{ask_whoami, by_hand, connect, echo, echo_to, serve};
 use culvert_tests::{Mesh, MeshPod, SOON, Service, Spec, at, attempt, denied, whoami};
 use testbed::{ConnectOpts, Serve, eventually, libc};
 
@@ -486,4 +486,30 @@ fn by_the_mapped_address_and_with_a_bound_socket() {
     assert_eq!(loopback.read_exact(1).unwrap(), b"x");
     assert_eq!(t.went_direct(), before + 1);
     drop(connect(&t.client, &t.v4()));
+}
+
+/// On the last hop the agent has a port of the client's, with which the client itself can reach nobody past it.
+#[test]
+fn no_connection_takes_the_tuple_of_a_last_hop() {
+    let t = near("direct-tuple");
+    for (asked, own) in [(t.v4(), at(t.client.ipv4(), 0)), (t.v6(), at(t.client.ipv6(), 0))] {
+        let first = connect(&t.client, &asked);
+        let port = ask_whoami(&first).unwrap().peer.port();
+        // What the client's kernel does not choose by itself.
+        assert!(port < 32768, "{port}");
+        t.warm(&asked);
+        let (captured, direct) = (t.captured(), t.went_direct());
+        let mut same: SocketAddr = own.parse().unwrap();
+        same.set_port(port);
+        let opts = ConnectOpts { bind: Some(same), ..ConnectOpts::default() };
+        let second = t.client.puppet().unwrap().connect(&asked, opts).unwrap();
+        let seen = ask_whoami(&second).unwrap();
+        assert_eq!(seen.client.local, same);
+        assert_ne!(seen.peer.port(), port);
+        assert_eq!((t.captured(), t.went_direct()), (captured + 1, direct));
+        for sock in [&first, &second] {
+            sock.write(b"x").unwrap();
+            assert_eq!(sock.read_exact(1).unwrap(), b"x");
+        }
+    }
 }

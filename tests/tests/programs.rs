@@ -311,7 +311,7 @@ impl Pair {
             "cancelled: true\n",
             "aborted: 1000 bytes, unexpected EOF\n",
             "half-closed: 100000 bytes\n",
-            "refused: true\n",
+            "nobody listens: true\n",
             "deadline: true\n",
         ] {
             assert!(said.contains(part), "{part:?} is not in\n{said}");

@@ -215,6 +215,11 @@ impl Capture {
         lock(&self.lease).get(&lease::GENERATION, 0).unwrap_or_default()
     }
 
+    /// Whether a connection from `from` to the pod's `to` is under way that the kernel programs know of.
+    pub fn is_announced(&self, owner: u32, from: SocketAddr, to: SocketAddr) -> bool {
+        lock(&self.flows).get(&flow_key(owner, from, to), 0).is_ok()
+    }
+
     /// The socket cookie of the end of a connection past the agent that `owner` has at `local`.
     pub fn direct_cookie(&self, owner: u32, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
         let flow = lock(&self.flows).get(&flow_key(owner, local, remote), 0).ok()?;
