@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
-use telemetry::{Format, GRPC_UNKNOWN, Logged, Messages, RequestRecord};
+use telemetry::{GRPC_UNKNOWN, Logged, Messages, RequestRecord};
 
 /// What is known of a request under way: becomes a line of the access log, and counts in the metrics.
 pub struct Exchange {
@@ -56,10 +56,7 @@ impl Drop for Exchange {
             self.proxy.spans.put(span(r, &context, tags, &self.downstream));
         }
         if let Some(log) = self.telling.log.as_ref().filter(|_| self.proxy.access_log) {
-            match &log.format {
-                Format::Own => tracing::info!(target: "access", "{}", r.line()),
-                format => telemetry::log::line(format.line(r, &self.logged)),
-            }
+            log.write(r, &self.logged);
         }
     }
 }

@@ -72,11 +72,6 @@ impl Proxy {
             .collect()
     }
 
-    /// Whether connections get a line of the access log.
-    pub fn is_logged(&self) -> bool {
-        self.access_log && self.telling.load().log.is_some()
-    }
-
     /// Before everything has come once, nobody knows what goes where: connections wait.
     pub async fn is_ready(&self) -> bool {
         let mut ready = self.ready.subscribe();

@@ -1,8 +1,14 @@
 //! Connections whose bytes are not looked into, beyond the server's name that a TLS client asks for.
 
 use crate::{
-    forward, http::Downstream, http::resolve, inbound::Prefixed, proxy::Proxy, reply::Refusal,
-    tls::Within, upstream,
+    forward,
+    http::Downstream,
+    http::resolve,
+    inbound::Prefixed,
+    proxy::Proxy,
+    reply::{self, Refusal},
+    tls::Within,
+    upstream,
 };
 use mesh::Workload;
 use routes::{
@@ -13,7 +19,9 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, Transport};
+use telemetry::{
+    Direction, FlowRecord, GRPC_UNKNOWN, Logged, RequestRecord, ResponseFlags, Transport,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// How long a client may take to show a TLS hello, and how long that may be.
@@ -28,40 +36,101 @@ pub async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send>(
     name: Option<String>,
 ) {
     let begun = Instant::now();
-    let mut record = record(&downstream);
-    proxy.flows.opened(&record);
-    let outcome = carry(&proxy, &downstream, &mut io, name.as_deref(), &mut record).await;
-    (record.sent, record.received) = io.moved;
-    record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    record.close = Some(match outcome {
-        Ok(()) => CloseReason::Finished,
-        Err(reason) => reason,
-    });
-    proxy.flows.closed(&record);
-    if proxy.is_logged() {
-        tracing::info!(target: "access", "{}", telemetry::access_log_line(&record));
+    let mut told = Told::new(&downstream);
+    let outcome = carry(&proxy, &downstream, &mut io, name.as_deref(), &mut told).await;
+    (told.flow.sent, told.flow.received) = io.moved;
+    told.flow.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    told.end(&proxy, &downstream, name, outcome.err());
+}
+
+/// Why a connection did not end by itself.
+struct Broken {
+    is_denied: bool,
+    /// Envoy's.
+    flags: &'static str,
+    why: String,
+}
+
+impl Broken {
+    fn denied(why: String) -> Self {
+        Self { is_denied: true, flags: "-", why }
+    }
+
+    fn failed(r: Refusal) -> Self {
+        Self { is_denied: false, flags: r.flags, why: r.why }
+    }
+
+    fn reset(e: &std::io::Error) -> Self {
+        Self { is_denied: false, flags: "-", why: e.to_string() }
     }
 }
 
-fn record(d: &Downstream) -> FlowRecord {
-    FlowRecord {
-        id: 0,
-        direction: if d.is_gateway() { Direction::Outbound } else { Direction::Inbound },
-        source: forward::telemetry_end(Some(d.client), d.workload.as_deref(), d.peer.as_ref()),
-        destination: telemetry::Endpoint {
-            address: Some(d.asked),
-            ..telemetry::Endpoint::default()
-        },
-        service: Some(d.service_name()),
-        hbone_address: None,
-        transport: if d.is_gateway() { Transport::Passthrough } else { Transport::Hbone },
-        verdict: None,
-        sent: 0,
-        received: 0,
-        opened: SystemTime::now(),
-        duration_ms: 0,
-        flags: ResponseFlags::None,
-        close: None,
+/// What is told of a connection: it counts in the metrics, and becomes a line of the access log.
+struct Told {
+    flow: FlowRecord,
+    is_open: bool,
+    cluster: Arc<str>,
+    attempts: u32,
+}
+
+impl Told {
+    fn new(d: &Downstream) -> Self {
+        let flow = FlowRecord {
+            id: 0,
+            direction: if d.is_gateway() { Direction::Outbound } else { Direction::Inbound },
+            source: forward::telemetry_end(Some(d.client), d.workload.as_deref(), d.peer.as_ref()),
+            destination: telemetry::Endpoint {
+                address: Some(d.asked),
+                ..telemetry::Endpoint::default()
+            },
+            service: Some(d.service_name()),
+            hbone_address: None,
+            transport: if d.is_gateway() { Transport::Passthrough } else { Transport::Hbone },
+            verdict: None,
+            sent: 0,
+            received: 0,
+            opened: SystemTime::now(),
+            duration_ms: 0,
+            flags: ResponseFlags::None,
+            close: None,
+        };
+        Self { flow, is_open: false, cluster: Arc::default(), attempts: 0 }
+    }
+
+    /// From here on it is known where the connection goes, under which names it counts.
+    fn opened(&mut self, proxy: &Proxy) {
+        self.is_open = true;
+        proxy.flows.opened(&self.flow);
+    }
+
+    fn end(mut self, proxy: &Proxy, d: &Downstream, name: Option<String>, broken: Option<Broken>) {
+        if self.is_open {
+            proxy.flows.closed(&self.flow);
+        } else {
+            let is_denied = broken.as_ref().is_some_and(|b| b.is_denied);
+            self.flow.flags = if is_denied { ResponseFlags::Deny } else { ResponseFlags::Connect };
+            proxy.flows.failed(&self.flow);
+        }
+        let telling = proxy.telling.load();
+        let Some(log) = telling.log.as_ref().filter(|_| proxy.access_log) else { return };
+        let line = RequestRecord {
+            start_time: reply::rfc3339(self.flow.opened),
+            response_flags: broken.as_ref().map_or("-", |b| b.flags),
+            connection_termination_details: broken.map(|b| b.why),
+            bytes_received: self.flow.sent,
+            bytes_sent: self.flow.received,
+            duration: self.flow.duration_ms,
+            upstream_host: self.flow.destination.address.filter(|_| self.attempts > 0),
+            upstream_cluster: self.cluster,
+            attempts: self.attempts,
+            downstream_remote_address: Some(d.client),
+            downstream_local_address: Some(d.asked),
+            downstream_peer: d.peer.as_ref().map(ToString::to_string),
+            requested_server_name: name,
+            grpc_status: GRPC_UNKNOWN,
+            ..RequestRecord::default()
+        };
+        log.write(&line, &Logged::default());
     }
 }
 
@@ -70,11 +139,9 @@ async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
     downstream: &Downstream,
     io: &mut Prefixed<I>,
     sni: Option<&str>,
-    record: &mut FlowRecord,
-) -> Result<(), CloseReason> {
-    let denied = |r: Refusal| CloseReason::Denied(r.why);
-    let failed = |r: Refusal| CloseReason::Failed(r.why);
-    let none = || CloseReason::Failed("no route matches".to_owned());
+    told: &mut Told,
+) -> Result<(), Broken> {
+    let none = || Broken::failed(Refusal::no_route());
     let host = sni.unwrap_or_default();
     let mut verdicts = proxy.mesh.judgements();
     let mut changes = proxy.tables.changes();
@@ -84,17 +151,21 @@ async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
     let view = TcpView { sni, destination: downstream.asked.ip(), source: downstream.source() };
     let route = port.tcp.iter().find(|r| r.matches(&view)).ok_or_else(none)?;
     let weighted = route.pick().ok_or_else(none)?;
-    let cluster = resolve(proxy, &weighted.target).map_err(failed)?;
-    let _connection = cluster.slot().await.map_err(|o| failed(o.into()))?;
+    let cluster = resolve(proxy, &weighted.target).map_err(Broken::failed)?;
+    told.cluster = cluster.name().clone();
+    let _connection = cluster.slot().await.map_err(|o| Broken::failed(o.into()))?;
     let endpoints = cluster.endpoints(proxy, &downstream.own).await;
     let mut tried: Vec<Arc<Endpoint<Arc<Workload>>>> = Vec::new();
     // A connection that could not be made may go elsewhere: nothing has been sent.
     let (to, mut up) = loop {
         let policy = &cluster.settings.policy;
         let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), None, &tried);
-        let to = chosen.ok_or_else(|| failed(Refusal::no_endpoint(cluster.name())))?;
-        forward::judge(proxy, downstream, &cluster, &to).map_err(denied)?;
+        let to = chosen.ok_or_else(|| Broken::failed(Refusal::no_endpoint(cluster.name())))?;
+        forward::judge(proxy, downstream, &cluster, &to).map_err(|r| Broken::denied(r.why))?;
         let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
+        told.attempts += 1;
+        told.flow.destination =
+            forward::telemetry_end(Some(to.address), Some(&to.workload), identity.as_ref());
         let opened = upstream::connect(
             proxy,
             &to.workload,
@@ -110,30 +181,26 @@ async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
                 cluster.report(&to, Outcome::Local);
                 tried.push(to);
                 if tried.len() > 2 {
-                    return Err(CloseReason::Failed(e.to_string()));
+                    return Err(Broken::failed(Refusal::not_connected(e.to_string())));
                 }
             }
         }
     };
     let _active = Active::new(to.clone());
-    let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
-    record.destination =
-        forward::telemetry_end(Some(to.address), Some(&to.workload), identity.as_ref());
     if downstream.is_gateway()
         && let Some(s) = proxy.mesh.service(&cluster.service)
     {
-        record.service = Some(telemetry::ServiceName {
+        told.flow.service = Some(telemetry::ServiceName {
             hostname: s.key.hostname.clone(),
             name: s.name.clone(),
             namespace: s.key.namespace.clone(),
         });
     }
+    told.opened(proxy);
     let mut moving = std::pin::pin!(tokio::io::copy_bidirectional(io, &mut up));
     loop {
         tokio::select! {
-            moved = &mut moving => {
-                return moved.map(drop).map_err(|e| CloseReason::Reset(e.to_string()));
-            }
+            moved = &mut moving => return moved.map(drop).map_err(|e| Broken::reset(&e)),
             Ok(()) = verdicts.changed() => {}
             Ok(()) = changes.changed() => {}
         }
@@ -141,7 +208,7 @@ async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
         if let Some(table) = downstream.table(proxy, host) {
             judge(proxy, &table, downstream)?;
         }
-        forward::judge(proxy, downstream, &cluster, &to).map_err(denied)?;
+        forward::judge(proxy, downstream, &cluster, &to).map_err(|r| Broken::denied(r.why))?;
     }
 }
 
@@ -150,10 +217,10 @@ fn judge(
     proxy: &Proxy,
     table: &routes::execute::HostTable,
     downstream: &Downstream,
-) -> Result<(), CloseReason> {
+) -> Result<(), Broken> {
     match table.policies.judge_connection(&downstream.connection(proxy)) {
         routes::execute::HttpVerdict::Allowed => Ok(()),
-        other => Err(CloseReason::Denied(other.to_string())),
+        other => Err(Broken::denied(other.to_string())),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is told of requests, as the control plane has it: lines of the access log, and spans.
+//! What is told of requests and connections, as the control plane has it: lines of the access log, and spans.
 
 use http::{HeaderMap, HeaderName};
 use prost::Message as _;
@@ -6,7 +6,7 @@ use routes::{
     execute::Target,
     proto::{self, telemetry::Log},
 };
-use telemetry::Format;
+use telemetry::{Format, Logged, RequestRecord};
 
 #[derive(Default)]
 pub struct Telling {
@@ -16,7 +16,7 @@ pub struct Telling {
 }
 
 pub struct Logging {
-    pub format: Format,
+    format: Format,
     /// Headers that lines have in them.
     pub of_requests: Vec<String>,
     pub of_responses: Vec<String>,
@@ -78,6 +78,16 @@ impl From<Format> for Logging {
         let (of_requests, of_responses) = format.headers();
         let (of_requests, of_responses) = (owned(of_requests), owned(of_responses));
         Self { format, of_requests, of_responses }
+    }
+}
+
+impl Logging {
+    /// The line of what has ended.
+    pub fn write(&self, r: &RequestRecord, logged: &Logged) {
+        match &self.format {
+            Format::Own => tracing::info!(target: "access", "{}", r.line()),
+            format => telemetry::log::line(format.line(r, logged)),
+        }
     }
 }
 

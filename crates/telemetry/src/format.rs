@@ -47,6 +47,7 @@ pub enum Field {
     ResponseCode,
     ResponseFlags,
     ResponseCodeDetails,
+    ConnectionTerminationDetails,
     BytesReceived,
     BytesSent,
     Duration,
@@ -59,6 +60,7 @@ pub enum Field {
     DownstreamLocalAddressWithoutPort,
     DownstreamLocalPort,
     DownstreamPeerUriSan,
+    RequestedServerName,
     UpstreamRequestAttemptCount,
     GrpcStatus,
     /// Known to Envoy, and nothing here: `-`.
@@ -90,10 +92,10 @@ const FIELDS: [(&str, Field); 33] = [
     ("UPSTREAM_REQUEST_ATTEMPT_COUNT", Field::UpstreamRequestAttemptCount),
     ("GRPC_STATUS_NUMBER", Field::GrpcStatus),
     ("GRPC_STATUS", Field::GrpcStatus),
-    ("CONNECTION_TERMINATION_DETAILS", Field::Absent),
+    ("CONNECTION_TERMINATION_DETAILS", Field::ConnectionTerminationDetails),
     ("UPSTREAM_TRANSPORT_FAILURE_REASON", Field::Absent),
     ("UPSTREAM_LOCAL_ADDRESS", Field::Absent),
-    ("REQUESTED_SERVER_NAME", Field::Absent),
+    ("REQUESTED_SERVER_NAME", Field::RequestedServerName),
     ("RESPONSE_DURATION", Field::Absent),
     ("REQUEST_DURATION", Field::Absent),
     ("DOWNSTREAM_LOCAL_URI_SAN", Field::Absent),
@@ -138,7 +140,7 @@ impl Format {
         (request, response)
     }
 
-    /// A request's line, without the end of the line.
+    /// The line of a request or of a connection, without the end of the line.
     pub fn line(&self, r: &RequestRecord, logged: &Logged) -> String {
         match self {
             Self::Own => r.line(),
@@ -328,6 +330,11 @@ fn push(out: &mut String, value: Option<&str>, most: Option<usize>) {
     out.push_str(value.get(..end).unwrap_or_default());
 }
 
+/// As Envoy's details are.
+fn one_word(details: &str) -> String {
+    details.replace(char::is_whitespace, "_")
+}
+
 impl Field {
     fn write(self, r: &RequestRecord, out: &mut String) {
         let text = |s: &str, out: &mut String| push(out, Some(s).filter(|s| !s.is_empty()), None);
@@ -337,9 +344,12 @@ impl Field {
             Self::StartTime => return text(&r.start_time, out),
             Self::Protocol => return text(r.protocol, out),
             Self::ResponseFlags => return text(r.response_flags, out),
-            Self::ResponseCodeDetails => {
-                // One word, as Envoy's are.
-                return text(&r.response_code_details.replace(' ', "_"), out);
+            Self::ResponseCodeDetails => return text(&one_word(&r.response_code_details), out),
+            Self::ConnectionTerminationDetails => {
+                return or_none(r.connection_termination_details.as_deref().map(one_word), out);
+            }
+            Self::RequestedServerName => {
+                return push(out, r.requested_server_name.as_deref(), None);
             }
             Self::UpstreamCluster => return text(&r.upstream_cluster, out),
             Self::RouteName => return text(&r.route_name, out),
@@ -411,6 +421,28 @@ mod tests {
             "[2026-01-01T00:00:00.000Z] \"GET /a?b HTTP/1.1\" 200 - - - \"-\" 0 0 7 - \"-\" \"-\" \
              \"id\" \"reviews\" \"10.0.0.1:80\" outbound|80||r - - - - -"
         );
+    }
+
+    #[test]
+    fn a_connection_of_bytes_has_what_there_is_of_it() {
+        let connection = RequestRecord {
+            start_time: "2026-01-01T00:00:00.000Z".into(),
+            response_flags: "UF",
+            connection_termination_details: Some("nobody is there".into()),
+            requested_server_name: Some("db.example".into()),
+            bytes_received: 5,
+            grpc_status: GRPC_UNKNOWN,
+            ..RequestRecord::default()
+        };
+        let line = Format::text("").unwrap().line(&connection, &Logged::default());
+        assert_eq!(
+            line,
+            "[2026-01-01T00:00:00.000Z] \"- - -\" 0 UF - nobody_is_there \"-\" 5 0 0 - \"-\" \"-\" \"-\" \
+             \"-\" \"-\" - - - - db.example -"
+        );
+        let own = Format::Own.line(&connection, &Logged::default());
+        assert!(own.contains("\"requested_server_name\":\"db.example\""), "{own}");
+        assert!(!own.contains("\"method\"") && !own.contains("\"path\""), "{own}");
     }
 
     #[test]

@@ -14,20 +14,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// One request, from its head to the end of its answer. The field names are those of Istio's JSON
-/// access log.
+/// One request, from its head to the end of its answer, or what a connection of bytes has of it. The
+/// field names are those of Istio's JSON access log.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RequestRecord {
     /// RFC 3339.
     pub start_time: String,
+    /// Connections of bytes have neither method nor path nor protocol.
+    #[serde(skip_serializing_if = "is_empty")]
     pub method: String,
+    #[serde(skip_serializing_if = "is_empty")]
     pub path: String,
+    #[serde(skip_serializing_if = "is_empty")]
     pub protocol: &'static str,
     pub response_code: u16,
     /// Envoy's, or `-`.
     pub response_flags: &'static str,
     /// In words, where it was not the application that answered.
     pub response_code_details: String,
+    /// In words, where a connection of bytes did not end by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection_termination_details: Option<String>,
     pub bytes_received: u64,
     pub bytes_sent: u64,
     /// Milliseconds.
@@ -42,6 +49,9 @@ pub struct RequestRecord {
     pub downstream_remote_address: Option<SocketAddr>,
     pub downstream_local_address: Option<SocketAddr>,
     pub downstream_peer: Option<String>,
+    /// What a client of TLS has asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_server_name: Option<String>,
     /// `waypoint`, or `source` for a gateway.
     #[serde(skip)]
     pub reporter: &'static str,
@@ -69,6 +79,10 @@ pub struct RequestRecord {
 }
 
 pub const GRPC_UNKNOWN: u32 = u32::MAX;
+
+fn is_empty(text: &impl AsRef<str>) -> bool {
+    text.as_ref().is_empty()
+}
 
 impl RequestRecord {
     /// One line of JSON.

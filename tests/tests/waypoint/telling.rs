@@ -1,15 +1,15 @@
 //! What a waypoint tells: its access log in Envoy's words, and spans.
 
-use super::scene::{PORT, Scene};
+use super::scene::{PORT, Played, Scene};
 use anyhow::{Context as _, ensure};
-use culvert_tests::{Ask, SOON};
+use culvert_tests::{Ask, Mesh, SOON};
 use serde_json::Value;
-use testbed::eventually;
+use testbed::{Serve, eventually};
 
 /// MeshConfig, with this in it.
-fn mesh_config(s: &Scene, more: &str) {
+fn mesh_config(mesh: &Mesh, more: &str) {
     let more: String = more.lines().map(|l| format!("    {l}\n")).collect();
-    s.mesh.apply(
+    mesh.apply(
         "mesh-config",
         &format!(
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {{ namespace: istio-system, name: istio }}\n\
@@ -37,7 +37,7 @@ fn lines_of_the_access_log_are_as_mesh_config_has_them() {
     s.route_to("v1", "name: main");
     let ask = Ask::get(&s.url("/a?b=c")).header("x-b: two").header("user-agent: tester");
     mesh_config(
-        &s,
+        &s.mesh,
         "accessLogEncoding: TEXT\naccessLogFormat: \"%REQ(:METHOD)% %REQ(:PATH)% %REQ(X-A?X-B)% \
          %RESPONSE_CODE% %RESPONSE_FLAGS% %RESP(X-POD)% %UPSTREAM_CLUSTER% %ROUTE_NAME% \
          %REQ(USER-AGENT):4% %PROTOCOL%\\n\"",
@@ -47,7 +47,7 @@ fn lines_of_the_access_log_are_as_mesh_config_has_them() {
         format!("GET /a?b=c two 200 - reviews-v1 outbound|{PORT}|v1|{host} main test HTTP/1.1");
     logged(&s, &ask, &text);
     // What is no format is told, and the one before stays.
-    mesh_config(&s, "accessLogEncoding: TEXT\naccessLogFormat: \"%NO_SUCH%\"");
+    mesh_config(&s.mesh, "accessLogEncoding: TEXT\naccessLogFormat: \"%NO_SUCH%\"");
     eventually(SOON, || {
         let log = s.mesh.control.log();
         ensure!(log.contains("data.mesh.accessLogFormat") && log.contains("%NO_SUCH%"), "{log}");
@@ -63,11 +63,11 @@ fn lines_of_the_access_log_are_as_mesh_config_has_them() {
     })
     .unwrap();
     mesh_config(
-        &s,
+        &s.mesh,
         "accessLogEncoding: JSON\naccessLogFormat: '{\"code\": \"%RESPONSE_CODE%\", \"b\": \"%REQ(X-B)%\"}'",
     );
     logged(&s, &ask, "{\"b\":\"two\",\"code\":200}");
-    mesh_config(&s, "accessLogFile: \"\"");
+    mesh_config(&s.mesh, "accessLogFile: \"\"");
     eventually(SOON, || {
         let before = s.waypoint.log().lines().count();
         s.ask(&ask);
@@ -77,6 +77,89 @@ fn lines_of_the_access_log_are_as_mesh_config_has_them() {
     })
     .unwrap();
     s.is_well();
+}
+
+#[test]
+fn connections_have_lines_as_mesh_config_has_them() {
+    let p = Played::new("wp-log-tcp", "tcp", Serve::Manual);
+    let host = p.service.hostname();
+    // One connection: five bytes there, four back.
+    let connect = || -> anyhow::Result<()> {
+        let client = p.raw();
+        client.write(b"hello")?;
+        let app = p.listener.accept(SOON)?;
+        app.read_exact(5)?;
+        app.write(b"back")?;
+        client.read_exact(4)?;
+        client.shutdown_write()?;
+        app.shutdown_write()?;
+        Ok(())
+    };
+    let logged = |line: &str| {
+        eventually(SOON, || {
+            connect()?;
+            let log = p.waypoint.log();
+            ensure!(log.lines().any(|l| l == line), "{line}: {log}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    mesh_config(
+        &p.mesh,
+        "accessLogEncoding: TEXT\naccessLogFormat: \"%REQ(:METHOD)% %PROTOCOL% %RESP(SERVER)% \
+         %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% \
+         %UPSTREAM_HOST% %DOWNSTREAM_PEER_URI_SAN% %ROUTE_NAME% \
+         %UPSTREAM_REQUEST_ATTEMPT_COUNT% %CONNECTION_TERMINATION_DETAILS%\\n\"",
+    );
+    let (upstream, peer) = (p.pod.ipv4(), p.client.identity());
+    logged(&format!("- - - 0 - 5 4 outbound|{PORT}||{host} {upstream}:{PORT} {peer} - 1 -"));
+    mesh_config(
+        &p.mesh,
+        "accessLogEncoding: JSON\naccessLogFormat: '{\"in\": \"%BYTES_RECEIVED%\", \
+         \"path\": \"%REQ(:PATH)%\", \"flags\": \"%RESPONSE_FLAGS%\", \
+         \"why\": \"%CONNECTION_TERMINATION_DETAILS%\"}'",
+    );
+    logged("{\"flags\":\"-\",\"in\":5,\"path\":\"-\",\"why\":\"-\"}");
+    // Opened and closed are one series, and nothing stays open.
+    let metrics = p.waypoint.metrics();
+    let total = |name: &str| {
+        let of = |l: &&str| l.starts_with(&format!("istio_tcp_connections_{name}_total{{"));
+        let lines: Vec<&str> = metrics.lines().filter(of).collect();
+        assert!(lines.iter().all(|l| l.contains("destination_workload=\"played\"")), "{lines:?}");
+        lines.iter().filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+    };
+    assert!(total("closed") > 0 && total("opened") >= total("closed"), "{metrics}");
+    // Nobody listens, and nobody may.
+    p.listener.close().unwrap();
+    let broken = |line: &str| {
+        eventually(SOON, || {
+            let client = culvert_tests::dialogue::connect(&p.client, &p.service.by_name());
+            let _ = client.read_to_end();
+            let log = p.waypoint.log();
+            let has = |l: &&str| l.starts_with(line) && !l.ends_with("\"why\":\"-\"}");
+            ensure!(log.lines().any(|l| has(&l)), "{line}: {log}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    broken("{\"flags\":\"UF\",\"in\":0,\"path\":\"-\"");
+    p.mesh.write_policy(
+        "default",
+        "closed",
+        "{ targetRefs: [{ kind: Service, group: \"\", name: played }], action: DENY, rules: [{}] }",
+    );
+    broken("{\"flags\":\"-\",\"in\":0,\"path\":\"-\"");
+    assert!(p.waypoint.metrics().contains("response_flags=\"DENY\""));
+    mesh_config(&p.mesh, "accessLogEncoding: JSON");
+    eventually(SOON, || {
+        let _ = culvert_tests::dialogue::connect(&p.client, &p.service.by_name()).read_to_end();
+        let log = p.waypoint.access_log();
+        let line = log.last().context("no line")?;
+        let why = line["connection_termination_details"].as_str().unwrap_or_default();
+        ensure!(why.contains("closed") && line["path"].is_null(), "{line}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]
@@ -93,7 +176,7 @@ fn spans_go_to_the_collector_and_traces_go_on() {
              service: default/collector.default.svc.cluster.local\n    port: 4317\n"
         )
     };
-    mesh_config(&s, &tracing(0));
+    mesh_config(&s.mesh, &tracing(0));
     let traced = |form: &[String]| {
         let ask = Ask::get(&s.url("/traced?status=503"));
         form.iter().fold(ask, |ask, header| ask.header(header))
@@ -137,7 +220,7 @@ fn spans_go_to_the_collector_and_traces_go_on() {
     }
     // Of what nobody has decided about a share is sampled: none, and then all.
     s.ask(&Ask::get(&s.url("/none")));
-    mesh_config(&s, &tracing(100));
+    mesh_config(&s.mesh, &tracing(100));
     let url = |span: &Value| span["attributes"]["http.url"].as_str().unwrap_or_default().to_owned();
     eventually(SOON, || {
         s.ask(&Ask::get(&s.url("/all")));
@@ -166,7 +249,7 @@ fn telemetry_objects_say_who_logs_and_what_spans_hold() {
         );
     };
     mesh_config(
-        &s,
+        &s.mesh,
         "accessLogFile: \"\"\nextensionProviders:\n\
          - { name: short, envoyFileAccessLog: { path: /dev/stdout, \
          logFormat: { text: \"%REQ(:PATH)% %RESPONSE_CODE%\" } } }\n\
