@@ -4,9 +4,10 @@
 use crate::bookinfo::Bookinfo;
 use anyhow::{Context as _, ensure};
 use culvert_tests::{
-    Spec, Waypoint, binary,
+    Ask, HttpApp, Tls, Waypoint, binary,
     https::{self, Authority},
 };
+use serde_json::Value;
 use std::{process::Command, time::Duration};
 use testbed::eventually;
 
@@ -17,7 +18,13 @@ fn title(text: &str) {
     println!("\n== {text}");
 }
 
-pub fn all(b: &Bookinfo) -> anyhow::Result<Vec<Waypoint>> {
+/// What is asked for as long as the demo runs.
+pub struct Held {
+    _proxies: [Waypoint; 2],
+    _outside: HttpApp,
+}
+
+pub fn all(b: &Bookinfo) -> anyhow::Result<Held> {
     println!("Bookinfo joins the mesh, and gets a gateway ...");
     for pod in b.all_pods() {
         b.mesh.enroll(pod);
@@ -77,7 +84,7 @@ pub fn all(b: &Bookinfo) -> anyhow::Result<Vec<Waypoint>> {
     title("From outside, read only");
     apply("20-readers", include_str!("../manifests/gateway/20-readers.yaml"));
     eventually(SOON, || {
-        let post = culvert_tests::Ask::get(&format!("http://{}:8080/login", gateway.pod.ipv4()));
+        let post = Ask::get(&format!("http://{}:8080/login", gateway.pod.ipv4()));
         let answer = post.method("POST").from(&outsider)?;
         ensure!(answer.status == 403, "{answer:?}");
         Ok(())
@@ -85,20 +92,47 @@ pub fn all(b: &Bookinfo) -> anyhow::Result<Vec<Waypoint>> {
     get("/login")?;
     println!("  POST /login is answered 403, GET is not");
 
-    title("A host outside, for Bookinfo");
-    let external = b.mesh.pod(1, Spec::named("external"));
-    let mut command = Command::new(binary("bookinfo"));
-    command.args(["serve", "--service", "details", "--version", "external"]);
-    let process = external.spawn(command)?;
-    process.wait_for_output("listens on", SOON)?;
+    title("A host outside, for Bookinfo: plaintext at the application, TLS on its way");
     let waypoint = b.mesh.waypoint(2, "waypoint");
-    let text = include_str!("../manifests/gateway/30-external.yaml");
-    apply("30-external", &text.replace("ADDRESS", &external.ipv4().to_string()));
-    eventually(SOON, || b.get("http://external.example:80/details/0").map(drop))?;
-    let shut = format!("{:#}", b.get("http://external.example:80/health").err().context("open")?);
-    ensure!(shut.contains("403"), "{shut}");
-    println!("  external.example/details/0 answers; its other paths are shut by a VirtualService");
-    // As long as its process is asked.
-    drop(process);
-    Ok(vec![gateway, waypoint])
+    let outside = outside(b)?;
+    Ok(Held { _proxies: [gateway, waypoint], _outside: outside })
+}
+
+/// A host that is in the DNS and speaks TLS alone: TLS begins at the waypoint, which knows whom to trust.
+fn outside(b: &Bookinfo) -> anyhow::Result<HttpApp> {
+    const OUTSIDE: &str = "external.example";
+    let authority = Authority::new("outside");
+    let own = authority.issue(OUTSIDE);
+    let app = b.mesh.outside_app(1, "external", 443, Some(&Tls { own: &own, clients: None }));
+    b.mesh.bed.dns(OUTSIDE, &[app.pod.ipv4().into()]);
+    https::roots(&b.mesh, "external", &authority);
+    b.mesh.apply("30-external", include_str!("../manifests/gateway/30-external.yaml"));
+    println!("  applied 30-external.yaml");
+    let ask = |path: &str| Ask::get(&format!("http://{OUTSIDE}{path}")).from(&b.client);
+    let answer = eventually(SOON, || {
+        let answer = ask("/details/0")?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(answer)
+    })?;
+    let asked = answer.asked();
+    let sni = asked.pointer("/tls/sni").and_then(Value::as_str);
+    ensure!(sni == Some(OUTSIDE), "asked without TLS, or for another name: {asked}");
+    println!("  http://{OUTSIDE}/details/0 answers; it was asked by TLS, for {OUTSIDE}");
+    let shut = ask("/health")?;
+    ensure!(shut.status == 403, "{shut:?}");
+    println!("  its other paths are shut by a VirtualService: 403");
+    https::roots(&b.mesh, "external", &Authority::new("somebody else"));
+    eventually(SOON, || {
+        let answer = ask("/details/0")?;
+        ensure!(answer.status == 503, "{answer:?}");
+        Ok(())
+    })?;
+    println!("  with somebody else's roots in the Secret it is not trusted: 503");
+    https::roots(&b.mesh, "external", &authority);
+    eventually(SOON, || {
+        let answer = ask("/details/0")?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(())
+    })?;
+    Ok(app)
 }

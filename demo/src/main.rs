@@ -12,7 +12,7 @@ mod waypoint;
 use bookinfo::Bookinfo;
 use clap::Parser;
 use signal_hook::{consts::SIGINT, iterator::Signals};
-use std::process::ExitCode;
+use std::{any::Any, process::ExitCode};
 
 #[derive(Parser)]
 #[command(name = "culvert-demo", about = "Bookinfo on a mesh of two nodes")]
@@ -45,18 +45,12 @@ fn main() -> ExitCode {
     // What the bed starts is ended by a process of its own when this one ends, however it ends.
     let outcome = std::panic::catch_unwind(|| -> anyhow::Result<()> {
         let bookinfo = Bookinfo::start()?;
-        // Held until the end: their processes are the proxies.
-        let _proxies = match cli.scenario {
-            Scenario::Mesh => {
-                proofs::all(&bookinfo)?;
-                Vec::new()
-            }
-            Scenario::FastPath => {
-                fast_path::all(&bookinfo)?;
-                Vec::new()
-            }
-            Scenario::Waypoint => vec![waypoint::all(&bookinfo)?],
-            Scenario::Gateway => gateway::all(&bookinfo)?,
+        // Held until the end: their processes are the proxies, and who is outside.
+        let _held: Box<dyn Any> = match cli.scenario {
+            Scenario::Mesh => Box::new(proofs::all(&bookinfo)?),
+            Scenario::FastPath => Box::new(fast_path::all(&bookinfo)?),
+            Scenario::Waypoint => Box::new(waypoint::all(&bookinfo)?),
+            Scenario::Gateway => Box::new(gateway::all(&bookinfo)?),
         };
         if cli.keep {
             keep(&bookinfo)?;

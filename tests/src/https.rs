@@ -87,20 +87,35 @@ pub fn spoil(mesh: &Mesh, name: &str) {
     );
 }
 
+/// A Secret of nothing but whom to trust, in `default`.
+pub fn roots(mesh: &Mesh, name: &str, trusted: &Authority) {
+    mesh.apply(
+        &format!("secret-{name}"),
+        &format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{ namespace: default, name: {name} }}\n\
+             type: Opaque\nstringData:\n  ca.crt: |\n{}",
+            indent(&trusted.pem()),
+        ),
+    );
+}
+
+fn indent(pem: &str) -> String {
+    pem.lines().map(|l| format!("    {l}\n")).collect()
+}
+
 /// A Secret of type kubernetes.io/tls, in `default`; with roots for clients, if given.
 pub fn secret(mesh: &Mesh, name: &str, issued: &Issued, more: &str) {
-    let indent = |pem: String| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
     let more = match more {
         "" => String::new(),
-        pem => format!("  ca.crt: |\n{}", indent(pem.to_owned())),
+        pem => format!("  ca.crt: |\n{}", indent(pem)),
     };
     mesh.apply(
         &format!("secret-{name}"),
         &format!(
             "apiVersion: v1\nkind: Secret\nmetadata: {{ namespace: default, name: {name} }}\n\
              type: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}{more}",
-            indent(issued.0.pem()),
-            indent(issued.1.serialize_pem()),
+            indent(&issued.0.pem()),
+            indent(&issued.1.serialize_pem()),
         ),
     );
 }
