@@ -36,7 +36,8 @@ struct Cli {
     /// How often each measurement that takes a process of its own is repeated
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Of the loads of same-node and cross-node, those alone whose names begin so (iperf3, wrk-64)
+    /// Of the loads of same-node and cross-node (iperf3, wrk-64) and of the parts of waypoint (alone, many,
+    /// mesh), those alone whose names begin so
     #[arg(long)]
     load: Option<String>,
     /// A child process of a measurement, with its arguments
@@ -49,7 +50,7 @@ impl Cli {
         self.runs.max(1)
     }
 
-    /// How the names of loads begin.
+    /// How the names of loads and parts begin.
     fn load(&self) -> &str {
         self.load.as_deref().unwrap_or_default()
     }
@@ -86,7 +87,7 @@ const fn of_nodes(name: &'static str, run: Run) -> Suite {
 const SUITES: [Suite; 8] = [
     Suite { name: scale::SUITE, run: |c| scale::run(c.runs()), needs_root: false },
     of_nodes(dns::SUITE, |c| dns::run(c.runs())),
-    of_nodes(waypoint::SUITE, |c| waypoint::run(c.runs())),
+    of_nodes(waypoint::SUITE, |c| waypoint::run(c.runs(), c.load())),
     of_nodes(path::SAME_NODE, |c| path::same_node(c.runs(), c.load())),
     of_nodes(path::CROSS_NODE, |c| path::cross_node(c.runs(), c.load())),
     of_nodes(path::CONNECT, |c| path::connect(c.runs())),

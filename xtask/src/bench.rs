@@ -12,7 +12,8 @@ pub struct Args {
     /// Write the figures to this file, too
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Of the loads of same-node and cross-node, those alone whose names begin so (iperf3, wrk-64)
+    /// Of the loads of same-node and cross-node (iperf3, wrk-64) and of the parts of waypoint (alone, many,
+    /// mesh), those alone whose names begin so
     #[arg(long)]
     load: Option<String>,
     /// How often each measurement that takes a process of its own is repeated

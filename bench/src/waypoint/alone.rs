@@ -2,7 +2,7 @@
 //! log. Whichever is measured has a processor; clients and backend share the other.
 
 use super::{
-    apply, backends, envoy, gateway,
+    apply, envoy, gateway,
     place::{self, BACKEND_PORT, BACKENDS, OTHERS, Place},
     rows, to,
 };
@@ -28,7 +28,6 @@ pub fn run(mesh: &Mesh, rounds: usize) -> anyhow::Result<Vec<Row>> {
     let pod = &place.gateway.pod;
     let weighted: Vec<(&str, u32)> = BACKENDS.into_iter().zip(WEIGHTS).collect();
     let peer = envoy::start(pod, &weighted, BACKEND_PORT)?;
-    backends(mesh);
     gateway(mesh, "alone");
     apply(
         mesh,

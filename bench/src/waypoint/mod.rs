@@ -19,12 +19,19 @@ pub const SUITE: &str = "waypoint";
 /// More rounds than this say no more, and the whole is to be over in minutes.
 const MOST_ROUNDS: usize = 4;
 
-pub fn run(runs: usize) -> anyhow::Result<Vec<Row>> {
+type Part = fn(&Mesh, usize) -> anyhow::Result<Vec<Row>>;
+
+const PARTS: [(&str, Part); 3] = [("alone", alone::run), ("many", many::run), ("mesh", mesh::run)];
+
+/// `part`: how the names of those parts begin that are wanted.
+pub fn run(runs: usize, part: &str) -> anyhow::Result<Vec<Row>> {
     let rounds = runs.min(MOST_ROUNDS);
     let world = Mesh::new("bench-waypoint");
-    let mut rows = alone::run(&world, rounds)?;
-    rows.extend(many::run(&world, rounds)?);
-    rows.extend(mesh::run(&world, rounds)?);
+    let mut rows = Vec::new();
+    backends(&world);
+    for (_, run) in PARTS.iter().filter(|(name, _)| name.starts_with(part)) {
+        rows.extend(run(&world, rounds)?);
+    }
     Ok(rows)
 }
 

@@ -1,6 +1,7 @@
 //! A waypoint before services: routes, policies and failures, as the applications feel them.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod backends;
 mod connections;
 mod egress;
 mod ejection;

@@ -1,0 +1,166 @@
+//! Endpoints that break the rules: whoever has asked them gets an answer that says so, and nobody else notices.
+
+use crate::scene::{PORT, Played, read_until};
+use culvert_tests::SOON;
+use std::{thread, time::Duration};
+use testbed::{Serve, Sock, eventually};
+
+const OK: &str = "HTTP/1.1 200 OK\r\n";
+
+fn ask(p: &Played) -> Sock {
+    let client = p.raw();
+    ask_again(&client);
+    client
+}
+
+fn ask_again(client: &Sock) {
+    client.write(format!("GET / HTTP/1.1\r\nhost: played:{PORT}\r\n\r\n").as_bytes()).unwrap();
+}
+
+/// The endpoint's end of a connection on which it has been asked.
+fn asked(p: &Played) -> Sock {
+    let app = p.accept();
+    read_until(&app, "\r\n\r\n");
+    app
+}
+
+fn is_well(p: &Played) {
+    let client = ask(p);
+    let well = format!("{OK}content-length: 4\r\nconnection: close\r\n\r\nwell");
+    asked(p).write(well.as_bytes()).unwrap();
+    read_until(&client, "\r\n\r\nwell");
+    let log = p.waypoint.log();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn an_answer_that_cannot_be_read_is_an_answer_of_503() {
+    let p = Played::new("wp-bad-answers", "http", Serve::Manual);
+    let long = "a".repeat(1 << 20);
+    let many: String = (0..10_000).map(|n| format!("x-{n}: {n}\r\n")).collect();
+    for (what, bytes) in [
+        ("HTTP/2", b"\0\0\0\x04\0\0\0\0\0".to_vec()),
+        ("another protocol", b"SSH-2.0-server\r\n".to_vec()),
+        ("two lengths", format!("{OK}content-length: 2\r\ncontent-length: 3\r\n\r\nabc").into()),
+        ("a negative length", format!("{OK}content-length: -1\r\n\r\n").into()),
+        ("NUL in a header", format!("{OK}x: a\0b\r\n\r\n").into()),
+        ("no status", b"HTTP/1.1 OK\r\n\r\n".to_vec()),
+        ("a head of a MiB", format!("{OK}x: {long}\r\n\r\n").into()),
+        ("10,000 fields", format!("{OK}{many}\r\n").into()),
+    ] {
+        let client = ask(&p);
+        // Whoever has read enough does not read the rest.
+        let _ = asked(&p).write(&bytes);
+        let said = read_until(&client, "\r\n\r\n");
+        assert!(said.starts_with("HTTP/1.1 503"), "{what}: {said}");
+        is_well(&p);
+    }
+}
+
+#[test]
+fn what_follows_an_answer_is_nobodys_answer() {
+    let p = Played::new("wp-poison", "http", Serve::Manual);
+    let client = ask(&p);
+    let poison = format!("{OK}content-length: 6\r\n\r\npoison");
+    let app = asked(&p);
+    app.write(format!("{OK}content-length: 4\r\n\r\ngood{poison}").as_bytes()).unwrap();
+    let said = read_until(&client, "\r\n\r\ngood");
+    assert!(!said.contains("poison"), "{said}");
+    ask_again(&client);
+    asked(&p).write(format!("{OK}content-length: 4\r\n\r\nnext").as_bytes()).unwrap();
+    let said = read_until(&client, "next");
+    assert!(said.ends_with("\r\n\r\nnext") && !said.contains("poison"), "{said}");
+    is_well(&p);
+}
+
+#[test]
+fn of_interim_answers_without_number_some_go_on() {
+    let p = Played::new("wp-storm", "http", Serve::Manual);
+    let client = ask(&p);
+    let app = asked(&p);
+    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n".repeat(1000);
+    let last = format!("{OK}content-length: 4\r\nconnection: close\r\n\r\nlast");
+    app.write(format!("{hints}{last}").as_bytes()).unwrap();
+    let said = read_until(&client, "\r\n\r\nlast");
+    assert_eq!(said.matches("HTTP/1.1 200").count(), 1, "{said}");
+    let interim = said.matches("HTTP/1.1 103").count();
+    assert!(interim <= 16, "{interim}");
+    is_well(&p);
+}
+
+#[test]
+fn an_answer_without_an_end_waits_for_its_reader_and_ends_with_it() {
+    let p = Played::new("wp-endless", "http", Serve::Manual);
+    let client = ask(&p);
+    let app = asked(&p);
+    app.write(format!("{OK}transfer-encoding: chunked\r\n\r\n").as_bytes()).unwrap();
+    read_until(&client, "\r\n\r\n");
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x1_0000));
+    // Nobody reads: what is on its way is what sockets and windows hold.
+    let patient = app.within(Duration::from_secs(3));
+    let held = (0..4096).take_while(|_| patient.write(chunk.as_bytes()).is_ok()).count();
+    assert!(held < 1024, "{held} chunks of 64 KiB went nowhere");
+    client.reset().unwrap();
+    eventually(SOON, || match app.within(Duration::from_secs(1)).read_exact(1) {
+        Err(e) if e.kind() != "timeout" => Ok(()),
+        other => anyhow::bail!("{other:?}"),
+    })
+    .unwrap();
+    is_well(&p);
+}
+
+#[test]
+fn a_head_that_comes_byte_by_byte_is_waited_for_as_long_as_the_route_says() {
+    let p = Played::new("wp-trickle", "http", Serve::Manual);
+    p.mesh.apply(
+        "virtualservice-played",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+             metadata: {{ namespace: default, name: played }}\n\
+             spec: {{ hosts: [played], http: [{{ timeout: 1s, \
+             route: [{{ destination: {{ host: played, port: {{ number: {PORT} }} }} }}] }}] }}\n"
+        ),
+    );
+    let slow = format!("{OK}x: {}", "a".repeat(40));
+    // Until the route is there, nobody says how long.
+    eventually(SOON, || {
+        let client = ask(&p);
+        let app = asked(&p);
+        thread::scope(|s| {
+            s.spawn(|| {
+                for byte in slow.bytes() {
+                    if app.write(&[byte]).is_err() {
+                        break;
+                    }
+                    thread::sleep(Duration::from_millis(100));
+                }
+                let _ = app.reset();
+            });
+            let said = read_until(&client, "\r\n\r\n");
+            anyhow::ensure!(said.starts_with("HTTP/1.1 504"), "{said}");
+            Ok(())
+        })
+    })
+    .unwrap();
+    let client = ask(&p);
+    asked(&p).write(format!("{OK}content-length: 4\r\n\r\nwell").as_bytes()).unwrap();
+    read_until(&client, "\r\n\r\nwell");
+}
+
+#[test]
+fn an_endpoint_of_http_1_where_http_2_is_declared_is_an_answer_of_503() {
+    let p = Played::new("wp-not-http2", "http2", Serve::Manual);
+    let refusal = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    thread::scope(|s| {
+        // As often as it is tried.
+        s.spawn(|| {
+            while let Ok(app) = p.listener.accept(Duration::from_secs(5)) {
+                let _ = app.write(refusal.as_bytes());
+            }
+        });
+        let said = read_until(&ask(&p), "\r\n\r\n");
+        assert!(said.starts_with("HTTP/1.1 503"), "{said}");
+    });
+    let log = p.waypoint.log();
+    assert!(!log.contains("panicked"), "{log}");
+}
