@@ -196,12 +196,17 @@ pub fn eventually<T>(deadline: Duration, mut f: impl FnMut() -> Result<T>) -> Re
     let until = Instant::now() + deadline;
     let mut pause = Duration::from_millis(1);
     loop {
+        let began = Instant::now();
         match f() {
             Ok(value) => return Ok(value),
             Err(e) if Instant::now() > until => {
                 return Err(e.context(format!("not within {deadline:?}")));
             }
-            Err(_) => std::thread::sleep(pause),
+            // Asking, which may be a program of its own, is not to keep what is waited for from happening.
+            Err(_) => {
+                let costly = (began.elapsed() * 3).min(Duration::from_secs(1));
+                std::thread::sleep(pause.max(costly));
+            }
         }
         pause = (pause * 2).min(Duration::from_millis(20));
     }
