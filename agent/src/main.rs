@@ -7,6 +7,7 @@ mod capture;
 mod cni_config;
 mod connections;
 mod cri;
+mod detach;
 mod dial;
 mod direct;
 mod discovery;
@@ -94,19 +95,7 @@ enum Command {
         ready_file: PathBuf,
     },
     /// Take capture and guards off this node: its pods are unmeshed from then on.
-    Detach {
-        #[arg(long, default_value = "/sys/fs/bpf/culvert")]
-        bpffs: PathBuf,
-        /// Take culvert-cni out of the configurations of this directory first
-        #[arg(long)]
-        cni_conf_dir: Option<PathBuf>,
-        /// Then remove it from this directory
-        #[arg(long, requires = "cni_conf_dir")]
-        cni_bin_dir: Option<PathBuf>,
-        /// Wait for SIGTERM afterwards: what starts this program would start it again
-        #[arg(long)]
-        linger: bool,
-    },
+    Detach(detach::Options),
 }
 
 #[derive(Args)]
@@ -191,18 +180,7 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .map(|()| capture::check::check(cgroup.as_deref())),
         Command::Ready { ready_file } => Ok(ready_file.exists()),
-        Command::Detach { bpffs, cni_conf_dir, cni_bin_dir, linger } => {
-            // What waits for an agent goes first, then what needs one.
-            let uninstalled = cni_conf_dir
-                .map_or(Ok(()), |dir| installer::uninstall(&dir, cni_bin_dir.as_deref()));
-            let done = linger && !capture::holds_state(&bpffs);
-            let detached =
-                uninstalled.and_then(|()| if done { Ok(()) } else { capture::detach(&bpffs) });
-            if linger && detached.is_ok() {
-                println!("nothing of the mesh is left on this node");
-            }
-            detached.and_then(|()| if linger { until_terminated() } else { Ok(()) }).map(|()| true)
-        }
+        Command::Detach(options) => options.detach().map(|()| true),
         Command::Run(run) => start(*run).map(|()| true),
     };
     match outcome {
@@ -314,20 +292,6 @@ async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// For what has been done and must not be done again.
-fn until_terminated() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
-    })
 }
 
 /// Of the socket by which one agent takes another's place.

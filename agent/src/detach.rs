@@ -1,0 +1,82 @@
+//! `culvert-agent detach`: the node as it was before any agent.
+
+use crate::{capture, installer};
+use anyhow::Context as _;
+use clap::Args;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Args)]
+pub struct Options {
+    #[arg(long, default_value = "/sys/fs/bpf/culvert")]
+    bpffs: PathBuf,
+    /// Take culvert-cni out of the configurations of this directory first
+    #[arg(long)]
+    cni_conf_dir: Option<PathBuf>,
+    /// Then remove it from this directory
+    #[arg(long, requires = "cni_conf_dir")]
+    cni_bin_dir: Option<PathBuf>,
+    /// Then remove what agents have left in this directory, `run --run-dir`
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+    /// Wait for SIGTERM afterwards: what starts this program would start it again
+    #[arg(long)]
+    linger: bool,
+}
+
+impl Options {
+    pub fn detach(&self) -> anyhow::Result<()> {
+        // What waits for an agent goes first, then what needs one.
+        if let Some(conf_dir) = &self.cni_conf_dir {
+            installer::uninstall(conf_dir, self.cni_bin_dir.as_deref())?;
+        }
+        let done = self.linger && !capture::holds_state(&self.bpffs);
+        if !done {
+            capture::detach(&self.bpffs)?;
+        }
+        // Of an agent of another version it may hold something still.
+        let _ = fs::remove_dir(&self.bpffs);
+        if let Some(run_dir) = &self.run_dir {
+            empty(run_dir)
+                .with_context(|| format!("emptying {} (--run-dir)", run_dir.display()))?;
+        }
+        if self.linger {
+            println!("nothing of the mesh is left on this node");
+            until_terminated()?;
+        }
+        Ok(())
+    }
+}
+
+/// The directory itself may be a mount.
+fn empty(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+/// For what has been done and must not be done again.
+fn until_terminated() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
