@@ -79,6 +79,8 @@ fn prepare(extent: &Extent) -> anyhow::Result<()> {
         ("runc", "runc"),
         ("busybox", "busybox-static"),
         ("unshare", "util-linux"),
+        // By which the plugin for host ports makes its rules.
+        ("iptables", "iptables"),
     ])?;
     // Not programs for a user: they are on no path.
     if !Path::new("/usr/lib/cni/ptp").exists() {

@@ -50,6 +50,16 @@ impl Cluster {
         Ok(this)
     }
 
+    /// The power of a node goes and comes back. When this returns its programs run, and its pods are still to start.
+    ///
+    /// # Errors
+    /// When something of it does not go, or its programs do not start again.
+    pub fn reboot(&mut self, bed: &Bed, name: &str) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|node| node.bed().name() == name);
+        let node = node.with_context(|| format!("no node {name}"))?;
+        node.reboot(bed, &self.api).with_context(|| format!("cannot reboot {name}"))
+    }
+
     pub fn api(&self) -> &ApiServer {
         &self.api
     }

@@ -17,6 +17,7 @@ mod cluster;
 mod kubeconfig;
 mod node;
 mod pki;
+mod power;
 mod programs;
 
 pub use api_server::{ADDRESS, ApiServer, Tier};

@@ -46,7 +46,7 @@ for top in etc opt; do
     mount -t overlay overlay -o "lowerdir=/$top,upperdir=$dir/$top.upper,workdir=$dir/$top.work" "/$top"
 done
 mkdir -p "$dir/var/lib" "$dir/var/log" "$dir/var/tmp"
-ln -s /run "$dir/var/run"
+ln -sfn /run "$dir/var/run"
 mount --bind "$dir/var" /var
 
 # The bed's folder lies in /run, which is to be the node's own otherwise.

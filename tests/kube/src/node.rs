@@ -11,6 +11,7 @@ use serde_json::json;
 use testbed::{Bed, Proc};
 
 use crate::api_server::{ApiServer, tail};
+use crate::power;
 
 const MACHINE: &str = include_str!("machine.sh");
 /// Where Debian has them.
@@ -25,6 +26,8 @@ pub struct Node {
     bed: testbed::Node,
     /// Below this group are the node's processes and its pods.
     cgroup: PathBuf,
+    /// Of every pod's sandbox.
+    pause: String,
     programs: Vec<(&'static str, Proc)>,
     /// Holds the namespaces.
     machine: Proc,
@@ -40,18 +43,26 @@ impl Node {
     ) -> Result<Self> {
         let node = bed.node(name)?;
         let cgroup = node.cgroup().join("kube");
-        let script = node.dir().join("machine.sh");
-        fs::write(&script, MACHINE)?;
-        let mut cmd = Command::new("/bin/sh");
-        cmd.arg(&script).args([cgroup.as_path(), &node.dir(), bed.dir()]);
-        let machine = node.spawn_named(cmd, "machine")?;
-        machine.wait_for_output("made", PATIENCE).context("its namespaces")?;
-        let mut this = Self { bed: node, cgroup, programs: Vec::new(), machine };
-        this.start_containerd(pause)?;
+        let machine = start_machine(bed, &node, &cgroup)?;
+        let pause = pause.name().to_owned();
+        let mut this = Self { bed: node, cgroup, pause, programs: Vec::new(), machine };
+        this.install_cni()?;
+        this.start_containerd()?;
         this.load(images)?;
         this.start_kubelet(api)?;
         this.start_proxy(api)?;
         Ok(this)
+    }
+
+    /// The power goes and comes back: every process is killed at once, its kubelet's and its pods' among them, and what
+    /// only the kernel had is gone, as is `/run`. What it had on disk (`/etc`, `/opt`, `/var`) stays. It starts again.
+    pub(crate) fn reboot(&mut self, bed: &Bed, api: &ApiServer) -> Result<()> {
+        power::off(&self.bed, &self.cgroup)?;
+        self.programs.clear();
+        self.machine = start_machine(bed, &self.bed, &self.cgroup)?;
+        self.start_containerd()?;
+        self.start_kubelet(api)?;
+        self.start_proxy(api)
     }
 
     /// The bed's node below it: its namespace, its addresses, its link.
@@ -67,6 +78,17 @@ impl Node {
     pub fn spawn(&self, program: &Path, args: &[String]) -> Result<Proc> {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         self.bed.spawn_named(self.command(program, args), &name)
+    }
+
+    /// What a shell on the node prints.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn shell(&self, script: &str) -> Result<String> {
+        let shell = self.spawn(Path::new("/bin/sh"), &["-c".to_owned(), script.to_owned()])?;
+        let status = shell.wait(PATIENCE)?;
+        ensure!(status.success(), "{script:?} on {}: {}", self.bed.name(), shell.stderr());
+        Ok(shell.stdout())
     }
 
     /// Imports an archive of images into containerd.
@@ -105,9 +127,8 @@ impl Node {
         cmd
     }
 
-    fn start_containerd(&mut self, pause: &Image) -> Result<()> {
-        let config = self.write("containerd.toml", &containerd_config(pause))?;
-        self.install_cni()?;
+    fn start_containerd(&mut self) -> Result<()> {
+        let config = self.write("containerd.toml", &containerd_config(&self.pause))?;
         let args = ["--config".to_owned(), config.display().to_string()];
         let proc = self.spawn(&host_program("containerd")?, &args)?;
         proc.wait_for_output("containerd successfully booted", PATIENCE)?;
@@ -120,18 +141,20 @@ impl Node {
     fn install_cni(&self) -> Result<()> {
         // A folder of the node's own, in which others may put plugins of theirs.
         let link = format!("mkdir -p {CNI_DIR} && ln -sf {CNI_PLUGINS}/* {CNI_DIR}/");
-        let linked = self.spawn(Path::new("/bin/sh"), &["-c".to_owned(), link])?.wait(PATIENCE)?;
-        ensure!(linked.success(), "linking the CNI plugins: {linked}");
+        self.shell(&link).context("linking the CNI plugins")?;
         let subnet = format!("10.10.{}.0/24", self.bed.number());
         let first = format!("10.10.{}.2", self.bed.number());
         let range = json!({"subnet": subnet, "rangeStart": first, "gateway": self.bed.gateway4()});
         let chain = json!({
             "cniVersion": "0.4.0",
             "name": "bed",
-            "plugins": [{
-                "type": "ptp",
-                "ipam": {"type": "host-local", "ranges": [[range]], "routes": [{"dst": "0.0.0.0/0"}]},
-            }],
+            "plugins": [
+                {
+                    "type": "ptp",
+                    "ipam": {"type": "host-local", "ranges": [[range]], "routes": [{"dst": "0.0.0.0/0"}]},
+                },
+                {"type": "portmap", "capabilities": {"portMappings": true}},
+            ],
         });
         // The upper folder of the node's /etc.
         let net = self.bed.dir().join("etc.upper/cni/net.d");
@@ -213,7 +236,17 @@ impl Node {
     }
 }
 
-fn containerd_config(pause: &Image) -> String {
+fn start_machine(bed: &Bed, node: &testbed::Node, cgroup: &Path) -> Result<Proc> {
+    let script = node.dir().join("machine.sh");
+    fs::write(&script, MACHINE)?;
+    let mut cmd = Command::new("/bin/sh");
+    cmd.arg(&script).args([cgroup, &node.dir(), bed.dir()]);
+    let machine = node.spawn_named(cmd, "machine")?;
+    machine.wait_for_output("made", PATIENCE).context("its namespaces")?;
+    Ok(machine)
+}
+
+fn containerd_config(pause: &str) -> String {
     format!(
         r#"version = 2
 root = "/var/lib/containerd"
@@ -224,7 +257,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 address = "{SOCKET}"
 
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{}"
+sandbox_image = "{pause}"
 # Not every machine lets a container be killed later than what started it.
 restrict_oom_score_adj = true
 # Containers have groups, but no limits: the bed's groups have no controllers to set them with.
@@ -236,8 +269,7 @@ conf_dir = "/etc/cni/net.d"
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-"#,
-        pause.name()
+"#
     )
 }
 
