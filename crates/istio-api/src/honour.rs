@@ -56,50 +56,57 @@ pub(crate) fn check(
         found.push(Code::NotServed, "kind", kind, words);
     }
     let told = matches!(whole, Some((Fate::Refused, _)));
+    let table = TABLE.get(kind);
     // Within what is not obeyed the same is not said again.
     let mut idle: Option<String> = None;
     walk(shape, spec, path, &mut |given| {
-        let rest = idle.as_ref().and_then(|idle| given.path.strip_prefix(idle));
+        let rest = idle.as_ref().and_then(|idle| given.path.strip_prefix(idle.as_str()));
         let within = rest.is_some_and(|rest| rest.starts_with(['.', '[']));
-        let key = format!("{}.{}", given.message, given.field);
-        if !within && matches!(fate(kind, &key), Some((Fate::Idle, _))) {
-            idle = Some(given.path.clone());
+        let fate = given.field.and_then(|f| table?.get(f.whole.as_str()).copied());
+        if !within && matches!(fate, Some((Fate::Idle, _))) {
+            idle = Some(given.path.to_owned());
         }
-        one(kind, &given, told || within, found)
+        one(kind, &given, fate, told || within, found)
     });
 }
 
 /// `told`: that it is not obeyed. Whether to look further within.
-fn one(kind: &'static str, given: &Given<'_>, told: bool, found: &mut Found<'_>) -> bool {
-    if let Some(rival) = given.rivals.first() {
+fn one(
+    kind: &'static str,
+    given: &Given<'_>,
+    fate: Option<(Fate, &'static str)>,
+    told: bool,
+    found: &mut Found<'_>,
+) -> bool {
+    if let Some(rival) = given.rival() {
         found.push(
             Code::InvalidValue,
-            &given.path,
+            given.path,
             format!("together with {rival}"),
             "they exclude each other: give one of them",
         );
     }
-    let key = format!("{}.{}", given.message, given.field);
-    match fate(kind, &key) {
+    match fate {
         Some((Fate::Obeyed | Fate::Told, _)) => true,
         // Of its kind as a whole, or of what it is within, it has been said already.
         Some(_) if told => true,
         Some((Fate::Idle, words)) => {
-            found.push(Code::Warning, &given.path, "not obeyed", words);
+            found.push(Code::Warning, given.path, "not obeyed", words);
             true
         }
         Some((Fate::Refused, words)) => {
-            found.push(Code::NotServed, &given.path, "not served", words);
+            found.push(Code::NotServed, given.path, "not served", words);
             false
         }
         // No field of Istio's: the types say so, where they are strict.
         None => {
-            let remedy = match nearest(given.field, &given.known) {
+            let known: Vec<String> = given.known.iter().map(|f| f.name.clone()).collect();
+            let remedy = match nearest(given.name, &known) {
                 Some(meant) => format!("did you mean {meant:?}?"),
                 None => "it is passed over".to_owned(),
             };
             if kind == "MeshConfig" {
-                found.push(Code::Warning, &given.path, "no field of Istio's", remedy);
+                found.push(Code::Warning, given.path, "no field of Istio's", remedy);
             }
             false
         }

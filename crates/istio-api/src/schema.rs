@@ -3,7 +3,12 @@
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    str::FromStr,
+    time::Duration,
+};
 
 /// What a field holds.
 #[derive(Clone, Copy)]
@@ -11,7 +16,7 @@ pub enum Shape {
     Leaf(&'static str),
     /// With the names that it may have.
     Names(&'static str, &'static [&'static str]),
-    Message(&'static str, fn() -> Vec<Field>),
+    Message(&'static str, fn() -> &'static [Field]),
     List(fn() -> Shape),
     Map(fn() -> Shape),
 }
@@ -19,6 +24,8 @@ pub enum Shape {
 pub struct Field {
     /// As it is written in JSON.
     pub name: String,
+    /// `Message.field`.
+    pub whole: String,
     pub shape: Shape,
     /// At most one of a group may be given.
     pub group: Option<&'static str>,
@@ -96,11 +103,16 @@ macro_rules! messages {
 
             impl crate::schema::Schema for $name {
                 fn shape() -> crate::schema::Shape {
-                    crate::schema::Shape::Message($proto, || vec![$(crate::schema::Field {
-                        name: crate::schema::name(stringify!($field), crate::schema::last(&[$($json)?])),
-                        shape: <$ty as crate::schema::Schema>::shape(),
-                        group: crate::schema::last(&[$(stringify!($group))?]),
-                    }),*])
+                    // Made once: thousands of one message are looked at in an object.
+                    static FIELDS: std::sync::LazyLock<Vec<crate::schema::Field>> =
+                        std::sync::LazyLock::new(|| vec![$(crate::schema::Field::new(
+                            $proto,
+                            stringify!($field),
+                            crate::schema::last(&[$($json)?]),
+                            <$ty as crate::schema::Schema>::shape(),
+                            crate::schema::last(&[$(stringify!($group))?]),
+                        )),*]);
+                    crate::schema::Shape::Message($proto, || &FIELDS)
                 }
             }
         )*
@@ -141,8 +153,17 @@ macro_rules! names {
 
 pub(crate) use {messages, names};
 
-pub fn name(field: &str, json: Option<&str>) -> String {
-    json.map_or_else(|| camel(field), str::to_owned)
+impl Field {
+    pub fn new(
+        message: &str,
+        field: &str,
+        json: Option<&str>,
+        shape: Shape,
+        group: Option<&'static str>,
+    ) -> Self {
+        let name = json.map_or_else(|| camel(field), str::to_owned);
+        Self { whole: format!("{message}.{name}"), name, shape, group }
+    }
 }
 
 pub const fn last(given: &[&'static str]) -> Option<&'static str> {
@@ -285,13 +306,11 @@ pub fn fields(root: Shape) -> BTreeMap<String, String> {
 fn collect(shape: Shape, all: &mut BTreeMap<String, String>) {
     match shape {
         Shape::List(of) | Shape::Map(of) => collect(of(), all),
-        Shape::Message(message, fields) => {
+        Shape::Message(_, fields) => {
             for field in fields() {
                 let group = field.group.map(|g| format!("oneof:{} ", camel(g))).unwrap_or_default();
-                let known = all.insert(
-                    format!("{message}.{}", field.name),
-                    format!("{group}{}", describe(field.shape)),
-                );
+                let known =
+                    all.insert(field.whole.clone(), format!("{group}{}", describe(field.shape)));
                 if known.is_none() {
                     collect(field.shape, all);
                 }
@@ -314,52 +333,62 @@ fn describe(shape: Shape) -> String {
 /// A field that an object gives, of those that the message has or not.
 pub struct Given<'a> {
     /// As in `spec.http[0].retries.attempts`.
-    pub path: String,
-    pub message: &'static str,
-    pub field: &'a str,
-    /// Others of the same group that are given before it.
-    pub rivals: Vec<String>,
+    pub path: &'a str,
+    pub name: &'a str,
+    /// None: the message has no such field.
+    pub field: Option<&'static Field>,
     /// All that the message has.
-    pub known: Vec<String>,
+    pub known: &'static [Field],
+    beside: &'a serde_json::Map<String, Value>,
+}
+
+impl Given<'_> {
+    /// One of the same group that is given before it.
+    pub fn rival(&self) -> Option<&'static str> {
+        let group = self.field?.group?;
+        let is_rival = |f: &&Field| {
+            f.group == Some(group)
+                && *f.name < *self.name
+                && self.beside.get(&f.name).is_some_and(|v| !v.is_null())
+        };
+        self.known.iter().find(is_rival).map(|f| &*f.name)
+    }
 }
 
 /// Calls `visit` for each field that `value` gives; where it says no, not for those within.
 pub fn walk(shape: Shape, value: &Value, path: &str, visit: &mut impl FnMut(Given<'_>) -> bool) {
+    step(shape, value, &mut path.to_owned(), visit);
+}
+
+/// `path` is as it was, afterwards.
+fn step(shape: Shape, value: &Value, path: &mut String, visit: &mut impl FnMut(Given<'_>) -> bool) {
+    let length = path.len();
     match (shape, value) {
         (Shape::List(of), Value::Array(items)) => {
             for (i, item) in items.iter().enumerate() {
-                walk(of(), item, &format!("{path}[{i}]"), visit);
+                let _ = write!(path, "[{i}]");
+                step(of(), item, path, visit);
+                path.truncate(length);
             }
         }
         (Shape::Map(of), Value::Object(items)) => {
             for (key, item) in items {
-                walk(of(), item, &format!("{path}.{key}"), visit);
+                path.extend([".", key]);
+                step(of(), item, path, visit);
+                path.truncate(length);
             }
         }
-        (Shape::Message(message, fields), Value::Object(items)) => {
-            let fields = fields();
+        (Shape::Message(_, fields), Value::Object(items)) => {
+            let known = fields();
             for (name, value) in items.iter().filter(|(_, v)| !v.is_null()) {
-                let field = fields.iter().find(|f| f.name == *name);
-                let group = field.and_then(|f| f.group);
-                let is_rival = |f: &&Field| {
-                    group.is_some()
-                        && f.group == group
-                        && f.name < *name
-                        && items.get(&f.name).is_some_and(|v| !v.is_null())
-                };
-                let path = format!("{path}.{name}");
-                let given = Given {
-                    path: path.clone(),
-                    message,
-                    field: name,
-                    rivals: fields.iter().filter(is_rival).map(|f| f.name.clone()).collect(),
-                    known: fields.iter().map(|f| f.name.clone()).collect(),
-                };
-                if visit(given)
+                let field = known.iter().find(|f| f.name == *name);
+                path.extend([".", name]);
+                if visit(Given { path, name, field, known, beside: items })
                     && let Some(field) = field
                 {
-                    walk(field.shape, value, &path, visit);
+                    step(field.shape, value, path, visit);
                 }
+                path.truncate(length);
             }
         }
         _ => {}

@@ -16,7 +16,7 @@ pub use http::GRPC_STATUS;
 use http::http;
 use std::{
     collections::{BTreeMap, HashSet},
-    fmt,
+    hash::Hash,
     time::Duration,
 };
 
@@ -53,13 +53,41 @@ pub(crate) fn virtual_service(v: &VirtualService, found: &mut Found<'_>) {
     for (i, r) in v.tcp.iter().enumerate() {
         tcp(r, &format!("spec.tcp[{i}]"), found);
     }
-    let matches: Vec<&[HttpMatchRequest]> = v.http.iter().map(|r| &*r.r#match).collect();
-    let unnamed = |m: &HttpMatchRequest| HttpMatchRequest { name: String::new(), ..m.clone() };
-    unreachable("spec.http", &matches, unnamed, found);
-    let matches: Vec<_> = v.tls.iter().map(|r| &*r.r#match).collect();
-    unreachable("spec.tls", &matches, Clone::clone, found);
-    let matches: Vec<_> = v.tcp.iter().map(|r| &*r.r#match).collect();
-    unreachable("spec.tcp", &matches, Clone::clone, found);
+    unreachable("spec.http", v.http.iter().map(|r| &*r.r#match), asked_for, found);
+    unreachable("spec.tls", v.tls.iter().map(|r| &*r.r#match), |m| m, found);
+    unreachable("spec.tcp", v.tcp.iter().map(|r| &*r.r#match), |m| m, found);
+}
+
+/// All that a match asks of a request: what it is called is beside the point.
+fn asked_for(m: &HttpMatchRequest) -> impl Hash + Eq {
+    let HttpMatchRequest {
+        name: _,
+        stat_prefix: _,
+        uri,
+        scheme,
+        method,
+        authority,
+        headers,
+        port,
+        source_labels,
+        gateways,
+        query_params,
+        ignore_uri_case,
+        without_headers,
+        source_namespace,
+    } = m;
+    let source = (source_labels, source_namespace, gateways, port);
+    (
+        uri,
+        ignore_uri_case,
+        scheme,
+        method,
+        authority,
+        headers,
+        without_headers,
+        query_params,
+        source,
+    )
 }
 
 fn hosts(hosts: &[String], for_mesh: bool, found: &mut Found<'_>) {
@@ -256,16 +284,16 @@ fn routes(all: &[RouteDestination], path: &str, found: &mut Found<'_>) {
 }
 
 /// Rules that nothing reaches: after one that matches everything, or with what was matched before.
-fn unreachable<M: fmt::Debug>(
+fn unreachable<'a, M: 'a, K: Hash + Eq>(
     path: &str,
-    rules: &[&[M]],
-    plain: impl Fn(&M) -> M,
+    rules: impl Iterator<Item = &'a [M]>,
+    asked_for: impl Fn(&'a M) -> K,
     found: &mut Found<'_>,
 ) {
-    // By all their fields, which Debug shows: of thousands each is compared with none.
+    // Of thousands each is compared with none.
     let mut seen = HashSet::new();
     let mut all_taken = None;
-    for (i, matches) in rules.iter().enumerate() {
+    for (i, matches) in rules.enumerate() {
         if let Some(by) = all_taken {
             found.push(
                 Code::Warning,
@@ -277,8 +305,8 @@ fn unreachable<M: fmt::Debug>(
         if matches.is_empty() {
             all_taken.get_or_insert(i);
         }
-        for (j, m) in matches.iter().map(&plain).enumerate() {
-            if !seen.insert(format!("{m:?}")) {
+        for (j, m) in matches.iter().enumerate() {
+            if !seen.insert(asked_for(m)) {
                 found.push(
                     Code::Warning,
                     format!("{path}[{i}].match[{j}]"),

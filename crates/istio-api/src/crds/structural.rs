@@ -9,7 +9,7 @@ pub(super) fn of(shape: Shape) -> Value {
     match shape {
         Shape::Leaf(name) => leaf(name),
         Shape::Names(_, names) => json!({"type": "string", "enum": names}),
-        Shape::Message(_, fields) => message(&fields()),
+        Shape::Message(_, fields) => message(fields()),
         Shape::List(item) => json!({"type": "array", "items": of(item())}),
         Shape::Map(value) => json!({"type": "object", "additionalProperties": of(value())}),
     }

@@ -64,6 +64,7 @@ messages! {
     }
 
     /// `HTTPMatchRequest`
+    #[derive(Eq, Hash)]
     HttpMatchRequest = "HTTPMatchRequest" {
         name: String,
         uri: Option<StringMatch>,
@@ -171,6 +172,7 @@ messages! {
     }
 
     /// `TLSMatchAttributes`
+    #[derive(Eq, Hash)]
     TlsMatchAttributes = "TLSMatchAttributes" {
         sni_hosts: Vec<String>,
         destination_subnets: Vec<String>,
@@ -187,6 +189,7 @@ messages! {
     }
 
     /// `L4MatchAttributes`
+    #[derive(Eq, Hash)]
     L4MatchAttributes = "L4MatchAttributes" {
         destination_subnets: Vec<String>,
         port: u32,
@@ -197,6 +200,7 @@ messages! {
     }
 
     /// `StringMatch`
+    #[derive(Eq, Hash)]
     StringMatch = "StringMatch" {
         exact in matchType: Option<String>,
         prefix in matchType: Option<String>,
