@@ -14,7 +14,13 @@ pub struct Before {
 
 impl Mesh {
     pub fn what_is_there(&self) -> Before {
-        let of = |pod: &&str| self.exec(pod, NETWORK).unwrap();
+        // Its address is another after a reboot.
+        let of = |pod: &&str| {
+            let (said, own) = (self.exec(pod, NETWORK).unwrap(), self.address(pod));
+            let words =
+                said.split([' ', '\t']).map(|word| if word == own { "its own" } else { word });
+            words.collect::<Vec<_>>().join(" ")
+        };
         Before { pods: ["web-1", "web-2", "client"].iter().map(of).collect() }
     }
 
