@@ -13,6 +13,7 @@ pub mod honour;
 pub mod istio;
 mod kinds;
 mod kubernetes;
+mod locate;
 mod mesh_config;
 mod parse;
 pub mod schema;

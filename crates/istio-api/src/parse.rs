@@ -7,6 +7,7 @@ use crate::{
     istio::mesh_config::MeshConfig as WholeMeshConfig,
     kinds::{Kind, Object, ObjectKey, Spec},
     kubernetes::{ConfigMap, Meta},
+    locate,
     mesh_config::{self, MeshConfig},
     schema::{Schema, keep_known},
     validate,
@@ -141,7 +142,7 @@ fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
 fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
     let text = |v: &Value, k: &str| v.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind_name) = (text(&item, "apiVersion"), text(&item, "kind"));
-    let meta: Meta = match item.get("metadata").cloned() {
+    let meta: Meta = match item.get("metadata") {
         None => Meta::default(),
         Some(m) => typed(m, "metadata", found)?,
     };
@@ -186,9 +187,9 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         Kind::Namespace => Spec::Namespace(Default::default()),
         Kind::Node => Spec::Node(Default::default()),
         Kind::ServiceAccount => Spec::ServiceAccount(Default::default()),
-        Kind::Pod => Spec::Pod(Box::new(typed(item, "", found)?)),
-        Kind::Service => Spec::Service(Box::new(typed(item, "", found)?)),
-        Kind::EndpointSlice => Spec::EndpointSlice(typed(item, "", found)?),
+        Kind::Pod => Spec::Pod(Box::new(typed(&item, "", found)?)),
+        Kind::Service => Spec::Service(Box::new(typed(&item, "", found)?)),
+        Kind::EndpointSlice => Spec::EndpointSlice(typed(&item, "", found)?),
         Kind::WorkloadEntry => Spec::WorkloadEntry(spec_of(kind, &mut item, found)?),
         Kind::ServiceEntry => Spec::ServiceEntry(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::AuthorizationPolicy => {
@@ -203,11 +204,9 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
         }
         Kind::HttpRoute => Spec::HttpRoute(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::GrpcRoute => Spec::GrpcRoute(Box::new(spec_of(kind, &mut item, found)?)),
-        Kind::ReferenceGrant => Spec::ReferenceGrant(typed(
-            item.get("spec").cloned().unwrap_or_default(),
-            "spec",
-            found,
-        )?),
+        Kind::ReferenceGrant => {
+            Spec::ReferenceGrant(typed(item.get("spec").unwrap_or(&Value::Null), "spec", found)?)
+        }
         Kind::Telemetry => Spec::Telemetry(Box::new(spec_of(kind, &mut item, found)?)),
         Kind::Secret => match serde_json::from_value(item) {
             Ok(secret) => Spec::Secret(secret),
@@ -219,7 +218,7 @@ fn parse_one(mut item: Value, found: &mut Found<'_>) -> Option<Object> {
             }
         },
         Kind::MeshConfig => {
-            let map: ConfigMap = typed(item, "", found)?;
+            let map: ConfigMap = typed(&item, "", found)?;
             // Other ConfigMaps are nobody's business here.
             let text = (key.name == "istio").then(|| Spec::mesh_config(&map)).flatten()?;
             Spec::MeshConfig(mesh_config(text, found)?)
@@ -244,9 +243,9 @@ fn mesh_config(text: &str, found: &mut Found<'_>) -> Option<MeshConfig> {
             );
             let mut known = value.clone();
             keep_known(WholeMeshConfig::shape(), &mut known);
-            let whole: WholeMeshConfig = typed(known, "data.mesh", found)?;
+            let whole: WholeMeshConfig = typed(&known, "data.mesh", found)?;
             mesh_config::validate::mesh_config(&whole, found);
-            typed(value, "data.mesh", found)
+            typed(&value, "data.mesh", found)
         }
         Err(e) => {
             found.push(Code::Malformed, "data.mesh", format!("not YAML: {e}"), "correct the text");
@@ -266,26 +265,24 @@ fn spec_of<T: DeserializeOwned + Default + Schema>(
     };
     // Of what is not served at all, mistakes are named all the same.
     honour::check(kind.name(), T::shape(), &spec, "spec", found);
-    typed(spec, "spec", found)
+    typed(&spec, "spec", found)
 }
 
 /// Deserializes, or says at which field it could not be done.
-fn typed<T: DeserializeOwned>(value: Value, prefix: &str, found: &mut Found<'_>) -> Option<T> {
-    match serde_path_to_error::deserialize(value) {
-        Ok(t) => Some(t),
-        Err(e) => {
-            let inner = e.path().to_string();
-            let path = match (prefix, inner.as_str()) {
-                ("", p) => p.to_owned(),
-                (p, "." | "") => p.to_owned(),
-                (a, b) => format!("{a}.{b}"),
-            };
-            let message = e.inner().to_string();
-            let (code, remedy) = advice(&message);
-            found.push(code, path, message, remedy);
-            None
-        }
-    }
+fn typed<T: DeserializeOwned>(value: &Value, prefix: &str, found: &mut Found<'_>) -> Option<T> {
+    let message = match T::deserialize(value) {
+        Ok(t) => return Some(t),
+        Err(e) => e.to_string(),
+    };
+    let fails = |part: &Value| T::deserialize(part).is_err_and(|e| e.to_string() == message);
+    let inner = locate::failing(value, &fails);
+    let path = match (prefix, inner.as_str()) {
+        ("", p) | (p, "") => p.to_owned(),
+        (a, b) => format!("{a}.{b}"),
+    };
+    let (code, remedy) = advice(&message);
+    found.push(code, path, message, remedy);
+    None
 }
 
 /// What to do about a message of serde's.
@@ -363,6 +360,19 @@ mod tests {
         assert_eq!(diagnostics[0].object, "AuthorizationPolicy ns/p");
         assert_eq!(diagnostics[0].remedy, "did you mean \"principals\"?");
         assert_eq!(diagnostics[0].code, Code::UnknownField);
+    }
+
+    #[test]
+    fn what_patches_envoy_is_refused_with_a_reason() {
+        let (objects, diagnostics) =
+            one("apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\n\
+             metadata: {name: p, namespace: ns}\nspec: {configPatches: []}");
+        assert!(objects.is_empty());
+        assert_eq!(
+            (diagnostics[0].object.as_str(), diagnostics[0].code),
+            ("EnvoyFilter ns/p", Code::NotServed)
+        );
+        assert!(diagnostics[0].remedy.contains("VirtualService"), "{:?}", diagnostics[0]);
     }
 
     #[test]
