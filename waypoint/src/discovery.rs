@@ -27,6 +27,9 @@ pub const TYPES: [&str; 6] = [
     TELEMETRY_TYPE,
 ];
 
+/// Resources of more bytes are loaded beside the thread that moves requests, and not on it.
+const LARGE: usize = 64 * 1024;
+
 pub struct Following {
     proxy: Arc<Proxy>,
     /// A bit for each type that has come once.
@@ -95,7 +98,10 @@ impl Apply for Following {
     ) -> Vec<Rejected> {
         match type_url {
             HOST_TABLE_TYPE | DESTINATION_TYPE | LISTENER_TYPE | TELEMETRY_TYPE => {
-                self.apply_routes(type_url, resources, removed)
+                let bytes: usize = resources.iter().map(|r| r.body.len()).sum();
+                let apply = || self.apply_routes(type_url, resources, removed);
+                // Thousands of routes take a while, which requests do not wait for.
+                if bytes > LARGE { tokio::task::block_in_place(apply) } else { apply() }
             }
             _ => {
                 let rejected = self.proxy.mesh.apply_part(type_url, resources, removed);

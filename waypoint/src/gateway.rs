@@ -4,7 +4,7 @@
 
 use crate::{
     http::{Came, Downstream},
-    inbound::{DETECTION, Prefixed, admit, serve_http, shown},
+    inbound::{DETECTION, Io, Prefixed, admit, serve_http, shown},
     proxy::Proxy,
     tcp, upstream,
 };
@@ -25,10 +25,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -292,16 +289,17 @@ async fn connection(
         http2: false,
     };
     if config.bytes {
-        return tcp::serve(proxy, downstream(None), Prefixed::new(Vec::new(), stream), None).await;
+        let stream = Prefixed::new(Vec::new(), stream);
+        return Box::pin(tcp::serve(proxy, downstream(None), stream, None)).await;
     }
     if config.certificates.is_empty() && config.passed.is_empty() {
-        return speak(proxy, downstream(None), stream).await;
+        return speak(proxy, downstream(None), Box::new(stream)).await;
     }
     let mut stream = Prefixed::new(Vec::new(), stream);
     if !config.passed.is_empty() {
         let name = tcp::hello(&mut stream).await;
         if matches!(config.server(name.as_deref()), Some(Server::Passed)) {
-            return tcp::serve(proxy, downstream(None), stream, name).await;
+            return Box::pin(tcp::serve(proxy, downstream(None), stream, name)).await;
         }
     }
     let handshake = async {
@@ -314,16 +312,18 @@ async fn connection(
             return Err(format!("no server of the gateway is for {}", asked()));
         };
         let server = certificate.server.clone().map_err(|why| format!("{}: {why}", asked()))?;
-        let stream = hello.into_stream(server).await.map_err(|e| e.to_string())?;
+        let stream = Box::new(hello.into_stream(server).await.map_err(|e| e.to_string())?);
         let name = name.map(|n| n.to_ascii_lowercase());
         let shown = Shown { config: config.clone(), hosts: certificate.hosts.clone() };
         Ok::<_, String>((stream, shown, certificate.bytes.then_some(name)))
     };
     match tokio::time::timeout(HANDSHAKE, Box::pin(handshake)).await {
-        Ok(Ok((stream, shown, None))) => speak(proxy, downstream(Some(shown)), stream).await,
+        Ok(Ok((stream, shown, None))) => {
+            speak(proxy, downstream(Some(shown)), stream).await;
+        }
         Ok(Ok((stream, shown, Some(name)))) => {
             let stream = Prefixed::new(Vec::new(), stream);
-            tcp::serve(proxy, downstream(Some(shown)), stream, name).await;
+            Box::pin(tcp::serve(proxy, downstream(Some(shown)), stream, name)).await;
         }
         Ok(Err(why)) => tracing::info!(%client, port, why, "TLS hand-shake failed"),
         Err(_) => tracing::info!(%client, port, "TLS hand-shake took too long"),
@@ -331,11 +331,7 @@ async fn connection(
 }
 
 /// HTTP/1 or HTTP/2, as the first bytes show.
-async fn speak(
-    proxy: Arc<Proxy>,
-    mut downstream: Downstream,
-    mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) {
+async fn speak(proxy: Arc<Proxy>, mut downstream: Downstream, mut io: Box<dyn Io>) {
     let Ok(Ok((first, shown))) = tokio::time::timeout(DETECTION, shown(&mut io)).await else {
         return;
     };

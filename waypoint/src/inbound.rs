@@ -8,6 +8,7 @@ use crate::{
     proxy::{PATIENCE, Proxy},
     tcp, upstream,
 };
+use futures_util::future::BoxFuture;
 use hbone::{Authority, InboundStream, StreamIo};
 use http::StatusCode;
 use hyper::{
@@ -181,16 +182,16 @@ async fn serve(
             Err(_) => (Vec::new(), None),
         },
     };
-    let io = Prefixed::new(first, io);
     match http {
         Some(http2) => {
             downstream.http2 = http2;
-            serve_http(proxy, Arc::new(downstream), io).await;
+            let io: Box<dyn Io> = Box::new(io);
+            serve_http(proxy, Arc::new(downstream), Prefixed::new(first, io)).await;
         }
         None => {
-            let mut io = io;
+            let mut io = Prefixed::new(first, io);
             let name = if protocol == Protocol::Tls { tcp::hello(&mut io).await } else { None };
-            tcp::serve(proxy, downstream, io, name).await;
+            Box::pin(tcp::serve(proxy, downstream, io, name)).await;
         }
     }
 }
@@ -231,11 +232,13 @@ fn looks_like(first: &[u8]) -> Option<Option<bool>> {
     }
 }
 
-pub async fn serve_http(
-    proxy: Arc<Proxy>,
-    downstream: Arc<Downstream>,
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) {
+/// Whatever HTTP comes by. Boxed, so that there is one program for all of them: the
+/// larger part of hyper's and h2's text is made for the type that they read from.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<I: AsyncRead + AsyncWrite + Unpin + Send> Io for I {}
+
+pub async fn serve_http(proxy: Arc<Proxy>, downstream: Arc<Downstream>, io: Prefixed<Box<dyn Io>>) {
     let http2 = downstream.http2;
     let service = {
         let proxy = proxy.clone();
@@ -244,7 +247,8 @@ pub async fn serve_http(
             async move { Ok::<_, Infallible>(request::serve(proxy, downstream, r).await) }
         })
     };
-    let ended = if http2 {
+    // In a box, or a connection of either version would be as large as the larger.
+    let serving: BoxFuture<'_, hyper::Result<()>> = if http2 {
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
@@ -254,7 +258,7 @@ pub async fn serve_http(
             .initial_connection_window_size(4 * 1024 * 1024)
             .max_pending_accept_reset_streams(Some(32))
             .serve_connection(TokioIo::new(io), service);
-        drained(&proxy, connection, |c| c.graceful_shutdown()).await
+        Box::pin(drained(&proxy, connection, |c| c.graceful_shutdown()))
     } else {
         let io = interim::Beneath::new(io);
         let interim = io.answers();
@@ -268,9 +272,9 @@ pub async fn serve_http(
             }
         });
         let connection = http1().serve_connection(TokioIo::new(io), service).with_upgrades();
-        drained(&proxy, connection, |c| c.graceful_shutdown()).await
+        Box::pin(drained(&proxy, connection, |c| c.graceful_shutdown()))
     };
-    if let Err(error) = ended {
+    if let Err(error) = serving.await {
         tracing::debug!(%error, "a connection of HTTP ended");
     }
 }

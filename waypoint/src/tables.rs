@@ -150,12 +150,15 @@ impl Tables {
         if ready.is_empty() {
             return;
         }
+        let now: Vec<_> = ready
+            .into_iter()
+            .filter_map(|key| Some((state.waiting.remove(&key)?, key)))
+            .map(|(table, key)| (key, Arc::new(table)))
+            .collect();
+        // Those before may be large: they go when nobody waits for the lock any more.
+        let mut before = Vec::with_capacity(now.len());
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
-        for key in ready {
-            if let Some(table) = state.waiting.remove(&key) {
-                live.insert(key, Arc::new(table));
-            }
-        }
+        before.extend(now.into_iter().map(|(key, table)| live.insert(key, table)));
         drop(live);
         self.changed.send_replace(());
     }
