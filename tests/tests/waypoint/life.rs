@@ -45,6 +45,33 @@ fn changes_under_load_drop_nothing() {
 }
 
 #[test]
+fn thousands_of_routes_change_under_load_and_drop_nothing() {
+    let s = Scene::new("wp-large");
+    s.subsets();
+    let to =
+        |subset: &str| format!("route: [{{ destination: {{ host: reviews, subset: {subset} }} }}]");
+    let others: String = (0..2000)
+        .map(|n| format!("{{ match: [{{ uri: {{ exact: /{n} }} }}], {} }}, ", to("v1")))
+        .collect();
+    let stop = AtomicBool::new(false);
+    let all = std::thread::scope(|scope| {
+        let ask = Ask::get(&s.url("/"));
+        let (stop, client) = (&stop, &s.client);
+        let asking = scope.spawn(move || ask_on(&ask, client, stop));
+        for subset in ["v1", "v2", "v1"] {
+            s.routes(&format!("{others}{{ {} }}", to(subset)));
+            assert_eq!(s.get("/").by(), format!("reviews-{subset}"));
+            assert_eq!(s.get("/1999").by(), "reviews-v1");
+        }
+        stop.store(true, Ordering::Relaxed);
+        asking.join().unwrap()
+    });
+    let bad: Vec<_> = all.iter().filter(|a| a.status != 200).collect();
+    assert!(bad.is_empty(), "{} of {}: {:?}", bad.len(), all.len(), bad.first());
+    s.is_well();
+}
+
+#[test]
 fn a_waypoint_that_is_told_to_end_finishes_what_it_does() {
     let mut s = Scene::new("wp-drain");
     let idle = s.raw();
