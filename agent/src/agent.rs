@@ -8,6 +8,7 @@ use crate::{
     dns::Counters,
     fault,
     kubelet::Kubelet,
+    parting::Parting,
     pods::Pods,
     reports::Reports,
     workers::Workers,
@@ -47,6 +48,7 @@ pub struct Agent {
     /// Goes up with whatever discovery changes.
     pub changes: watch::Sender<u64>,
     pub kubelet: Kubelet,
+    pub parting: Parting,
     pub node: String,
     pub cluster: String,
     /// What the names of the cluster's services end in.

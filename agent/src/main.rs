@@ -24,6 +24,7 @@ mod lost;
 mod netlink;
 mod netns;
 mod outbound;
+mod parting;
 mod pods;
 mod pods_of_node;
 mod readiness;
@@ -49,6 +50,7 @@ use http::StatusCode;
 use identity::{CertStore, RootsFile};
 use kubelet::Kubelet;
 use mesh::{Local, Mesh};
+use parting::Parting;
 use pods::Pods;
 use reports::Reports;
 use scope::spawn_for_agent;
@@ -492,6 +494,7 @@ fn build(
         reports: Reports::default(),
         changes: watch::Sender::new(0),
         kubelet: Kubelet::new(&run.kubernetes.kubelet_program),
+        parting: Parting::default(),
         node: run.node.clone(),
         cluster: run.cluster.clone(),
         cluster_domain: run.cluster_domain.to_lowercase(),
@@ -508,6 +511,7 @@ fn build(
     let told = Arc::downgrade(&agent);
     agent.mesh.tell_meshed(move |changes| {
         if let Some(agent) = told.upgrade() {
+            agent.parting.note(Instant::now(), changes);
             agent.capture.set_meshed(changes);
         }
     });
@@ -540,6 +544,7 @@ async fn sweep(agent: Arc<Agent>) {
         let now = Instant::now();
         agent.pool.sweep(now);
         agent.metrics.sweep(now);
+        agent.parting.sweep(now);
         lost::tell(&agent.pods.all());
         enrolment::sweep_earlier(&agent);
         // Not before the first attempt, which waits for discovery.

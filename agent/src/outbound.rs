@@ -5,7 +5,7 @@ use crate::{
     capture::Asked,
     connections::{Entry, baggage, endpoint},
     dial::PoolKey,
-    dns,
+    dns, parting,
     pods::Pod,
     scope::Counted,
     sockets, workers,
@@ -15,9 +15,10 @@ use http::{Method, Request, Uri};
 use mesh::{Resolved, Service, Workload};
 use policy::Request as PolicyRequest;
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
 use tokio::net::{TcpListener, TcpStream};
@@ -249,8 +250,7 @@ async fn passthrough(
         transport: Transport::Passthrough,
         peer: None,
     };
-    let from = same_family(begun.source.ip(), address.ip());
-    match sockets::connect(&begun.agent.capture, begun.pod, from, address).await {
+    match in_plaintext(begun, address).await {
         Ok(upstream) => {
             let (entry, upstream) = (begun.opened(&route), End::Tcp(upstream));
             Some(Open { entry, downstream, upstream, lease: None })
@@ -258,6 +258,22 @@ async fn passthrough(
         Err(e) => {
             begun.failed(Some(&route), ResponseFlags::Connect, &format!("{address}: {e}"));
             None
+        }
+    }
+}
+
+/// To a pod that leaves the mesh again and again, until its node knows that it does.
+async fn in_plaintext(begun: &Begun<'_>, address: SocketAddr) -> io::Result<TcpStream> {
+    let from = same_family(begun.source.ip(), address.ip());
+    loop {
+        match sockets::connect(&begun.agent.capture, begun.pod, from, address).await {
+            Err(e)
+                if e.kind() == io::ErrorKind::ConnectionRefused
+                    && begun.agent.parting.is(Instant::now(), address.ip().to_canonical()) =>
+            {
+                tokio::time::sleep(parting::PAUSE).await;
+            }
+            outcome => return outcome,
         }
     }
 }
