@@ -9,7 +9,7 @@ impl Mesh {
             "exec 3<>/dev/tcp/{web}/8080 && printf \"GET /{token} HTTP/1.0\\r\\n\\r\\n\" >&3 && read -r line <&3 && [[ $line == HTTP* ]]"
         );
         let (first, then) =
-            (self.container("first", &speak, ""), self.container("c", "exec sleep 10000", ""));
+            (self.container("first", &speak), self.container("c", "exec sleep 10000"));
         self.apply(&format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: with-init, labels: {{app: client}}}}, spec: {{
                nodeSelector: {{kubernetes.io/hostname: n1}}, terminationGracePeriodSeconds: 1,
@@ -21,7 +21,7 @@ impl Mesh {
         self.logs(&["with-init", CLIENT, WEB]);
         self.delete("with-init");
 
-        let only = self.container("c", &speak, "");
+        let only = self.container("c", &speak);
         self.apply(&format!(
             "{{apiVersion: batch/v1, kind: Job, metadata: {{name: once}}, spec: {{backoffLimit: 0, template: {{
                metadata: {{labels: {{app: client}}}},
@@ -39,11 +39,11 @@ impl Mesh {
 
     /// As Istio documents: in the node's network, with a sidecar, or with a word of their own.
     pub fn pods_that_do_not_join_are_left_alone(&self) {
-        self.apart("on-host", "", "", "hostNetwork: true,", &self.serves("on-host", 18081), "");
+        self.apart("on-host", "", "", "hostNetwork: true,", &self.serves("on-host", 18081));
         let waits = "exec sleep 10000";
-        self.apart("opted-out", "istio.io/dataplane-mode: none", "", "", waits, "");
+        self.apart("opted-out", "istio.io/dataplane-mode: none", "", "", waits);
         let sidecar = "sidecar.istio.io/status: \"{}\"";
-        self.apart("with-sidecar", "", sidecar, "", waits, "");
+        self.apart("with-sidecar", "", sidecar, "", waits);
         let port = ", ports: [{containerPort: 8080, hostPort: 18080}]";
         self.pod("ported", "web", "n2", &self.serves("ported", 8080), port);
         for pod in ["on-host", "opted-out", "with-sidecar", "ported"] {
@@ -70,16 +70,8 @@ impl Mesh {
         }
     }
 
-    fn apart(
-        &self,
-        name: &str,
-        labels: &str,
-        annotations: &str,
-        spec: &str,
-        script: &str,
-        more: &str,
-    ) {
-        let (container, account) = (self.container("c", script, more), account("apart"));
+    fn apart(&self, name: &str, labels: &str, annotations: &str, spec: &str, script: &str) {
+        let (container, account) = (self.container("c", script), account("apart"));
         self.apply(&format!(
             "{account}\n---\n\
              {{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{{labels}}}, annotations: {{{annotations}}}}},

@@ -34,6 +34,10 @@ impl Mesh {
         for pod in ["web-1", "web-2", "client"] {
             self.becomes(pod, "");
         }
+        // Their log goes with the agents.
+        let log = self.log();
+        let failed = log.lines().filter(|line| line.contains("WARN access"));
+        failed.for_each(|line| println!("until now: {line}"));
         self.upgrade("agent.detach=true");
         // There may be no agent at this moment, and none to come.
         self.server("meanwhile", "web", "n1");

@@ -88,20 +88,21 @@ impl Mesh {
 
     /// With an account of the name of its app.
     pub fn pod(&self, name: &str, app: &str, node: &str, script: &str, more: &str) {
-        let image = &self.image;
-        let account = account(app);
+        let (account, container) = (account(app), self.container_with("c", script, more));
         self.apply(&format!(
             "{account}\n---\n\
              {{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {app}, pod: {name}}}}}, spec: {{
                nodeSelector: {{kubernetes.io/hostname: {node}}}, terminationGracePeriodSeconds: 1,
-               serviceAccountName: {app},
-               containers: [{{name: c, image: '{image}', imagePullPolicy: Never,
-                 command: [bash, -c, '{script}']{more}}}]}}}}"
+               serviceAccountName: {app}, containers: [{container}]}}}}"
         ));
     }
 
-    /// One of a pod's, with the cluster's image.
-    pub fn container(&self, name: &str, script: &str, more: &str) -> String {
+    /// With the cluster's image.
+    pub fn container(&self, name: &str, script: &str) -> String {
+        self.container_with(name, script, "")
+    }
+
+    fn container_with(&self, name: &str, script: &str, more: &str) -> String {
         let image = &self.image;
         format!(
             "{{name: {name}, image: '{image}', imagePullPolicy: Never, command: [bash, -c, '{script}']{more}}}"
@@ -117,13 +118,13 @@ impl Mesh {
     pub fn serves(&self, name: &str, port: u16) -> String {
         let token = self.token();
         format!(
-            "mkdir -p /www; (printf \"{token}\"; echo; echo page of {name}) >/www/index.html; exec httpd -f -p {port} -h /www"
+            "mkdir -p /www; (echo {token}; echo page of {name}) >/www/index.html; exec httpd -f -p {port} -h /www"
         )
     }
 
-    /// As `printf` takes it.
+    /// In letters: a request with it is one that servers read to its end.
     pub fn token(&self) -> String {
-        self.token.bytes().iter().map(|b| format!("\\x{b:02x}")).collect()
+        self.token.to_string()
     }
 
     pub fn client(&self, name: &str, node: &str) {
