@@ -14,12 +14,16 @@ pub struct Before {
 
 impl Mesh {
     pub fn what_is_there(&self) -> Before {
-        // Its address is another after a reboot.
+        // Its addresses are others after a reboot, and that of its link comes when it likes.
         let of = |pod: &&str| {
             let (said, own) = (self.exec(pod, NETWORK).unwrap(), self.address(pod));
-            let words =
-                said.split([' ', '\t']).map(|word| if word == own { "its own" } else { word });
-            words.collect::<Vec<_>>().join(" ")
+            let lines = said.lines().filter(|line| !line.contains("fe80::"));
+            let line = |line: &str| {
+                let words = line.split_whitespace();
+                let words = words.map(|word| if word == own { "its own" } else { word });
+                words.collect::<Vec<_>>().join(" ")
+            };
+            lines.map(line).collect::<Vec<_>>().join("\n")
         };
         Before { pods: ["web-1", "web-2", "client"].iter().map(of).collect() }
     }
@@ -36,8 +40,8 @@ impl Mesh {
         }
         // Their log goes with the agents.
         let log = self.log();
-        let failed = log.lines().filter(|line| line.contains("WARN access"));
-        failed.for_each(|line| println!("until now: {line}"));
+        let failed = |line: &&str| ["WARN access", "\"client\""].iter().all(|w| line.contains(w));
+        log.lines().filter(failed).for_each(|line| println!("until now: {line}"));
         self.upgrade("agent.detach=true");
         // There may be no agent at this moment, and none to come.
         self.server("meanwhile", "web", "n1");
