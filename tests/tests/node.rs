@@ -160,12 +160,14 @@ fn a_runtime_that_is_away_is_waited_for_and_a_pod_that_cannot_join_holds_up_none
     s.runtime.stop();
     s.label("ambient");
     let (web, wrong) = (s.pod(1, "web"), s.pod(1, "wrong"));
+    // The runtime does not know this one, which is therefore nowhere enrolled.
+    let other = s.pod(1, "other");
     s.run(&web);
     let agent = s.mesh.agent(1);
     says(agent, "does not answer on");
     assert_eq!(enrolled(agent), [] as [String; 0]);
     // The process that it names is another pod's.
-    let others = Sandbox { pid: web.pid(), netns: Some(web.netns_path()), ..sandbox(&wrong) };
+    let others = Sandbox { pid: other.pid(), netns: Some(other.netns_path()), ..sandbox(&wrong) };
     s.runtime.put("wrong", others);
     s.runtime.start_again();
     s.is_enrolled(&web, true);
