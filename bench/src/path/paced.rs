@@ -44,7 +44,7 @@ pub fn play(args: &[&str]) -> anyhow::Result<()> {
     let (connections, rate): (u32, u32) = (connections.parse()?, rate.parse()?);
     let requests = rate * seconds.parse::<u32>()?;
     let streams: Vec<TcpStream> =
-        (0..connections).map(|_| TcpStream::connect(to)).collect::<Result<_, _>>()?;
+        (0..connections).map(|_| open(to)).collect::<anyhow::Result<_>>()?;
     let begun = Instant::now();
     let clients: Vec<_> = (0..connections)
         .zip(streams)
@@ -64,15 +64,25 @@ pub fn play(args: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ask(mut stream: TcpStream, due: impl Iterator<Item = Instant>) -> anyhow::Result<Vec<Duration>> {
+/// One request has been answered: what a connection takes to begin is another measure's, and would be this one's p99.
+fn open(to: &str) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
+    stream.write_all(REQUEST)?;
+    answer(&mut stream)?;
+    Ok(stream)
+}
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+
+fn ask(mut stream: TcpStream, due: impl Iterator<Item = Instant>) -> anyhow::Result<Vec<Duration>> {
     let mut took = Vec::new();
     for due in due {
         let early = due.saturating_duration_since(Instant::now());
         thread::sleep(early);
         // What the sleep is too long is not the server's doing.
         let begun = if early.is_zero() { due } else { Instant::now() };
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        stream.write_all(REQUEST)?;
         answer(&mut stream)?;
         took.push(begun.elapsed());
     }

@@ -91,6 +91,16 @@ impl Node {
         Ok(shell.stdout())
     }
 
+    /// What a shell does to run the program after it as [`Self::spawn`] does.
+    pub fn entering(&self) -> String {
+        let ns = format!("/proc/{}/ns", self.machine.pid());
+        format!(
+            "echo $$ >'{}/init/cgroup.procs' && exec nsenter --net='{}' --mount={ns}/mnt --cgroup={ns}/cgroup --",
+            self.cgroup.display(),
+            self.bed.netns_path().display(),
+        )
+    }
+
     /// Imports an archive of images into containerd.
     pub(crate) fn load(&self, archive: &Path) -> Result<()> {
         let args = ["--address", SOCKET, "--namespace", "k8s.io", "images", "import"];

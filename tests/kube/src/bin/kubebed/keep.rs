@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kubebed::{ApiServer, Cluster, Programs};
+use kubebed::{ApiServer, Cluster, Node, Programs};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,8 +20,11 @@ use testbed::{Bed, eventually};
 const DIR: &str = "/run/culvert-kube";
 /// The owner's process id and the bed's id, locked by the owner.
 const OWNER: &str = "/run/culvert-kube/owner";
-/// Runs kubectl in the bed's network, as the administrator.
+/// Programs that run in the bed's network, as the administrator.
 const KUBECTL: &str = "/run/culvert-kube/kubectl";
+const HELM: &str = "/run/culvert-kube/helm";
+/// Runs a program on a node.
+const ON: &str = "/run/culvert-kube/on";
 /// Written when the cluster is ready: what there is to try.
 const READY: &str = "/run/culvert-kube/ready";
 const LOG: &str = "/run/culvert-kube/log";
@@ -122,34 +125,61 @@ pub fn keep(api_only: bool) -> Result<()> {
     write!(lock, "{}\n{}\n", std::process::id(), bed.id())?;
     if api_only {
         let api = ApiServer::start(&bed)?;
-        announce(&bed, &api, "an API server, without controllers and nodes")?;
+        announce(&bed, &api, "an API server, without controllers and nodes", "")?;
         signals.forever().next();
     } else {
         let cluster = Cluster::start(&bed, &["n1", "n2"])?;
-        announce(&bed, cluster.api(), "two nodes, n1 and n2")?;
+        write_on(cluster.nodes())?;
+        let more = format!(
+            "  {ON} n1 ctr -n k8s.io images import FILE\n  \
+               # {}: an image with bash and busybox, on both nodes\n",
+            cluster.busybox().name()
+        );
+        announce(&bed, cluster.api(), "two nodes, n1 and n2", &more)?;
         signals.forever().next();
     }
     handle.close();
     bed.close()
 }
 
-fn announce(bed: &Bed, api: &ApiServer, what: &str) -> Result<()> {
-    let kubectl = Programs::find()?.get("kubectl")?;
+/// The programs find the cluster, and nothing of whoever calls them.
+fn write_client(bed: &Bed, api: &ApiServer, program: &str, to: &str) -> Result<()> {
+    let own = bed.dir().join("of-the-administrator").display().to_string();
     let script = format!(
-        "#!/bin/sh\nexport KUBECONFIG='{}' KUBERC=off KUBECACHEDIR='{}'\nexec nsenter --net='{}' '{}' \"$@\"\n",
+        "#!/bin/sh\nexport KUBECONFIG='{}' KUBERC=off KUBECACHEDIR='{own}'\n\
+         export HELM_CACHE_HOME='{own}' HELM_CONFIG_HOME='{own}' HELM_DATA_HOME='{own}'\n\
+         exec nsenter --net='{}' '{}' \"$@\"\n",
         api.admin_kubeconfig().display(),
-        bed.dir().join("kubectl-cache").display(),
         bed.fabric_netns_path().display(),
-        kubectl.display(),
+        Programs::find()?.get(program)?.display(),
     );
-    fs::write(KUBECTL, script)?;
-    fs::set_permissions(KUBECTL, fs::Permissions::from_mode(0o755))?;
+    write_program(to, &script)
+}
+
+fn write_on(nodes: &[Node]) -> Result<()> {
+    let mut script = "#!/bin/sh\nnode=$1\nshift\ncase \"$node\" in\n".to_owned();
+    for node in nodes {
+        script += &format!("{})\n{} \"$@\";;\n", node.bed().name(), node.entering());
+    }
+    script += "esac\necho \"usage: on NODE PROGRAM [ARGUMENT]...\" >&2\nexit 2\n";
+    write_program(ON, &script)
+}
+
+fn write_program(path: &str, script: &str) -> Result<()> {
+    fs::write(path, script)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+}
+
+fn announce(bed: &Bed, api: &ApiServer, what: &str, more: &str) -> Result<()> {
+    write_client(bed, api, "kubectl", KUBECTL)?;
+    write_client(bed, api, "helm", HELM)?;
     let version: serde_json::Value =
         serde_json::from_str(&api.kubectl(&["get", "--raw", "/version"])?)?;
     let version = version.get("gitVersion").and_then(|v| v.as_str()).unwrap_or("of some version");
     let text = format!(
         "Kubernetes {version} runs: {what}.\n\n  \
            {KUBECTL} get namespaces\n  \
+           {HELM} list\n{more}  \
            ls {}    # kubeconfig, certificates, logs\n  \
            cargo xtask kube down\n",
         bed.dir().display()
