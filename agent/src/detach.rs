@@ -1,6 +1,6 @@
 //! `culvert-agent detach`: the node as it was before any agent.
 
-use crate::{capture, installer};
+use crate::{ADMIN, ENROLL, HANDOVER, LOCK, PODS, capture, installer};
 use anyhow::Context as _;
 use clap::Args;
 use std::{
@@ -40,8 +40,8 @@ impl Options {
         // Of an agent of another version it may hold something still.
         let _ = fs::remove_dir(&self.bpffs);
         if let Some(run_dir) = &self.run_dir {
-            empty(run_dir)
-                .with_context(|| format!("emptying {} (--run-dir)", run_dir.display()))?;
+            clear(run_dir)
+                .with_context(|| format!("clearing {} (--run-dir)", run_dir.display()))?;
         }
         if self.linger {
             println!("nothing of the mesh is left on this node");
@@ -51,20 +51,18 @@ impl Options {
     }
 }
 
-/// The directory itself may be a mount.
-fn empty(dir: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
+/// What agents put there and nothing else: it may be another directory than was meant, and things may be mounted in it.
+fn clear(dir: &Path) -> io::Result<()> {
+    let absent_is_fine = |done: io::Result<()>| match done {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
     };
-    for entry in entries {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => fs::remove_dir_all(entry.path())?,
-            false => fs::remove_file(entry.path())?,
-        }
+    for name in [LOCK, HANDOVER, ENROLL, ADMIN] {
+        absent_is_fine(fs::remove_file(dir.join(name)))?;
     }
-    Ok(())
+    // Where a hierarchy was mounted that the node lacked; it stays while it is.
+    let _ = fs::remove_dir(dir.join("cgroup2"));
+    absent_is_fine(fs::remove_dir_all(dir.join(PODS)))
 }
 
 /// For what has been done and must not be done again.

@@ -296,8 +296,13 @@ async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Of the socket by which one agent takes another's place.
+/// In the run directory: who runs, the sockets, and the records of enrolled pods.
+const LOCK: &str = "agent.lock";
+/// By which one agent takes another's place.
 const HANDOVER: &str = "handover.sock";
+const ENROLL: &str = "enroll.sock";
+const ADMIN: &str = "admin.sock";
+const PODS: &str = "pods";
 
 /// What an agent begins with: the lock on its directory, and all that another gives.
 struct Heritage {
@@ -311,7 +316,7 @@ impl Heritage {
     /// Two agents on one node's state would undo each other's work: the one that is there already is
     /// asked to hand over, and is waited for if it is about to end.
     async fn claim(run_dir: &Path) -> anyhow::Result<Self> {
-        let path = run_dir.join("agent.lock");
+        let path = run_dir.join(LOCK);
         let deadline = Instant::now() + END_OF_ANOTHER;
         loop {
             let file =
@@ -405,11 +410,11 @@ impl NodeSockets {
         let readiness = tcp(NodeSocket::Readiness, run.readiness)?;
         let enroll = match inherited.remove(&NodeSocket::Enroll) {
             Some(fd) => seqpacket::Listener::from_fd(fd)?,
-            None => seqpacket::Listener::bind(&run.run_dir.join("enroll.sock"))?,
+            None => seqpacket::Listener::bind(&run.run_dir.join(ENROLL))?,
         };
         let admin = match inherited.remove(&NodeSocket::Admin) {
             Some(fd) => UnixListener::from_std(fd.into())?,
-            None => admin::open(&run.run_dir.join("admin.sock"))?,
+            None => admin::open(&run.run_dir.join(ADMIN))?,
         };
         Ok(Self { enroll, admin, metrics, readiness })
     }
@@ -485,7 +490,7 @@ fn build(
         direct: Direct::after(capture_generation),
         goes_direct: run.same_node == SameNode::Direct && can_end_connections(),
         metrics: Arc::new(Metrics::new(SeriesLimits::default())),
-        pods: Pods::new(run.run_dir.join("pods"))?,
+        pods: Pods::new(run.run_dir.join(PODS))?,
         trust_domain_aliases: run.trust_domain_aliases.iter().map(|a| a.as_str().into()).collect(),
         draining,
         serving: watch::Sender::new(serving),

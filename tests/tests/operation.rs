@@ -1,6 +1,7 @@
 //! What an operator sees and does.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::fs;
 use std::process::{Command, Output};
 
 use culvert_tests::dialogue::{echo, echo_to, serve};
@@ -321,14 +322,18 @@ fn detaching_gives_the_pods_back() {
     attempt(&p.client, &to).unwrap();
     p.mesh.agent(1).kill();
     assert!(attempt(&p.client, &to).is_err());
-    let node = &p.mesh.agent(1).node;
+    let (node, run_dir) = (&p.mesh.agent(1).node, p.mesh.agent(1).run_dir());
+    let others = run_dir.join("somebody-elses");
+    fs::write(&others, "").unwrap();
     let mut cmd = Command::new(binary("culvert-agent"));
-    cmd.arg("detach").arg("--bpffs").arg(node.bpffs());
+    cmd.arg("detach").arg("--bpffs").arg(node.bpffs()).arg("--run-dir").arg(run_dir);
     let detach = node.spawn(cmd).unwrap();
     assert!(detach.wait(SOON).unwrap().success(), "{}{}", detach.stdout(), detach.stderr());
     eventually(SOON, || Ok(attempt(&p.client, &to)?)).unwrap();
     let seen = culvert_tests::whoami(&p.client, &to).unwrap();
     assert_eq!(seen.peer.ip(), p.client.ipv4());
+    let left: Vec<_> = fs::read_dir(run_dir).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(left, [others], "of the agent's directory");
 }
 
 /// Neither tokens nor keys are in what people and machines are told.

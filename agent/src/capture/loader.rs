@@ -1,6 +1,6 @@
 //! One loader of the object for as long as the agent runs. Each that is made reads all types of the kernel, 20 MB of
-//! memory and some 20 ms that the programs have no use for: their maps and contexts are part of the kernel's stable
-//! interface, and nothing in them is moved to where this kernel has it.
+//! memory that the programs have no use for: their maps and contexts are part of the kernel's stable interface, and
+//! nothing in them is moved to where this kernel has it.
 
 use super::{MAPS, MARGIN, OBJECT, Sizes, lock};
 use anyhow::Context as _;
@@ -15,7 +15,7 @@ struct Loading {
     of_pods: HashMap<u32, &'static Constants>,
 }
 
-/// The loader borrows them. They stay, 40 bytes of each pod that was ever enrolled.
+/// The loader borrows them. They stay, 40 bytes and an entry of the map for each pod that was ever enrolled.
 #[derive(PartialEq, Eq)]
 struct Constants {
     owner: u32,

@@ -58,6 +58,8 @@ pub struct Capture {
     pods: Mutex<HashMap<MapData, u64, Pod>>,
     here: Mutex<HashMap<MapData, Addr, u32>>,
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    /// The same, to read: a connection's own questions wait for nobody who walks through all.
+    announced: HashMap<MapData, FlowKey, Flow>,
     earlier: Mutex<HashMap<MapData, FlowKey, Flow>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     counts: Mutex<PerCpuHashMap<MapData, u32, Counts>>,
@@ -114,6 +116,7 @@ impl Capture {
             pods: Mutex::new(HashMap::try_from(take("PODS")?)?),
             here: Mutex::new(HashMap::try_from(take("HERE")?)?),
             flows: Mutex::new(HashMap::try_from(take("FLOWS")?)?),
+            announced: HashMap::try_from(Map::HashMap(MapData::from_pin(dir.join("maps/FLOWS"))?))?,
             earlier: Mutex::new(HashMap::try_from(take("EARLIER")?)?),
             listeners: Mutex::new(SockHash::try_from(take("LISTENERS")?)?),
             counts: Mutex::new(PerCpuHashMap::try_from(take("COUNTS")?)?),
@@ -217,12 +220,12 @@ impl Capture {
 
     /// Whether a connection from `from` to the pod's `to` is under way that the kernel programs know of.
     pub fn is_announced(&self, owner: u32, from: SocketAddr, to: SocketAddr) -> bool {
-        lock(&self.flows).get(&flow_key(owner, from, to), 0).is_ok()
+        self.announced.get(&flow_key(owner, from, to), 0).is_ok()
     }
 
     /// The socket cookie of the end of a connection past the agent that `owner` has at `local`.
     pub fn direct_cookie(&self, owner: u32, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
-        let flow = lock(&self.flows).get(&flow_key(owner, local, remote), 0).ok()?;
+        let flow = self.announced.get(&flow_key(owner, local, remote), 0).ok()?;
         (flow.kind == flow_kind::DIRECT).then_some(flow.cookie)
     }
 
@@ -249,7 +252,7 @@ impl Capture {
 
     /// Connections past the agent that are open, by the ends that connected.
     pub fn direct_flows(&self) -> Vec<(FlowKey, Flow)> {
-        let flows = lock(&self.flows);
+        let flows = &self.announced;
         let direct =
             flows.iter().filter_map(Result::ok).filter(|(_, f)| f.kind == flow_kind::DIRECT);
         direct

@@ -91,7 +91,8 @@ impl Node {
         Ok(shell.stdout())
     }
 
-    /// What a shell does to run the program after it as [`Self::spawn`] does.
+    /// What a shell does to run the program after it as [`Self::spawn`] does: the group must be entered before the
+    /// namespaces are.
     pub fn entering(&self) -> String {
         let ns = format!("/proc/{}/ns", self.machine.pid());
         format!(
@@ -124,14 +125,11 @@ impl Node {
         Ok(())
     }
 
-    /// A shell's detour, as the group must be entered before the namespaces are.
     fn command(&self, program: &Path, args: &[String]) -> Command {
-        const ENTER: &str = r#"echo $$ >"$1/init/cgroup.procs" && ns=/proc/$2/ns && shift 2 &&
-            exec nsenter --mount="$ns/mnt" --cgroup="$ns/cgroup" -- "$@""#;
         let mut cmd = Command::new("/bin/sh");
-        cmd.args(["-c", ENTER, "enter"])
-            .arg(&self.cgroup)
-            .arg(self.machine.pid().to_string())
+        cmd.arg("-c")
+            .arg(format!("{} \"$@\"", self.entering()))
+            .arg("enter")
             .arg(program)
             .args(args);
         cmd
