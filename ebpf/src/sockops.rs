@@ -47,13 +47,20 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
     let Some(sock) = SOCKS.get(sk(ctx)) else { return };
-    let Some(pod) = owner(ctx.as_ptr()) else { return };
     let kind = match sock.kind {
         sock_kind::CAPTURED => flow_kind::CAPTURED,
         sock_kind::AGENT => flow_kind::AGENT,
-        sock_kind::DIRECT => return connecting_directly(ctx, pod, sock),
+        sock_kind::DIRECT => {
+            if let Some(pod) = owner(ctx.as_ptr()) {
+                connecting_directly(ctx, pod, sock);
+            }
+            return;
+        }
         _ => return,
     };
+    // By the owner that the socket was made for, whose capture may just have ended: while `lookup` is still attached, it
+    // would take the SYN of a last hop for somebody else's.
+    let owner = sock.owner;
     let flow = Flow {
         kind,
         port: sock.port,
@@ -62,10 +69,10 @@ fn connecting(ctx: &SockOpsContext) {
         peer: 0,
         by: 0,
     };
-    if announce(&key(ctx, pod.owner), &flow) {
+    if announce(&key(ctx, owner), &flow) {
         let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else {
-        count(pod.owner, |c| c.announce_failed += 1);
+        count(owner, |c| c.announce_failed += 1);
     }
 }
 
@@ -186,14 +193,21 @@ fn listening(ctx: &SockOpsContext) {
 /// own, which the guard lets answer.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
-    let Some(pod) = owner(ctx.as_ptr()) else { return };
-    let kind = SOCKS.get(sk(ctx)).map_or(sock_kind::NONE, |sock| sock.kind);
-    let agents = kind == sock_kind::AGENT;
+    let (kind, made_for) =
+        SOCKS.get(sk(ctx)).map_or((sock_kind::NONE, 0), |sock| (sock.kind, sock.owner));
     if kind == sock_kind::DIRECT {
         // Both ends have connected at once: it is announced, and told of as what it is.
         return connected(ctx);
     }
-    let here = key(ctx, pod.owner);
+    let agents = kind == sock_kind::AGENT;
+    // As in `connecting`.
+    let owner = if agents {
+        made_for
+    } else {
+        let Some(pod) = owner(ctx.as_ptr()) else { return };
+        pod.owner
+    };
+    let here = key(ctx, owner);
     let there = FlowKey {
         local: here.remote,
         remote: here.local,
@@ -215,7 +229,7 @@ fn accepted(ctx: &SockOpsContext) {
         Some(captured) if agents && captured.kind == flow_kind::CAPTURED => {
             let handed = Sock {
                 kind: sock_kind::HANDED_OVER,
-                owner: pod.owner,
+                owner,
                 port: captured.port,
                 peer: 0,
                 destination: captured.destination,
@@ -237,14 +251,14 @@ fn accepted(ctx: &SockOpsContext) {
             flow.peer = admitted.peer;
             let sock = Sock {
                 kind: sock_kind::ADMITTED,
-                owner: pod.owner,
+                owner,
                 port: 0,
                 peer: admitted.peer,
                 destination: Addr::UNSPECIFIED,
                 at: 0,
             };
             if !SOCKS.set(sk(ctx), sock) {
-                count(pod.owner, |c| c.announce_failed += 1);
+                count(owner, |c| c.announce_failed += 1);
                 return;
             }
             unpaced::within_node(ctx);
@@ -263,7 +277,7 @@ fn accepted(ctx: &SockOpsContext) {
         if flow.kind == flow_kind::DIRECT {
             SOCKS.clear(sk(ctx));
         }
-        count(pod.owner, |c| c.announce_failed += 1);
+        count(owner, |c| c.announce_failed += 1);
     }
 }
 

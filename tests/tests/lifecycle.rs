@@ -111,6 +111,26 @@ fn serial(agent: &Agent, identity: &str) -> String {
     agent.certificate(identity).unwrap().0
 }
 
+/// What is on its way to the application when capture ends arrives there.
+#[test]
+fn a_pod_that_comes_and_goes_refuses_nobody() {
+    let p = pair(Mesh::new("come-and-go"));
+    let outside = p.mesh.pod(1, "outside");
+    let traffic: Vec<Traffic> =
+        (0..12).map(|_| Traffic::start(&outside, &p.to, Token::new())).collect();
+    for _ in 0..40 {
+        p.mesh.release(&p.server);
+        traffic[0].succeeds(2);
+        p.mesh.capture(&p.server);
+        traffic[0].succeeds(2);
+    }
+    for traffic in traffic {
+        let failure = traffic.last_failure(p.mesh.agents());
+        let tally = traffic.stop();
+        assert!(tally.ok > 80 && tally.failed == 0, "{tally:?}: {failure}");
+    }
+}
+
 #[test]
 fn a_connection_outlives_the_renewal_of_its_certificate() {
     let p = pair(Mesh::builder("renewal").cert_ttl_seconds(20).build());
