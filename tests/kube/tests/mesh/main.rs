@@ -2,6 +2,7 @@
 //! the mesh; what is seen is what kubectl shows and what is on the wire. One cluster, and one scene after the other.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod bookinfo;
 mod joining;
 mod kinds_of_pods;
 mod leaving;
@@ -12,6 +13,7 @@ mod upgrade;
 mod waypoint;
 mod world;
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use kubebed::Cluster;
@@ -47,6 +49,11 @@ fn a_cluster_joins_by_a_label_and_is_left_as_it_was() {
     let verdict = mesh.judge(capture, &enrolled);
     assert!(verdict.is_clean() && verdict.hbone_streams > 0, "{verdict}");
     mesh.the_log_has_both_identities();
+    let capture = mesh.link();
+    mesh.bookinfo_is_served_and_routed_by_user();
+    clock.tells("Bookinfo");
+    let verdict = mesh.judge(capture, &HashSet::new());
+    assert!(verdict.tokens.is_empty(), "{verdict}");
 
     mesh.pods_that_do_not_join_are_left_alone();
     mesh.a_network_policy_holds();
