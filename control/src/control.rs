@@ -15,7 +15,7 @@ use routes::{
     DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE, compile::GATEWAY_NAME,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt::Write as _,
     path::PathBuf,
     sync::{
@@ -127,7 +127,11 @@ impl Control {
 
     /// Keeps what is wrong now, and logs what was not before. Whether that is other than it was.
     fn tell(&self, now: Vec<Diagnostic>) -> bool {
-        let before = std::mem::replace(&mut *lock(&self.diagnostics), now.clone());
+        let mut kept = lock(&self.diagnostics);
+        if now == *kept {
+            return false;
+        }
+        let before: HashSet<&Diagnostic> = kept.iter().collect();
         for d in now.iter().filter(|d| !before.contains(d)) {
             if d.code.is_error() {
                 tracing::error!("{d}");
@@ -135,7 +139,8 @@ impl Control {
                 tracing::warn!("{d}");
             }
         }
-        now != before
+        *kept = now;
+        true
     }
 
     /// What is to be said of each object now.

@@ -10,6 +10,7 @@ mod policies;
 mod snapshot;
 mod source;
 mod tls;
+mod touched;
 mod verdicts;
 mod vips;
 mod workloads;
@@ -40,6 +41,11 @@ use xds::{
     },
     server::{Ads, Client},
 };
+
+/// Objects come and go as trees of small allocations: with glibc's allocator the change of one with
+/// 10,000 routes took 505 ms of processor instead of 360.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(name = "culvertd", version, about = "Culvert's control plane")]

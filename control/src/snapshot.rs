@@ -6,7 +6,6 @@ use istio_api::{
 use routes::compile::View;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    ops::Bound,
     sync::Arc,
 };
 
@@ -89,19 +88,11 @@ impl Snapshot {
         kind: Kind,
         namespace: &'a str,
     ) -> impl Iterator<Item = &'a Arc<Object>> {
-        let from = ObjectKey { kind, namespace: namespace.to_owned(), name: String::new() };
-        self.objects
-            .range((Bound::Included(from), Bound::Unbounded))
-            .map(|(_, o)| o)
-            .take_while(move |o| o.key.kind == kind && o.key.namespace == namespace)
+        self.view("").in_namespace(kind, namespace)
     }
 
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
-        let from = ObjectKey { kind, namespace: String::new(), name: String::new() };
-        self.objects
-            .range((Bound::Included(from), Bound::Unbounded))
-            .map(|(_, o)| o)
-            .take_while(move |o| o.key.kind == kind)
+        self.view("").of_kind(kind)
     }
 
     pub fn pods_on<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a Arc<Object>, &'a Pod)> {

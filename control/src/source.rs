@@ -1,17 +1,17 @@
 //! Where objects come from: changes in, one after the other. A directory of manifests is one
 //! source; an API server is the other (`kubernetes`).
 
+use crate::touched::{Touched, Watched, is_manifest};
 use istio_api::{
     AuthorizationAction, AuthorizationPolicy, Code, Diagnostic, Kind, Meta, MutualTls,
     MutualTlsMode, Object, ObjectKey, PeerAuthentication, Spec, parse_documents,
 };
 use notify::{RecursiveMode, Watcher as _};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 use tokio::sync::mpsc;
 
@@ -54,16 +54,9 @@ pub struct Directory {
     pub path: PathBuf,
 }
 
-/// Editors and `kubectl` write a file in several steps: a change is read once it has been quiet
-/// for this long.
-const QUIET: Duration = Duration::from_millis(10);
-
-/// Without events, files are looked at again this often: some file systems tell nothing.
-const RESCAN: Duration = Duration::from_secs(30);
-
 impl Source for Directory {
     fn start(self) -> anyhow::Result<mpsc::Receiver<Batch>> {
-        let (events_tx, mut events) = mpsc::unbounded_channel();
+        let (events_tx, events) = mpsc::unbounded_channel();
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
                 // Reading is told, too, and this source reads: it would go on for ever.
@@ -78,16 +71,17 @@ impl Source for Directory {
         tokio::spawn(async move {
             let mut files = Files::default();
             let _watcher = watcher;
+            let mut watched = Watched::new(events);
             let mut batch = files.rescan(&self.path);
             loop {
                 if tx.send(batch).await.is_err() {
                     return;
                 }
                 batch = loop {
-                    let touched = touched(&mut events).await;
-                    let batch = match touched {
-                        Some(paths) if !paths.is_empty() => files.reread(paths),
-                        _ => files.rescan(&self.path),
+                    let batch = match watched.next().await {
+                        Some(Touched::Files(paths)) => files.reread(paths),
+                        Some(Touched::Everything) => files.rescan(&self.path),
+                        None => return,
                     };
                     if files.take_dirty() || !batch.changes.is_empty() {
                         break batch;
@@ -99,34 +93,14 @@ impl Source for Directory {
     }
 }
 
-/// Paths that events have named, once they are quiet; none when everything is to be looked at.
-async fn touched(
-    events: &mut mpsc::UnboundedReceiver<notify::Result<notify::Event>>,
-) -> Option<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    let mut take = |event: notify::Result<notify::Event>| match event {
-        Ok(e) if e.need_rescan() => false,
-        Ok(e) => {
-            paths.extend(e.paths);
-            true
-        }
-        Err(_) => false,
-    };
-    let first = tokio::time::timeout(RESCAN, events.recv()).await;
-    let Ok(Some(first)) = first else { return None };
-    let mut complete = take(first);
-    while let Ok(Some(event)) = tokio::time::timeout(QUIET, events.recv()).await {
-        complete &= take(event);
-    }
-    complete.then_some(paths)
-}
-
 /// The files as they were last read. Pure but for the reading.
 #[derive(Default)]
 struct Files {
     by_path: BTreeMap<PathBuf, File>,
     /// Which file an object was first seen in.
     owner: HashMap<ObjectKey, PathBuf>,
+    /// Those with something wrong in them.
+    wrong: BTreeSet<PathBuf>,
     dirty: bool,
     /// Everything has been read once.
     begun: bool,
@@ -137,10 +111,6 @@ struct File {
     text: String,
     objects: BTreeMap<ObjectKey, Arc<Object>>,
     diagnostics: Vec<Diagnostic>,
-}
-
-fn is_manifest(path: &Path) -> bool {
-    matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml" | "json"))
 }
 
 impl Files {
@@ -184,6 +154,7 @@ impl Files {
                 Err(e) => {
                     let file = self.by_path.entry(path.clone()).or_default();
                     file.diagnostics = vec![unreadable(&path, &e)];
+                    self.wrong.insert(path);
                     self.dirty = true;
                 }
             }
@@ -204,8 +175,7 @@ impl Files {
         let freed: Vec<String> =
             changes.iter().filter(|c| c.object.is_none()).map(|c| c.key.to_string()).collect();
         let waiting: Vec<(PathBuf, String)> = self
-            .by_path
-            .iter()
+            .wrong()
             .filter(|(_, f)| {
                 f.diagnostics.iter().any(|d| d.code == Code::Duplicate && freed.contains(&d.object))
             })
@@ -219,8 +189,12 @@ impl Files {
         }
     }
 
+    fn wrong(&self) -> impl Iterator<Item = (&PathBuf, &File)> {
+        self.wrong.iter().filter_map(|path| self.by_path.get_key_value(path))
+    }
+
     fn diagnostics(&self) -> Vec<Diagnostic> {
-        self.by_path.values().flat_map(|f| f.diagnostics.iter().cloned()).collect()
+        self.wrong().flat_map(|(_, f)| f.diagnostics.iter().cloned()).collect()
     }
 
     fn file(&mut self, path: PathBuf, text: String, changes: &mut Vec<Change>) {
@@ -263,11 +237,16 @@ impl Files {
             changes.push(Change { key: key.clone(), object: None });
         }
         self.dirty |= old.diagnostics != diagnostics;
+        match diagnostics.is_empty() {
+            true => self.wrong.remove(&path),
+            false => self.wrong.insert(path.clone()),
+        };
         self.by_path.insert(path, File { text, objects: now, diagnostics });
     }
 
     fn gone(&mut self, path: &Path, changes: &mut Vec<Change>) {
         let Some(old) = self.by_path.remove(path) else { return };
+        self.wrong.remove(path);
         self.dirty |= !old.diagnostics.is_empty();
         for key in old.objects.into_keys() {
             self.owner.remove(&key);

@@ -150,10 +150,26 @@ impl Waypoint {
         self.start(mesh, &token);
     }
 
+    /// The same with these arguments from now on.
+    pub fn restart_with(&mut self, mesh: &Mesh, args: &[&str]) {
+        self.args = args.iter().map(|a| (*a).to_owned()).collect();
+        self.restart(mesh);
+    }
+
+    /// SIGTERM.
+    pub fn begin_to_end(&self) {
+        self.process().signal(Signal::SIGTERM).unwrap();
+    }
+
     /// SIGTERM, and what it ends with.
     pub fn terminate(&mut self) {
+        self.begin_to_end();
+        self.ends();
+    }
+
+    /// Waits until it has ended, and well.
+    pub fn ends(&mut self) {
         let process = self.process.take().unwrap();
-        process.signal(Signal::SIGTERM).unwrap();
         assert!(process.wait(SOON).unwrap().success());
     }
 }

@@ -1,7 +1,9 @@
 //! Who is left out for a while, for what, and who comes back.
 
 use crate::scene::{Scene, read_until};
-use culvert_tests::{Answer, Ask};
+use anyhow::ensure;
+use culvert_tests::{Answer, Ask, SOON};
+use testbed::eventually;
 
 const ALL: &str = "{ route: [{ destination: { host: reviews } }], retries: { attempts: 0 }";
 
@@ -38,6 +40,49 @@ fn errors_of_gateways_eject_for_a_time_and_others_do_not() {
         assert_eq!(failures, 3);
         both(&s);
     }
+    s.is_well();
+}
+
+/// The near ones, while they are well; then those of another region.
+#[test]
+fn another_region_stands_in_while_the_own_one_fails() {
+    let s = Scene::new("wp-locality");
+    // The waypoint is on the second node.
+    for (app, region) in s.apps.iter().zip(["away", "home"]) {
+        let node = app.pod.node().name();
+        s.mesh.apply(
+            &format!("node-{node}"),
+            &format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{ name: {node}, labels: {{ \
+                 topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: a }} }}\n"
+            ),
+        );
+    }
+    let outliers = "outlierDetection: { consecutive5xxErrors: 1, interval: 1s, \
+                    baseEjectionTime: 5s, maxEjectionPercent: 100 }";
+    let by = || s.answered_by(&Ask::get(&s.url("/")), 20);
+    let only = |pod: &str| {
+        let all_by_it = || {
+            let by = by();
+            ensure!(by.iter().all(|by| by == pod), "{by:?}");
+            Ok(())
+        };
+        eventually(SOON, all_by_it).unwrap();
+    };
+    s.destination(&format!("loadBalancer: {{ simple: ROUND_ROBIN }}, {outliers}"));
+    s.routes(&format!("{ALL} }}"));
+    only("reviews-v2");
+    assert_eq!(s.get("/?failing=reviews-v2").status, 503);
+    let while_it_fails = by();
+    assert!(while_it_fails.iter().all(|by| by == "reviews-v1"), "{while_it_fails:?}");
+    // Home again when its time is over; and wherever they are, where the rule does not care.
+    only("reviews-v2");
+    s.destination(&format!(
+        "loadBalancer: {{ simple: ROUND_ROBIN, localityLbSetting: {{ enabled: false }} }}, {outliers}"
+    ));
+    s.routes(&format!("{ALL} }}"));
+    s.until(&Ask::get(&s.url("/")), |a| a.by() == "reviews-v1");
+    s.until(&Ask::get(&s.url("/")), |a| a.by() == "reviews-v2");
     s.is_well();
 }
 

@@ -100,6 +100,40 @@ fn a_waypoint_that_is_told_to_end_finishes_what_it_does() {
     s.is_well();
 }
 
+/// What has been upgraded has no end that a proxy could wait for.
+#[test]
+fn a_websocket_goes_on_through_a_drain_until_its_deadline() {
+    let mut s = Scene::new("wp-drain-ws");
+    s.waypoint.kill();
+    s.waypoint.restart_with(&s.mesh, &["--drain-seconds", "8"]);
+    s.until(&Ask::get(&s.url("/")), |a| a.status == 200);
+    let ws = s.raw();
+    let head = "GET /upgrade HTTP/1.1\r\nhost: reviews\r\nconnection: Upgrade\r\n\
+                upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+    ws.write(head.as_bytes()).unwrap();
+    let switched = crate::scene::read_until(&ws, "\r\n\r\n");
+    assert!(switched.starts_with("HTTP/1.1 101"), "{switched}");
+    let begun = Instant::now();
+    s.waypoint.begin_to_end();
+    // It takes nobody new from here on.
+    eventually(SOON, || {
+        let asked = Ask::get(&s.url("/")).from(&s.client);
+        ensure!(asked.is_err(), "{asked:?}");
+        Ok(())
+    })
+    .unwrap();
+    for word in ["still", "there"] {
+        ws.write(word.as_bytes()).unwrap();
+        assert_eq!(ws.read_exact(5).unwrap(), word.to_uppercase().as_bytes());
+    }
+    assert!(ws.read_to_end().is_err(), "cut off is not the same as ended");
+    let took = begun.elapsed();
+    assert!(took.as_secs() >= 8, "{took:?}");
+    s.waypoint.ends();
+    s.waypoint.restart(&s.mesh);
+    s.until(&Ask::get(&s.url("/")), |a| a.status == 200);
+}
+
 #[test]
 fn where_the_waypoint_is_gone_nobody_goes_around_it_until_it_is_not_asked_for() {
     let mut s = Scene::new("wp-gone");

@@ -155,8 +155,7 @@ pub fn listens(view: View<'_>, proxy: &ProxyName, labels: &Labels, port: u16) ->
             _ => None,
         }
     };
-    let own = |o: &&Arc<Object>| o.key.namespace == proxy.namespace;
-    view.of_kind(Kind::Service).filter(own).find_map(target).unwrap_or(port)
+    view.in_namespace(Kind::Service, &proxy.namespace).find_map(target).unwrap_or(port)
 }
 
 pub fn compile(

@@ -59,6 +59,7 @@ pub struct Compiler {
     gateways: BTreeMap<ProxyName, gateways::Compiled>,
     /// What all proxies were.
     telemetry: BTreeMap<ProxyName, proto::Telemetry>,
+    known: idle::Known,
 }
 
 #[derive(Default)]
@@ -79,6 +80,8 @@ pub struct Output {
     /// Type, name and encoded resource.
     pub updated: Vec<(&'static str, String, Vec<u8>)>,
     pub removed: Vec<(&'static str, String)>,
+    /// Of how many objects it was asked whether they do anything.
+    pub judged: usize,
 }
 
 /// `<proxy>/<namespace>/<hostname>`
@@ -133,8 +136,11 @@ impl Compiler {
         for unit in dirty {
             self.compile(view, &unit, policy_of, &mut destinations, &mut out);
         }
+        let mut of_proxies = false;
         if of_gateways {
+            let before: Vec<ProxyName> = self.gateways.keys().cloned().collect();
             self.compile_gateways(view, policy_of, of_hosts.as_ref(), &mut destinations, &mut out);
+            of_proxies = !self.gateways.keys().eq(&before);
         }
         // A collector is found as a gateway's destinations are.
         if of_gateways || of_telemetry {
@@ -151,6 +157,7 @@ impl Compiler {
                 None => out.removed.push((DESTINATION_TYPE, name)),
             }
         }
+        out.judged = self.judge(view, &changes, of_proxies);
         out
     }
 
@@ -162,11 +169,9 @@ impl Compiler {
 
     fn units_matching(&self, host: &str) -> Vec<UnitKey> {
         if host.contains('*') {
-            let all = self.units.keys();
-            return all
-                .filter(|(_, s)| crate::names::matches(host, &s.hostname))
-                .cloned()
-                .collect();
+            let all = self.by_hostname.iter();
+            let matching = all.filter(|(hostname, _)| crate::names::matches(host, hostname));
+            return matching.flat_map(|(_, units)| units).cloned().collect();
         }
         self.by_hostname.get(host).into_iter().flatten().cloned().collect()
     }
@@ -265,6 +270,7 @@ impl Compiler {
             && !before.contains(unit)
         {
             self.units.insert(unit.clone(), Unit::default());
+            self.known.served.insert(name.hostname.clone());
             self.by_hostname.entry(name.hostname.clone()).or_default().insert(unit.clone());
         }
         // What is no longer bound is compiled to nothing.
@@ -311,7 +317,10 @@ impl Compiler {
     ) {
         let proxies = gateways::proxies(view, &self.rules);
         let policies = |proxy: &ProxyName, labels: &istio_api::Labels| {
-            view.of_kind(Kind::AuthorizationPolicy)
+            // Nobody else's bind a gateway.
+            let of = BTreeSet::from([proxy.namespace.as_str(), &view.mesh.root_namespace]);
+            of.into_iter()
+                .flat_map(|ns| view.in_namespace(Kind::AuthorizationPolicy, ns))
                 .filter(|o| policy::binds_gateway(view, o, proxy, labels))
                 .filter_map(|o| policy_of(o, view.mesh))
                 .collect()
@@ -473,6 +482,7 @@ impl Compiler {
     fn forget(&mut self, unit: &UnitKey, destinations: &mut BTreeSet<UnitKey>) {
         self.relink(unit, Unit::default(), destinations);
         self.units.remove(unit);
+        self.known.served.insert(unit.1.hostname.clone());
         drop_from(&mut self.by_hostname, unit);
     }
 
@@ -497,6 +507,7 @@ impl Compiler {
                 if by.is_empty() {
                     self.destinations.remove(gone);
                     drop_from(&mut self.destinations_by_hostname, gone);
+                    self.known.sent_to.insert(gone.1.hostname.clone());
                     changed.insert(gone.clone());
                 }
             }
@@ -505,6 +516,7 @@ impl Compiler {
             let by = self.destinations.entry(named.clone()).or_default();
             if by.is_empty() {
                 changed.insert(named.clone());
+                self.known.sent_to.insert(named.1.hostname.clone());
                 let same = self.destinations_by_hostname.entry(named.1.hostname.clone());
                 same.or_default().insert(named.clone());
             }

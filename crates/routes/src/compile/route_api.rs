@@ -316,7 +316,7 @@ pub fn granted(view: View<'_>, from: &Object, namespace: &str, kind: &str, name:
         Kind::GrpcRoute => "GRPCRoute",
         _ => "Gateway",
     };
-    view.of_kind(Kind::ReferenceGrant).filter(|g| g.key.namespace == namespace).any(|g| {
+    view.in_namespace(Kind::ReferenceGrant, namespace).any(|g| {
         let Spec::ReferenceGrant(g) = &g.spec else { return false };
         g.from
             .iter()

@@ -98,6 +98,12 @@ impl Rules {
         self.services.get(&name.hostname)?.get(&name.namespace)?.iter().next()
     }
 
+    /// The Services and ServiceEntries that stand for a host.
+    pub fn objects_of(&self, hostname: &str) -> impl Iterator<Item = &ObjectKey> {
+        let all = self.services.get(hostname).into_iter().flat_map(|n| n.values());
+        all.flat_map(|own| own.keys())
+    }
+
     /// Gateway API's routes that are attached to a service of this host.
     pub fn routes<'a>(
         &'a self,

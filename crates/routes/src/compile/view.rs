@@ -47,12 +47,24 @@ impl<'a> View<'a> {
         self.objects.get(&key)
     }
 
-    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &'a Arc<Object>> {
+    pub fn of_kind(self, kind: Kind) -> impl Iterator<Item = &'a Arc<Object>> {
         let from = ObjectKey { kind, namespace: String::new(), name: String::new() };
         self.objects
             .range((Bound::Included(from), Bound::Unbounded))
             .map(|(_, o)| o)
             .take_while(move |o| o.key.kind == kind)
+    }
+
+    pub fn in_namespace(
+        self,
+        kind: Kind,
+        namespace: &str,
+    ) -> impl Iterator<Item = &'a Arc<Object>> {
+        let from = ObjectKey { kind, namespace: namespace.to_owned(), name: String::new() };
+        self.objects
+            .range((Bound::Included(from), Bound::Unbounded))
+            .map(|(_, o)| o)
+            .take_while(move |o| o.key.kind == kind && o.key.namespace == namespace)
     }
 
     /// The hosts that a Service or ServiceEntry stands for.

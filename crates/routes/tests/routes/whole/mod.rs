@@ -78,6 +78,7 @@ proptest! {
             prop_assert_eq!(show(&w), show(&whole), "after {}", said);
             // What only looks the same is not.
             prop_assert_eq!(&w.resources, &whole.resources);
+            prop_assert_eq!(w.idle(), whole.idle(), "what does nothing, after {}", said);
             check(&w)?;
         }
         // And with the last object goes the last resource.
@@ -96,6 +97,7 @@ proptest! {
         }
         at_once.apply(batch);
         prop_assert_eq!(show(&at_once), show(&one_by_one));
+        prop_assert_eq!(at_once.idle(), one_by_one.idle());
         prop_assert_eq!(at_once.resources, one_by_one.resources);
     }
 }
@@ -113,9 +115,12 @@ fn generated_worlds_route_delegate_and_break() {
     let mut runner = TestRunner::deterministic();
     let mut w = World::default();
     w.apply(objects::ground());
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut idle) = (BTreeSet::new(), BTreeSet::new());
     for _ in 0..6000 {
         w.apply([edits().new_tree(&mut runner).unwrap().current()]);
+        for (o, _) in w.idle() {
+            idle.extend(o.split_once(' ').map(|(kind, _)| kind.to_owned()));
+        }
         for (_, t) in w.tables() {
             seen.extend((!t.policies.is_empty()).then_some("policy"));
             seen.extend(t.namespace.starts_with("gateway:").then_some("gateway"));
@@ -133,4 +138,13 @@ fn generated_worlds_route_delegate_and_break() {
     }
     let all = ["broken", "delegate", "elsewhere", "gateway", "mirror", "policy", "subset"];
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
+    let all = [
+        "AuthorizationPolicy",
+        "Gateway",
+        "HttpRoute",
+        "ServiceEntry",
+        "Telemetry",
+        "VirtualService",
+    ];
+    assert_eq!(idle.into_iter().collect::<Vec<_>>(), all);
 }
