@@ -10,6 +10,7 @@ use notify::{RecursiveMode, Watcher as _};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -140,7 +141,9 @@ impl Files {
     /// Reads the files again that are at `paths`. What has gone goes first: an object that was moved
     /// to another file is not a duplicate there.
     fn reread(&mut self, mut paths: Vec<PathBuf>) -> Batch {
+        let beneath: Vec<PathBuf> = paths.iter().flat_map(|p| self.beneath(p)).cloned().collect();
         paths.retain(|p| is_manifest(p));
+        paths.extend(beneath);
         paths.sort();
         paths.dedup();
         let mut changes = Vec::new();
@@ -168,6 +171,12 @@ impl Files {
             diagnostics: self.diagnostics(),
             ..Batch::default()
         }
+    }
+
+    /// The files that were read in a directory of this name.
+    fn beneath<'a>(&'a self, name: &'a Path) -> impl Iterator<Item = &'a PathBuf> {
+        let from = self.by_path.range::<Path, _>((Bound::Excluded(name), Bound::Unbounded));
+        from.map(|(path, _)| path).take_while(move |path| path.starts_with(name))
     }
 
     /// A duplicate whose first has gone is one no longer.
@@ -362,6 +371,19 @@ mod tests {
 
     const BAD_POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
         metadata: {name: p, namespace: ns}\nspec: {action: DENNY}\n";
+
+    #[test]
+    fn with_a_directory_go_its_files() {
+        let mut files = Files::default();
+        for path in ["/nowhere/a/x.yaml", "/nowhere/a.yaml", "/nowhere/ab/y.yaml"] {
+            files.file(path.into(), namespace(&path.replace('/', "-")), &mut Vec::new());
+        }
+        let batch = files.reread(vec!["/nowhere/a".into()]);
+        assert_eq!(batch.changes.len(), 1);
+        assert!(batch.changes[0].object.is_none());
+        assert!(!files.by_path.contains_key(Path::new("/nowhere/a/x.yaml")));
+        assert_eq!(files.by_path.len(), 2);
+    }
 
     #[test]
     fn a_bad_policy_at_the_start_closes_its_namespace() {

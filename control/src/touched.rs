@@ -25,6 +25,7 @@ const RESCAN: Duration = Duration::from_secs(30);
 /// What is to be read again.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Touched {
+    /// Manifests, and names that are there no more.
     Files(Vec<PathBuf>),
     Everything,
 }
@@ -72,18 +73,19 @@ impl Watched {
     fn note(&mut self, event: notify::Result<Event>, now: Instant) {
         match event {
             Ok(e) if !e.need_rescan() => {
-                let moved = matches!(
+                let comes_or_goes = matches!(
                     e.kind,
                     EventKind::Create(_)
                         | EventKind::Remove(_)
                         | EventKind::Modify(ModifyKind::Name(_))
                 );
                 for path in e.paths {
-                    if is_manifest(&path) {
-                        self.files.insert(path, now);
-                    } else if moved && !path.is_file() {
-                        // A directory, of whose files nothing is told.
+                    // Of the files in a directory that comes or goes nothing is told. One that has
+                    // gone looks as any name does, and is asked for by it.
+                    if comes_or_goes && path.is_dir() {
                         self.everything = Some(now);
+                    } else if is_manifest(&path) || comes_or_goes && !path.exists() {
+                        self.files.insert(path, now);
                     }
                 }
             }
@@ -114,7 +116,7 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use notify::event::{CreateKind, DataChange, Flag};
+    use notify::event::{CreateKind, DataChange, Flag, RenameMode};
     use tokio::{sync::mpsc, time::sleep};
 
     type Events = mpsc::UnboundedSender<notify::Result<Event>>;
@@ -181,6 +183,15 @@ mod tests {
         assert!(begun.elapsed() <= LONGEST + QUIET, "{:?}", begun.elapsed());
         noise.abort();
         assert_eq!(watched.next().await, files(&["busy.yaml"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_has_gone_may_have_been_a_directory() {
+        let (events, mut watched) = watched();
+        let kind = EventKind::Modify(ModifyKind::Name(RenameMode::From));
+        events.send(Ok(Event::new(kind).add_path("/nowhere/a.yaml.part".into()))).unwrap();
+        writes(&events, "a.log");
+        assert_eq!(watched.next().await, files(&["/nowhere/a.yaml.part"]));
     }
 
     #[tokio::test(start_paused = true)]
