@@ -13,8 +13,9 @@ use std::{
     },
     time::Instant,
 };
-use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, Series, Whose, access_log_line};
+use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, Series, Whose, log};
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
 
 #[derive(Default)]
 pub struct Connections {
@@ -106,7 +107,7 @@ impl Connections {
         record.flags = flags;
         record.close = Some(close);
         metrics.failed(&record);
-        tracing::warn!(target: "access", "{}", access_log_line(&record));
+        log::access(Level::WARN, &record);
     }
 
     pub fn len(&self) -> usize {
@@ -238,7 +239,7 @@ impl Drop for Entry {
         let close = self.close.take().unwrap_or(CloseReason::Stopped);
         let record = self.live.snapshot(Some(close));
         self.series.closed(record.sent, record.received);
-        self.live.whose.within(|| tracing::info!(target: "access", "{}", access_log_line(&record)));
+        self.live.whose.within(|| log::access(Level::INFO, &record));
     }
 }
 
@@ -246,7 +247,7 @@ impl Drop for Entry {
 pub fn came_and_went(series: &Series, record: &FlowRecord) {
     series.opened();
     series.closed(record.sent, record.received);
-    tracing::info!(target: "access", "{}", access_log_line(record));
+    log::access(Level::INFO, record);
 }
 
 /// The workload's part of a record.

@@ -1,7 +1,13 @@
 //! What the parts of the way across nodes cost at least: its three TCP connections without any mesh, the same with
 //! TLS between the two relays, the crypto, the copy loop.
 
-use super::{iperf, load::Load, measures::Measures, nginx, pair::Pair};
+use super::{
+    iperf,
+    load::{self, Load},
+    measures::Measures,
+    nginx,
+    pair::Pair,
+};
 use crate::{
     process,
     report::Row,
@@ -32,23 +38,34 @@ const BULK: [Relayed; 2] = [
         to: iperf::PORT,
     },
 ];
-const HTTP: Relayed =
-    Relayed { name: "relay", near: "plain", far: "plain", port: 15300, to: nginx::PORT };
+const HTTP: [Relayed; 2] = [
+    Relayed { name: "relay", near: "plain", far: "plain", port: 15300, to: nginx::PORT },
+    Relayed {
+        name: "tls-relay",
+        near: "begins-tls",
+        far: "ends-tls",
+        port: 15400,
+        to: nginx::PORT,
+    },
+];
 const SECONDS: u64 = 2;
 
 pub fn measure(suite: &'static str, plain: &Pair, turns: usize) -> anyhow::Result<Vec<Row>> {
     let mut measures = Measures::new(suite);
     let bulk = [BULK[0].start(plain)?, BULK[1].start(plain)?];
-    let http = HTTP.start(plain)?;
+    let http = [HTTP[0].start(plain)?, HTTP[1].start(plain)?];
     let mut samples = Samples::default();
     for turn in 1..=turns {
         eprintln!("{suite}: floors, turn {turn} of {turns}");
         for (relayed, running) in BULK.iter().zip(&bulk) {
             relayed.bulk(plain, running, &mut measures)?;
         }
-        for load in [Load::Requests { connections: 64 }, Load::Connects { at_once: 16 }] {
-            HTTP.requests(plain, &http, load, &mut measures)?;
+        for (relayed, running) in HTTP.iter().zip(&http) {
+            relayed.requests(plain, running, Load::Requests { connections: 64 }, &mut measures)?;
+            relayed.paced(plain, &mut measures)?;
         }
+        // With TLS each would shake hands, which is what a pool is there to avoid.
+        HTTP[0].requests(plain, &http[0], Load::Connects { at_once: 16 }, &mut measures)?;
         role::measure(&["path", "crypto"], &mut samples)?;
         role::measure(&["path", "copy"], &mut samples)?;
     }
@@ -98,6 +115,18 @@ impl Relayed {
         let name = format!("floor-{}-{}", self.name, load.name());
         into.both(&name, "1/s", direct.per_second, through.per_second);
         into.mesh(&format!("{name}-cpu"), "us/request", spent / through.requests * 1e6);
+        Ok(())
+    }
+
+    fn paced(&self, plain: &Pair, into: &mut Measures) -> anyhow::Result<()> {
+        let rate = |ip, port| load::PACED.run(&plain.client, ip, port, SECONDS);
+        let direct = rate(plain.server.ipv4(), nginx::PORT)?;
+        let through = rate(Ipv4Addr::LOCALHOST, self.port)?;
+        let name = format!("floor-{}-{}", self.name, Load::Paced.name());
+        into.both(&format!("{name}-p50"), "us", direct.p50, through.p50);
+        into.both(&format!("{name}-p99"), "us", direct.p99, through.p99);
+        into.mesh(&format!("{name}-p50-added"), "us", through.p50 - direct.p50);
+        into.mesh(&format!("{name}-p99-added"), "us", through.p99 - direct.p99);
         Ok(())
     }
 }

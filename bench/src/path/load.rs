@@ -42,7 +42,7 @@ pub const ALL: [Load; 14] = [
     Load::PingPong,
 ];
 
-const PACED: paced::Rate = paced::Rate { connections: 10, per_second: 1000 };
+pub const PACED: paced::Rate = paced::Rate { connections: 10, per_second: 1000 };
 const BESIDE_BULK: paced::Rate = paced::Rate { connections: 10, per_second: 200 };
 
 pub struct Outcome {
@@ -95,7 +95,7 @@ impl Load {
                 })
             }
             Self::Paced => {
-                let seen = PACED.run(pair, SECONDS)?;
+                let seen = PACED.run(&pair.client, pair.server.ipv4(), nginx::PORT, SECONDS)?;
                 Ok(Outcome {
                     figures: vec![figure("-p50", "us", seen.p50), figure("-p99", "us", seen.p99)],
                     moved: Moved::Requests(seen.requests),
@@ -105,7 +105,8 @@ impl Load {
                 // It begins before the first request and ends after the last.
                 let bulk = bulk(pair, 1, false, SECONDS + 1)?;
                 thread::sleep(Duration::from_millis(300));
-                let seen = BESIDE_BULK.run(pair, SECONDS)?;
+                let to = pair.server.ipv4();
+                let seen = BESIDE_BULK.run(&pair.client, to, nginx::PORT, SECONDS)?;
                 Ok(Outcome {
                     figures: vec![figure("-p50", "us", seen.p50), figure("-p99", "us", seen.p99)],
                     moved: Moved::Bytes(bulk.received()?.bytes),

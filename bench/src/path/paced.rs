@@ -1,13 +1,12 @@
 //! Requests of HTTP/1.1 at a fixed rate. One that is due while its connection still waits for the answer before is
 //! late, and its time counts from when it was due.
 
-use super::{nginx, pair::Pair};
 use crate::role::{self, say};
 use anyhow::{Context as _, bail, ensure};
-use culvert_tests::{SOON, at};
+use culvert_tests::{MeshPod, SOON, at};
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{Ipv4Addr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -27,11 +26,17 @@ pub struct Seen {
 }
 
 impl Rate {
-    pub fn run(self, pair: &Pair, seconds: u64) -> anyhow::Result<Seen> {
-        let to = at(pair.server.ipv4(), nginx::PORT);
+    pub fn run(
+        self,
+        client: &MeshPod,
+        ip: Ipv4Addr,
+        port: u16,
+        seconds: u64,
+    ) -> anyhow::Result<Seen> {
+        let to = at(ip, port);
         let (connections, rate) = (self.connections.to_string(), self.per_second.to_string());
         let words = ["path", "paced", &to, &connections, &rate, &seconds.to_string()];
-        let client = pair.client.spawn(role::command(&words)?)?;
+        let client = client.spawn(role::command(&words)?)?;
         let patience = Duration::from_secs(seconds) + SOON;
         let [requests, p50, p99] = role::said(&client, patience, ["requests", "p50", "p99"])?;
         Ok(Seen { requests, p50, p99 })

@@ -5,28 +5,34 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 /// `key=value` pairs; a field that is not known is left out, strings are quoted.
 pub fn access_log_line(r: &FlowRecord) -> String {
-    let mut line = String::with_capacity(512);
-    address(&mut line, "src.addr", r.source.address);
-    field(&mut line, "src.workload", &r.source.workload);
-    field(&mut line, "src.namespace", &r.source.namespace);
-    field(&mut line, "src.identity", r.source.identity.as_deref().unwrap_or_default());
-    field(&mut line, "src.cluster", &r.source.cluster);
-    address(&mut line, "dst.addr", r.destination.address);
-    address(&mut line, "dst.hbone_addr", r.hbone_address);
+    let mut line = String::new();
+    write_access_log(&mut line, r);
+    line
+}
+
+/// The same at the end of `line`.
+pub fn write_access_log(line: &mut String, r: &FlowRecord) {
+    address(line, "src.addr", r.source.address);
+    field(line, "src.workload", &r.source.workload);
+    field(line, "src.namespace", &r.source.namespace);
+    field(line, "src.identity", r.source.identity.as_deref().unwrap_or_default());
+    field(line, "src.cluster", &r.source.cluster);
+    address(line, "dst.addr", r.destination.address);
+    address(line, "dst.hbone_addr", r.hbone_address);
     if let Some(s) = &r.service {
-        field(&mut line, "dst.service", &s.hostname);
+        field(line, "dst.service", &s.hostname);
     }
-    field(&mut line, "dst.workload", &r.destination.workload);
-    field(&mut line, "dst.namespace", &r.destination.namespace);
-    field(&mut line, "dst.identity", r.destination.identity.as_deref().unwrap_or_default());
-    field(&mut line, "dst.cluster", &r.destination.cluster);
+    field(line, "dst.workload", &r.destination.workload);
+    field(line, "dst.namespace", &r.destination.namespace);
+    field(line, "dst.identity", r.destination.identity.as_deref().unwrap_or_default());
+    field(line, "dst.cluster", &r.destination.cluster);
     let direction = match r.direction {
         Direction::Outbound => "outbound",
         Direction::Inbound => "inbound",
     };
     let _ = write!(
         line,
-        "direction={direction:?} bytes_sent={} bytes_recv={} duration=\"{}ms\"",
+        "direction=\"{direction}\" bytes_sent={} bytes_recv={} duration=\"{}ms\"",
         r.sent, r.received, r.duration_ms
     );
     let error = match &r.close {
@@ -38,7 +44,6 @@ pub fn access_log_line(r: &FlowRecord) -> String {
     if let Some(error) = error {
         let _ = write!(line, " error={error:?}");
     }
-    line
 }
 
 fn address(line: &mut String, key: &str, value: Option<SocketAddr>) {
