@@ -48,12 +48,21 @@ const HTTP: [Relayed; 2] = [
         to: nginx::PORT,
     },
 ];
+/// With TLS each connection would shake hands, which is what connections that are kept are there to avoid.
+const WARM: Relayed = Relayed {
+    name: "warm-tls-relay",
+    near: "begins-warm",
+    far: "ends-warm",
+    port: 15500,
+    to: nginx::PORT,
+};
 const SECONDS: u64 = 2;
 
 pub fn measure(suite: &'static str, plain: &Pair, turns: usize) -> anyhow::Result<Vec<Row>> {
     let mut measures = Measures::new(suite);
     let bulk = [BULK[0].start(plain)?, BULK[1].start(plain)?];
     let http = [HTTP[0].start(plain)?, HTTP[1].start(plain)?];
+    let warm = WARM.start(plain)?;
     let mut samples = Samples::default();
     for turn in 1..=turns {
         eprintln!("{suite}: floors, turn {turn} of {turns}");
@@ -64,8 +73,9 @@ pub fn measure(suite: &'static str, plain: &Pair, turns: usize) -> anyhow::Resul
             relayed.requests(plain, running, Load::Requests { connections: 64 }, &mut measures)?;
             relayed.paced(plain, &mut measures)?;
         }
-        // With TLS each would shake hands, which is what a pool is there to avoid.
-        HTTP[0].requests(plain, &http[0], Load::Connects { at_once: 16 }, &mut measures)?;
+        for (relayed, running) in [(&HTTP[0], &http[0]), (&WARM, &warm)] {
+            relayed.requests(plain, running, Load::Connects { at_once: 16 }, &mut measures)?;
+        }
         role::measure(&["path", "crypto"], &mut samples)?;
         role::measure(&["path", "copy"], &mut samples)?;
     }

@@ -16,6 +16,7 @@ mod nginx;
 mod paced;
 mod pair;
 mod relay;
+mod warm;
 
 pub use connect::{SUITE as CONNECT, run as connect};
 pub use enroll::{SUITE as ENROLL, run as enroll};
