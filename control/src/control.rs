@@ -132,14 +132,16 @@ impl Control {
             return false;
         }
         let before: HashSet<&Diagnostic> = kept.iter().collect();
-        for d in now.iter().filter(|d| !before.contains(d)) {
+        let new: Vec<Diagnostic> = now.iter().filter(|d| !before.contains(d)).cloned().collect();
+        *kept = now;
+        drop(kept);
+        for d in new {
             if d.code.is_error() {
                 tracing::error!("{d}");
             } else {
                 tracing::warn!("{d}");
             }
         }
-        *kept = now;
         true
     }
 

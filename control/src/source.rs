@@ -10,6 +10,7 @@ use notify::{RecursiveMode, Watcher as _};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
+    io::ErrorKind,
     ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
@@ -73,7 +74,7 @@ impl Source for Directory {
             let mut files = Files::default();
             let _watcher = watcher;
             let mut watched = Watched::new(events);
-            let mut batch = files.rescan(&self.path);
+            let mut batch = files.rescan(&self.path, &[]);
             loop {
                 if tx.send(batch).await.is_err() {
                     return;
@@ -81,7 +82,7 @@ impl Source for Directory {
                 batch = loop {
                     let batch = match watched.next().await {
                         Some(Touched::Files(paths)) => files.reread(paths),
-                        Some(Touched::Everything) => files.rescan(&self.path),
+                        Some(Touched::Everything { except }) => files.rescan(&self.path, &except),
                         None => return,
                     };
                     if files.take_dirty() || !batch.changes.is_empty() {
@@ -120,7 +121,7 @@ impl Files {
         std::mem::take(&mut self.dirty)
     }
 
-    fn rescan(&mut self, root: &Path) -> Batch {
+    fn rescan(&mut self, root: &Path, except: &[PathBuf]) -> Batch {
         let mut paths: Vec<PathBuf> = self.by_path.keys().cloned().collect();
         let mut directories = vec![root.to_owned()];
         while let Some(dir) = directories.pop() {
@@ -133,6 +134,7 @@ impl Files {
                 }
             }
         }
+        paths.retain(|p| !except.contains(p));
         let batch = self.reread(paths);
         self.begun = true;
         batch
@@ -151,12 +153,14 @@ impl Files {
         for path in paths {
             match fs::read_to_string(&path) {
                 Ok(text) => read.push((path, text)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                     self.gone(&path, &mut changes);
                 }
                 Err(e) => {
                     let file = self.by_path.entry(path.clone()).or_default();
                     file.diagnostics = vec![unreadable(&path, &e)];
+                    // Once it can be read again, it is, though it says what it said.
+                    file.text.clear();
                     self.wrong.insert(path);
                     self.dirty = true;
                 }

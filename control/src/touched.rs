@@ -2,7 +2,7 @@
 
 use notify::{Event, EventKind, event::ModifyKind};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,32 +11,37 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Editors and `kubectl` write a file in several steps: it is read once all has been quiet for this
-/// long.
+/// Editors and `kubectl` write a file in several steps, and a tool several files: they are read once all of
+/// them have been quiet for this long.
 const QUIET: Duration = Duration::from_millis(10);
 
-/// Where something is written all the time, a file that is quiet waits no longer than this for the
-/// others.
+/// Where something is written all the time, what came before it, and then nothing for [`QUIET`], is read after
+/// this long.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// Without events, files are looked at again this often: some file systems tell nothing.
+/// Files are looked at again this often: some file systems tell nothing.
 const RESCAN: Duration = Duration::from_secs(30);
 
 /// What is to be read again.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Touched {
-    /// Manifests, and names that are there no more.
+    /// Manifests, and names that may have been a directory's.
     Files(Vec<PathBuf>),
-    Everything,
+    /// All but those that are being written.
+    Everything { except: Vec<PathBuf> },
 }
 
-/// Events as they come, and when each file was last named by one.
+/// Events as they come, and what they have named since it was last read.
 pub struct Watched {
     events: UnboundedReceiver<notify::Result<Event>>,
+    /// Manifests, and when each was last touched.
     files: HashMap<PathBuf, Instant>,
-    everything: Option<Instant>,
+    /// Names that came or went and are no manifest's: of the files in a directory that has gone nothing is told.
+    names: BTreeSet<PathBuf>,
+    everything: bool,
     /// Since when there has been something to read.
     since: Option<Instant>,
+    rescan: Instant,
 }
 
 pub fn is_manifest(path: &Path) -> bool {
@@ -45,24 +50,28 @@ pub fn is_manifest(path: &Path) -> bool {
 
 impl Watched {
     pub fn new(events: UnboundedReceiver<notify::Result<Event>>) -> Self {
-        Self { events, files: HashMap::new(), everything: None, since: None }
+        Self {
+            events,
+            files: HashMap::new(),
+            names: BTreeSet::new(),
+            everything: false,
+            since: None,
+            rescan: Instant::now() + RESCAN,
+        }
     }
 
     /// Waits until there is something to read. None: nobody watches any more.
     pub async fn next(&mut self) -> Option<Touched> {
-        let rescan = Instant::now() + RESCAN;
         loop {
-            let last = self.files.values().chain(&self.everything).max();
-            let due = match (last, self.since) {
-                (Some(last), Some(since)) => (*last + QUIET).min(since + LONGEST),
-                _ => rescan,
-            };
+            let due = self.since.map_or(self.rescan, |since| {
+                let last = self.files.values().max().unwrap_or(&since);
+                (*last + QUIET).min(since + LONGEST).min(self.rescan)
+            });
             match timeout_at(due, self.events.recv()).await {
                 Ok(Some(event)) => self.note(event, Instant::now()),
                 Ok(None) => return None,
-                Err(_) if self.since.is_none() => return Some(Touched::Everything),
                 Err(_) => {
-                    if let Some(touched) = self.quiet(Instant::now()) {
+                    if let Some(touched) = self.take(Instant::now()) {
                         return Some(touched);
                     }
                 }
@@ -80,36 +89,42 @@ impl Watched {
                         | EventKind::Modify(ModifyKind::Name(_))
                 );
                 for path in e.paths {
-                    // Of the files in a directory that comes or goes nothing is told. One that has
-                    // gone looks as any name does, and is asked for by it.
                     if comes_or_goes && path.is_dir() {
-                        self.everything = Some(now);
-                    } else if is_manifest(&path) || comes_or_goes && !path.exists() {
+                        self.everything = true;
+                    } else if is_manifest(&path) {
                         self.files.insert(path, now);
+                    } else if comes_or_goes {
+                        self.names.insert(path);
                     }
                 }
             }
             // Events were lost.
-            Ok(_) | Err(_) => self.everything = Some(now),
+            Ok(_) | Err(_) => self.everything = true,
         }
-        let any = self.everything.is_some() || !self.files.is_empty();
-        self.since = any.then(|| self.since.unwrap_or(now));
+        if self.everything || !self.files.is_empty() || !self.names.is_empty() {
+            self.since.get_or_insert(now);
+        }
     }
 
-    /// Takes what has been quiet for long enough.
-    fn quiet(&mut self, now: Instant) -> Option<Touched> {
-        let is_quiet = |at: &Instant| *at + QUIET <= now;
-        if self.everything.as_ref().is_some_and(is_quiet) {
-            self.everything = None;
-            self.files.clear();
-            self.since = None;
-            return Some(Touched::Everything);
+    /// Takes what was followed by quiet. Files that were touched one soon after the other are taken together:
+    /// an object may have moved between them.
+    fn take(&mut self, now: Instant) -> Option<Touched> {
+        let mut times: Vec<Instant> = self.files.values().copied().collect();
+        times.sort_unstable();
+        times.push(now);
+        let until = times.windows(2).rev().find_map(|pair| match pair {
+            [at, next] if *at + QUIET <= *next => Some(*at),
+            _ => None,
+        });
+        let taken = self.files.extract_if(|_, at| until.is_some_and(|until| *at <= until));
+        let mut taken: Vec<PathBuf> = taken.map(|(path, _)| path).collect();
+        self.since = (!self.files.is_empty()).then_some(now);
+        taken.extend(std::mem::take(&mut self.names));
+        if std::mem::take(&mut self.everything) || now >= self.rescan {
+            self.rescan = now + RESCAN;
+            return Some(Touched::Everything { except: self.files.keys().cloned().collect() });
         }
-        let files: Vec<PathBuf> =
-            self.files.extract_if(|_, at| is_quiet(at)).map(|(path, _)| path).collect();
-        let any = self.everything.is_some() || !self.files.is_empty();
-        self.since = any.then_some(now);
-        (!files.is_empty()).then_some(Touched::Files(files))
+        (!taken.is_empty()).then_some(Touched::Files(taken))
     }
 }
 
@@ -164,25 +179,47 @@ mod tests {
         assert!(begun.elapsed() >= QUIET / 2 * 3 + QUIET);
     }
 
+    /// Writes a file again and again.
+    fn noise(to: &Events) -> tokio::task::JoinHandle<()> {
+        let events = to.clone();
+        tokio::spawn(async move {
+            loop {
+                writes(&events, "busy.yaml");
+                writes(&events, "busy.log");
+                sleep(QUIET / 2).await;
+            }
+        })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_written_all_the_time_holds_nobody_else_up() {
         let (events, mut watched) = watched();
-        let begun = Instant::now();
-        writes(&events, "a.yaml");
-        let noise = tokio::spawn({
-            let events = events.clone();
-            async move {
-                loop {
-                    writes(&events, "busy.yaml");
-                    writes(&events, "busy.log");
-                    sleep(QUIET / 2).await;
-                }
-            }
-        });
-        assert_eq!(watched.next().await, files(&["a.yaml"]));
-        assert!(begun.elapsed() <= LONGEST + QUIET, "{:?}", begun.elapsed());
+        let noise = noise(&events);
+        for _ in 0..3 {
+            sleep(Duration::from_millis(37)).await;
+            let begun = Instant::now();
+            writes(&events, "a.yaml");
+            assert_eq!(watched.next().await, files(&["a.yaml"]));
+            assert!(begun.elapsed() <= LONGEST + QUIET, "{:?}", begun.elapsed());
+        }
         noise.abort();
         assert_eq!(watched.next().await, files(&["busy.yaml"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_of_one_change_are_not_parted() {
+        let (events, mut watched) = watched();
+        let _noise = noise(&events);
+        // Whenever it happens to be looked.
+        for n in 0..60 {
+            sleep(Duration::from_millis(n)).await;
+            writes(&events, "a.yaml");
+            sleep(QUIET - Duration::from_millis(1)).await;
+            writes(&events, "b.yaml");
+            let Some(Touched::Files(mut all)) = watched.next().await else { panic!() };
+            all.sort();
+            assert_eq!(Some(Touched::Files(all)), files(&["a.yaml", "b.yaml"]));
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -197,18 +234,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn everything_is_read_where_files_are_not_told_of() {
         let (events, mut watched) = watched();
+        let all = |except: &[&str]| {
+            Some(Touched::Everything { except: except.iter().map(PathBuf::from).collect() })
+        };
         let lost = Event::new(EventKind::Other).set_flag(Flag::Rescan);
         let directory = Event::new(EventKind::Create(CreateKind::Folder)).add_path("/".into());
-        for event in [Ok(lost), Ok(directory), Err(notify::Error::generic("broken"))] {
+        for event in [Ok(lost), Ok(directory.clone()), Err(notify::Error::generic("broken"))] {
             writes(&events, "a.yaml");
             events.send(event).unwrap();
-            assert_eq!(watched.next().await, Some(Touched::Everything));
+            assert_eq!(watched.next().await, all(&[]));
         }
         // And now and then without any event.
         let begun = Instant::now();
-        assert_eq!(watched.next().await, Some(Touched::Everything));
-        assert!(begun.elapsed() >= RESCAN);
+        assert_eq!(watched.next().await, all(&[]));
+        assert!(begun.elapsed() >= RESCAN - QUIET);
+        // What is being written is left for later, and keeps nothing from being read.
+        let noise = noise(&events);
+        let begun = Instant::now();
+        assert_eq!(watched.next().await, all(&["busy.yaml"]));
+        assert!(begun.elapsed() >= RESCAN - LONGEST, "{:?}", begun.elapsed());
+        events.send(Ok(directory)).unwrap();
+        assert_eq!(watched.next().await, all(&["busy.yaml"]));
+        noise.abort();
+        assert_eq!(watched.next().await, files(&["busy.yaml"]));
         drop(events);
+        let _ = noise.await;
         assert_eq!(watched.next().await, None);
     }
 }

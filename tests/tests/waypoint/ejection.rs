@@ -59,7 +59,7 @@ fn another_region_stands_in_while_the_own_one_fails() {
         );
     }
     let outliers = "outlierDetection: { consecutive5xxErrors: 1, interval: 1s, \
-                    baseEjectionTime: 5s, maxEjectionPercent: 100 }";
+                    baseEjectionTime: 12s, maxEjectionPercent: 100 }";
     let by = || s.answered_by(&Ask::get(&s.url("/")), 20);
     let only = |pod: &str| {
         let all_by_it = || {

@@ -53,15 +53,16 @@ impl Compiler {
         for host in served.union(&sent_to) {
             asked.extend(self.rules.objects_of(host).cloned());
         }
-        // What a policy's target is called may be somebody else's name now.
-        let named = |c: &&Changed<'_>| {
-            let kinds =
-                [Kind::Service, Kind::ServiceEntry, Kind::KubernetesGateway, Kind::MeshConfig];
-            kinds.contains(&c.key.kind)
-        };
-        if of_proxies || !served.is_empty() || changes.iter().any(named) {
-            asked.extend(self.rules.targeted(view).map(|o| o.key.clone()));
-        }
+        // What a policy names may be another's name now; a waypoint's class is the whole mesh's to name.
+        let of_class =
+            |c: &&Changed<'_>| matches!(c.key.kind, Kind::KubernetesGateway | Kind::MeshConfig);
+        let any = of_proxies || !served.is_empty() || changes.iter().any(of_class);
+        let is_target =
+            |c: &&&Changed<'_>| matches!(c.key.kind, Kind::Service | Kind::ServiceEntry);
+        let of: BTreeSet<&str> =
+            changes.iter().filter(is_target).map(|c| c.key.namespace.as_str()).collect();
+        let targeted = self.rules.targeted(view).map(|o| &o.key);
+        asked.extend(targeted.filter(|key| any || of.contains(key.namespace.as_str())).cloned());
         if of_proxies {
             let routes = view.of_kind(Kind::HttpRoute).chain(view.of_kind(Kind::GrpcRoute));
             asked.extend(routes.map(|o| o.key.clone()));

@@ -170,7 +170,8 @@ impl Compiler {
     fn units_matching(&self, host: &str) -> Vec<UnitKey> {
         if host.contains('*') {
             let all = self.by_hostname.iter();
-            let matching = all.filter(|(hostname, _)| crate::names::matches(host, hostname));
+            // As rules are found for a host: `*a.example` is nobody's.
+            let matching = all.filter(|(h, _)| crate::names::patterns(h).any(|p| p == host));
             return matching.flat_map(|(_, units)| units).cloned().collect();
         }
         self.by_hostname.get(host).into_iter().flatten().cloned().collect()
@@ -482,7 +483,10 @@ impl Compiler {
     fn forget(&mut self, unit: &UnitKey, destinations: &mut BTreeSet<UnitKey>) {
         self.relink(unit, Unit::default(), destinations);
         self.units.remove(unit);
-        self.known.served.insert(unit.1.hostname.clone());
+        // No gateway's host, which is in no such table.
+        if self.by_hostname.contains_key(&unit.1.hostname) {
+            self.known.served.insert(unit.1.hostname.clone());
+        }
         drop_from(&mut self.by_hostname, unit);
     }
 

@@ -1,5 +1,7 @@
 //! Istio's sample: its four services start in the mesh, and a waypoint routes reviews by user.
 
+use std::{collections::HashSet, net::IpAddr};
+
 use anyhow::{Context as _, ensure};
 use oci_image::Image;
 use testbed::{binary, eventually};
@@ -21,7 +23,8 @@ const PODS: [(&str, &str, &str); 6] = [
 ];
 
 impl Mesh {
-    pub fn bookinfo_is_served_and_routed_by_user(&self) {
+    /// The answer is the addresses of pods of the mesh meanwhile.
+    pub fn bookinfo_is_served_and_routed_by_user(&self) -> HashSet<IpAddr> {
         self.bookinfo_starts();
         // All versions, in turn.
         for version in ["v1", "v2", "v3"] {
@@ -40,7 +43,9 @@ impl Mesh {
             self.shows_at_once(&[], "v1");
             self.shows_at_once(&["--user", "jason"], "v2");
         }
+        let enrolled = self.addresses();
         self.bookinfo_ends();
+        enrolled
     }
 
     fn bookinfo_starts(&self) {

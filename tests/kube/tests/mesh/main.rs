@@ -13,7 +13,6 @@ mod upgrade;
 mod waypoint;
 mod world;
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use kubebed::Cluster;
@@ -50,10 +49,10 @@ fn a_cluster_joins_by_a_label_and_is_left_as_it_was() {
     assert!(verdict.is_clean() && verdict.hbone_streams > 0, "{verdict}");
     mesh.the_log_has_both_identities();
     let capture = mesh.link();
-    mesh.bookinfo_is_served_and_routed_by_user();
+    let enrolled = mesh.bookinfo_is_served_and_routed_by_user();
     clock.tells("Bookinfo");
-    let verdict = mesh.judge(capture, &HashSet::new());
-    assert!(verdict.tokens.is_empty(), "{verdict}");
+    let verdict = mesh.judge(capture, &enrolled);
+    assert!(verdict.is_clean() && verdict.hbone_streams > 0, "{verdict}");
 
     mesh.pods_that_do_not_join_are_left_alone();
     mesh.a_network_policy_holds();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 const NAMESPACES: [&str; 3] = ["shop", "infra", "istio-system"];
 
 /// As rules write them.
-const HOSTS: [&str; 8] = [
+const HOSTS: [&str; 9] = [
     "reviews",
     "ratings",
     "reviews.shop.svc.cluster.local",
@@ -15,6 +15,7 @@ const HOSTS: [&str; 8] = [
     "api.example.com",
     "*.example.com",
     "*.shop.svc.cluster.local",
+    "*views.shop.svc.cluster.local",
     "*",
 ];
 
