@@ -1,6 +1,13 @@
 //! `culvert-agent detach`: the node as it was before any agent.
 
-use crate::{ADMIN, ENROLL, HANDOVER, LOCK, PODS, capture, installer};
+use crate::{
+    ADMIN, ENROLL, HANDOVER, LOCK, PODS, capture,
+    enrolment::namespaces_of_processes,
+    installer,
+    netns::Netns,
+    pods::{Saved, file_name},
+    sockets,
+};
 use anyhow::Context as _;
 use clap::Args;
 use std::{
@@ -25,10 +32,16 @@ pub struct Options {
     /// Wait for SIGTERM afterwards: what starts this program would start it again
     #[arg(long)]
     linger: bool,
+    /// Is there once it is done
+    #[arg(long, requires = "linger")]
+    ready_file: Option<PathBuf>,
 }
 
 impl Options {
     pub fn detach(&self) -> anyhow::Result<()> {
+        if let Some(file) = &self.ready_file {
+            absent_is_fine(fs::remove_file(file))?;
+        }
         // What waits for an agent goes first, then what needs one.
         if let Some(conf_dir) = &self.cni_conf_dir {
             installer::uninstall(conf_dir, self.cni_bin_dir.as_deref())?;
@@ -40,23 +53,49 @@ impl Options {
         // Of an agent of another version it may hold something still.
         let _ = fs::remove_dir(&self.bpffs);
         if let Some(run_dir) = &self.run_dir {
+            give_back(&run_dir.join(PODS))?;
             clear(run_dir)
                 .with_context(|| format!("clearing {} (--run-dir)", run_dir.display()))?;
         }
         if self.linger {
             println!("nothing of the mesh is left on this node");
+            if let Some(file) = &self.ready_file {
+                fs::write(file, "").with_context(|| format!("writing {}", file.display()))?;
+            }
             until_terminated()?;
         }
         Ok(())
     }
 }
 
-/// What agents put there and nothing else: it may be another directory than was meant, and things may be mounted in it.
-fn clear(dir: &Path) -> io::Result<()> {
-    let absent_is_fine = |done: io::Result<()>| match done {
+/// Takes rules, routes and settings out of the pods that agents have saved there, as far as they still run.
+fn give_back(pods: &Path) -> anyhow::Result<()> {
+    let mut namespaces = namespaces_of_processes();
+    for entry in fs::read_dir(pods).into_iter().flatten().flatten() {
+        let text = fs::read(entry.path()).unwrap_or_default();
+        // What is half written is of a pod that was not captured yet.
+        let Ok(saved) = serde_json::from_slice::<Saved>(&text) else { continue };
+        let Some(namespace) = namespaces.remove(&saved.netns_inode) else { continue };
+        let Ok(netns) = fs::File::open(namespace).and_then(|f| Netns::new(f.into())) else {
+            continue;
+        };
+        if entry.file_name().to_string_lossy() == file_name(netns.cookie()) {
+            sockets::restore(&netns, &saved.fwmark_accept)
+                .with_context(|| format!("giving back the network of pod {}", saved.uid))?;
+        }
+    }
+    Ok(())
+}
+
+fn absent_is_fine(done: io::Result<()>) -> io::Result<()> {
+    match done {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
-    };
+    }
+}
+
+/// What agents put there and nothing else: it may be another directory than was meant, and things may be mounted in it.
+fn clear(dir: &Path) -> io::Result<()> {
     for name in [LOCK, HANDOVER, ENROLL, ADMIN] {
         absent_is_fine(fs::remove_file(dir.join(name)))?;
     }

@@ -551,7 +551,7 @@ pub async fn take_up(
 }
 
 /// A path to each network namespace that some process is in, by inode.
-fn namespaces_of_processes() -> HashMap<u64, PathBuf> {
+pub fn namespaces_of_processes() -> HashMap<u64, PathBuf> {
     let mut found = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {

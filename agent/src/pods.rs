@@ -216,8 +216,13 @@ impl Pods {
     }
 
     pub fn file(&self, cookie: u64) -> PathBuf {
-        self.dir.join(format!("{cookie:x}.json"))
+        self.dir.join(file_name(cookie))
     }
+}
+
+/// Of what is saved about the pod of a namespace.
+pub fn file_name(cookie: u64) -> String {
+    format!("{cookie:x}.json")
 }
 
 pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {

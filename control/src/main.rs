@@ -23,7 +23,7 @@ use control::Control;
 use grant::{Account, Caller, Callers, CertificateService, Tokens};
 use kubernetes::{
     AuthorityStore, Candidate, Enrolments, KeptVips, Kubernetes, Reviews, WaypointSettings,
-    keep_waypoints, publish_roots, register_webhook, serve_webhook, tell_status,
+    give_nodes_back, keep_waypoints, publish_roots, register_webhook, serve_webhook, tell_status,
 };
 use source::{Directory, Source as _};
 use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -63,6 +63,14 @@ enum Command {
         /// Files to read
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// On Kubernetes, before an uninstallation: have the agents give every node back, and wait until they have.
+    GiveNodesBack {
+        /// Theirs
+        #[arg(long, env = "POD_NAMESPACE", default_value = "culvert-system")]
+        namespace: String,
+        #[arg(long, default_value_t = 240)]
+        patience_seconds: u64,
     },
 }
 
@@ -125,6 +133,9 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Validate { files } => validate(&files),
         Command::Run(run) => start(*run).map(|()| true),
+        Command::GiveNodesBack { namespace, patience_seconds } => {
+            give_back(&namespace, Duration::from_secs(patience_seconds)).map(|()| true)
+        }
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -134,6 +145,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn give_back(namespace: &str, patience: Duration) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime
+        .block_on(async { give_nodes_back(kubernetes::client().await?, namespace, patience).await })
 }
 
 fn validate(files: &[PathBuf]) -> anyhow::Result<bool> {

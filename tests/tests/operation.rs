@@ -332,6 +332,13 @@ fn detaching_gives_the_pods_back() {
     eventually(SOON, || Ok(attempt(&p.client, &to)?)).unwrap();
     let seen = culvert_tests::whoami(&p.client, &to).unwrap();
     assert_eq!(seen.peer.ip(), p.client.ipv4());
+    let mut show = Command::new("sh");
+    show.args(["-c", "ip rule; ip -6 rule; cat /proc/sys/net/ipv4/*fwmark*"]);
+    let shown = p.client.spawn(show).unwrap();
+    assert!(shown.wait(SOON).unwrap().success());
+    let (shown, settings) = (shown.stdout(), ["0", "0"]);
+    assert!(!shown.contains("fwmark"), "{shown}");
+    assert!(shown.trim().lines().rev().zip(settings).all(|(l, s)| l == s), "{shown}");
     let left: Vec<_> = fs::read_dir(run_dir).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(left, [others], "of the agent's directory");
 }

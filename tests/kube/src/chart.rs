@@ -34,7 +34,7 @@ fn deploy() -> PathBuf {
 /// # Errors
 /// When there is no Helm, or it does not take the chart.
 pub fn manifests() -> Result<String> {
-    let rendered = render(&["--set", "namespace.create=true"])?;
+    let rendered = render(&["--set", "namespace.create=true", "--no-hooks"])?;
     // Helm is not who manages this.
     let of_helm = ["helm.sh/chart:", "app.kubernetes.io/managed-by:"];
     let kept = rendered.lines().filter(|line| !of_helm.iter().any(|l| line.contains(l)));

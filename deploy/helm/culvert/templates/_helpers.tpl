@@ -23,3 +23,10 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- define "culvert.control" -}}
 culvertd.{{ .Release.Namespace }}.svc
 {{- end }}
+
+{{/* Made before an uninstallation, and gone after it; the argument is the order. */}}
+{{- define "culvert.before-uninstall" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}

@@ -77,6 +77,33 @@ impl Mesh {
         self.delete("meanwhile");
     }
 
+    /// Whoever uninstalls, and nothing more, leaves no pod without network.
+    pub fn an_uninstallation_gives_the_nodes_back(&self, before: &Before) {
+        self.install();
+        self.join();
+        self.gets("client", "web-2");
+        self.helm(&["uninstall", "culvert", "--wait"]);
+        self.nodes_are_free();
+        assert_eq!(self.what_is_there(), *before, "a pod's network is what it was");
+        self.server("last", "web", "n2");
+        self.ready("last");
+        let capture = self.link();
+        self.gets("client", "web-2");
+        self.gets("client", "last");
+        let verdict = self.judge(capture, &self.addresses());
+        assert!(!verdict.tokens.is_empty() && verdict.hbone_streams == 0, "{verdict}");
+        let left = self.kubectl(&[
+            "get",
+            "job,serviceaccount,role,rolebinding",
+            "-n",
+            SYSTEM,
+            "-o",
+            "name",
+        ]);
+        assert!(!left.contains("culvert"), "{left}");
+        self.delete("last");
+    }
+
     fn nodes_are_free(&self) {
         for node in self.cluster.nodes() {
             let left = node.shell(LEFT).unwrap();

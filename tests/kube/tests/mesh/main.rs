@@ -63,6 +63,8 @@ fn a_cluster_joins_by_a_label_and_is_left_as_it_was() {
     clock.tells("rebooted");
     mesh.everybody_leaves(&before);
     clock.tells("left");
+    mesh.an_uninstallation_gives_the_nodes_back(&before);
+    clock.tells("installed and uninstalled");
     mesh.cluster.check().unwrap();
     drop(mesh);
     bed.close().unwrap();
