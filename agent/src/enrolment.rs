@@ -218,6 +218,7 @@ async fn enroll_as(
         earlier: Mutex::default(),
         prepared: AtomicBool::new(false),
         leaving: watch::Sender::new(false),
+        released: AtomicBool::new(false),
         netns,
     });
     agent.certs.want(&pod.identity);
@@ -428,7 +429,7 @@ pub async fn unenroll(agent: &Arc<Agent>, uid: &str) -> anyhow::Result<()> {
 /// of them has ended.
 async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     withdraw(agent, pod);
-    pod.leave();
+    pod.release();
     lock(&agent.pods.all).remove(&pod.netns.cookie());
     // Once more: the last connection that was captured may have made one.
     agent.direct.forget(agent, pod.owner);

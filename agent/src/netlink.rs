@@ -140,6 +140,8 @@ pub struct TcpSocket {
     pub time_wait: bool,
     /// Has sent a SYN, and no answer has come yet.
     pub connecting: bool,
+    /// Has answered a SYN, and no answer has come yet.
+    pub half_open: bool,
 }
 
 /// Every TCP connection of this thread's namespace, from SYN_SENT on (sock_diag).
@@ -147,6 +149,13 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     let mut out = Vec::new();
     each_tcp_socket(0, |socket, _| out.push(socket))?;
     Ok(out)
+}
+
+/// Whether a connection to this thread's namespace has begun and is not accepted by its other end yet.
+pub fn tcp_half_open() -> io::Result<bool> {
+    let mut any = false;
+    each_tcp_socket(0, |socket, _| any |= socket.half_open)?;
+    Ok(any)
 }
 
 /// Bytes that the connections of this thread's namespace have sent and received.
@@ -173,6 +182,7 @@ fn each_tcp_socket(extensions: u8, mut each: impl FnMut(TcpSocket, &[u8])) -> io
     const TCP_CLOSE: u32 = 7;
     const TCP_TIME_WAIT: u8 = 6;
     const TCP_SYN_SENT: u8 = 2;
+    const TCP_SYN_RECV: u8 = 3;
     const IPPROTO_TCP: u8 = 6;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = [0u8; 56];
@@ -192,6 +202,7 @@ fn each_tcp_socket(extensions: u8, mut each: impl FnMut(TcpSocket, &[u8])) -> io
                 let socket = TcpSocket {
                     time_wait: body.get(1) == Some(&TCP_TIME_WAIT),
                     connecting: body.get(1) == Some(&TCP_SYN_SENT),
+                    half_open: body.get(1) == Some(&TCP_SYN_RECV),
                     local: SocketAddr::new(src.to_canonical(), sport),
                     remote: SocketAddr::new(dst.to_canonical(), dport),
                 };

@@ -5,7 +5,7 @@ use crate::{
     capture::Asked,
     connections::{Entry, baggage, endpoint},
     dial::PoolKey,
-    dns, parting,
+    dns, netlink, parting,
     pods::Pod,
     scope::Counted,
     sockets, workers,
@@ -21,7 +21,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use telemetry::{CloseReason, Direction, FlowRecord, ResponseFlags, ServiceName, Transport};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
     accept_each(&agent, &pod, listener, |stream, peer| {
@@ -38,12 +41,14 @@ pub async fn accept_each(
     listener: TcpListener,
     mut each: impl FnMut(TcpStream, SocketAddr),
 ) {
+    // What it has yet to accept is open, too.
+    let _counted = pod.scope.connection();
     let (mut leaving, mut serving) = (pod.leaving(), agent.serving.subscribe());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept(), if *serving.borrow() => accepted,
             _ = serving.changed() => continue,
-            _ = leaving.wait_for(|l| *l) => return,
+            _ = leaving.wait_for(|l| *l) => break,
         };
         match accepted {
             Ok((stream, peer)) => each(stream, peer),
@@ -58,6 +63,34 @@ pub async fn accept_each(
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
+        }
+    }
+    // Another agent accepts them, or they are captured still.
+    if pod.is_released() && *serving.borrow() {
+        accept_last(pod, &listener, each).await;
+    }
+}
+
+/// How long a handshake may take that had begun when capture ended.
+const LAST_HANDSHAKE: Duration = Duration::from_secs(1);
+
+/// Between two looks whether there is one.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Accepts what was on its way when capture ended: it would be reset with the listener.
+async fn accept_last(
+    pod: &Pod,
+    listener: &TcpListener,
+    mut each: impl FnMut(TcpStream, SocketAddr),
+) {
+    let deadline = Instant::now() + LAST_HANDSHAKE;
+    while Instant::now() < deadline {
+        match timeout(LOOK_AGAIN, listener.accept()).await {
+            Ok(Ok((stream, peer))) => each(stream, peer),
+            Ok(Err(_)) => return,
+            // An application's own may keep it here, too.
+            Err(_) if matches!(pod.netns.run(netlink::tcp_half_open), Ok(Ok(true))) => {}
+            Err(_) => return,
         }
     }
 }

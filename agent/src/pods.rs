@@ -49,9 +49,21 @@ pub struct Pod {
     pub listeners: Mutex<Vec<(u32, OwnedFd)>>,
     /// True once it takes no new connections: un-enrolled, or the agent drains.
     pub leaving: watch::Sender<bool>,
+    /// Nothing more is captured.
+    pub released: AtomicBool,
 }
 
 impl Pod {
+    /// Capture has ended: it takes those connections that have begun, and no others.
+    pub fn release(&self) {
+        self.released.store(true, Ordering::Release);
+        self.leave();
+    }
+
+    pub fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+
     pub fn leaving(&self) -> watch::Receiver<bool> {
         self.leaving.subscribe()
     }
