@@ -7,6 +7,7 @@ use crate::{
     fault,
     outbound::accept_each,
     pods::Pod,
+    scope::Counted,
     sockets,
 };
 use hbone::{Authority, Baggage, End, InboundStream};
@@ -21,19 +22,24 @@ use tokio::net::{TcpListener, TcpStream};
 pub const ILLEGAL_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
 
 pub async fn listen_hbone(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&agent, &pod, listener, |stream, peer| {
+    accept_each(&agent, &pod, listener, |stream, peer, counted| {
         let (agent2, pod2) = (agent.clone(), pod.clone());
         Whose::pod(pod.owner).caused_by(peer.ip()).within(|| {
-            let work = move |s| hbone_connection(agent2, pod2, s, peer);
+            let work = move |s| hbone_connection(agent2, pod2, s, peer, counted);
             agent.workers.place(&pod.scope, stream, work);
         });
     })
     .await;
 }
 
-async fn hbone_connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
-    // Counted beside its streams: the last of them has ended before its last frame has left.
-    let _counted = pod.scope.connection();
+async fn hbone_connection(
+    agent: Arc<Agent>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    // Beside its streams: the last of them has ended before its last frame has left.
+    _counted: Counted,
+) {
     // From within the pod the listener itself can be reached, on loopback: no peer comes that way.
     if !stream.local_addr().is_ok_and(|to| pod.has_address(to.ip())) {
         tracing::debug!(pod = %pod.uid, %peer, "refused: HBONE not to an address of this pod");
@@ -167,10 +173,10 @@ async fn open_stream(
 }
 
 pub async fn listen_plaintext(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&agent, &pod, listener, |stream, peer| {
+    accept_each(&agent, &pod, listener, |stream, peer, counted| {
         let (agent2, pod2) = (agent.clone(), pod.clone());
         Whose::pod(pod.owner).caused_by(peer.ip()).within(|| {
-            let work = move |s| plaintext_connection(agent2, pod2, s, peer);
+            let work = move |s| plaintext_connection(agent2, pod2, s, peer, counted);
             agent.workers.place(&pod.scope, stream, work);
         });
     })
@@ -182,8 +188,8 @@ pub async fn plaintext_connection(
     pod: Arc<Pod>,
     stream: TcpStream,
     peer: SocketAddr,
+    counted: Counted,
 ) {
-    let counted = pod.scope.connection();
     let source = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     // sk_lookup leaves the address that the client asked for.
     let asked = stream.local_addr().ok();

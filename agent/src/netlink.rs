@@ -140,21 +140,20 @@ pub struct TcpSocket {
     pub time_wait: bool,
     /// Has sent a SYN, and no answer has come yet.
     pub connecting: bool,
-    /// Has answered a SYN, and no answer has come yet.
-    pub half_open: bool,
 }
 
 /// Every TCP connection of this thread's namespace, from SYN_SENT on (sock_diag).
 pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     let mut out = Vec::new();
-    each_tcp_socket(0, |socket, _| out.push(socket))?;
+    each_tcp_socket(OPEN, 0, |socket, _| out.push(socket))?;
     Ok(out)
 }
 
 /// Whether a connection to this thread's namespace has begun and is not accepted by its other end yet.
 pub fn tcp_half_open() -> io::Result<bool> {
+    const TCP_SYN_RECV: u32 = 3;
     let mut any = false;
-    each_tcp_socket(0, |socket, _| any |= socket.half_open)?;
+    each_tcp_socket(1 << TCP_SYN_RECV, 0, |_, _| any = true)?;
     Ok(any)
 }
 
@@ -165,7 +164,7 @@ pub fn tcp_bytes() -> io::Result<HashMap<(SocketAddr, SocketAddr), (u64, u64)>> 
     const ACKED: usize = 120;
     const RECEIVED: usize = 128;
     let mut out = HashMap::new();
-    each_tcp_socket(1 << (INET_DIAG_INFO - 1), |socket, more| {
+    each_tcp_socket(OPEN, 1 << (INET_DIAG_INFO - 1), |socket, more| {
         if let Some((_, info)) = attributes(more).find(|(kind, _)| *kind == INET_DIAG_INFO)
             && let (Some(acked), Some(received)) = (u64_at(info, ACKED), u64_at(info, RECEIVED))
         {
@@ -176,20 +175,27 @@ pub fn tcp_bytes() -> io::Result<HashMap<(SocketAddr, SocketAddr), (u64, u64)>> 
     Ok(out)
 }
 
-/// `extensions`: what is to be told beside; it comes as attributes.
-fn each_tcp_socket(extensions: u8, mut each: impl FnMut(TcpSocket, &[u8])) -> io::Result<()> {
+/// All states but those of listeners and of what is closed.
+const OPEN: u32 = {
     const TCP_LISTEN: u32 = 10;
     const TCP_CLOSE: u32 = 7;
+    !(1 << TCP_LISTEN | 1 << TCP_CLOSE)
+};
+
+/// Of these `states`. `extensions`: what is to be told beside; it comes as attributes.
+fn each_tcp_socket(
+    states: u32,
+    extensions: u8,
+    mut each: impl FnMut(TcpSocket, &[u8]),
+) -> io::Result<()> {
     const TCP_TIME_WAIT: u8 = 6;
     const TCP_SYN_SENT: u8 = 2;
-    const TCP_SYN_RECV: u8 = 3;
     const IPPROTO_TCP: u8 = 6;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = [0u8; 56];
         request[0] = u8::try_from(family).unwrap_or_default();
         request[1] = IPPROTO_TCP;
         request[2] = extensions;
-        let states = !(1u32 << TCP_LISTEN | 1 << TCP_CLOSE);
         request[4..8].copy_from_slice(&states.to_ne_bytes());
         let diag = SockProtocol::NetlinkSockDiag;
         dump(diag, SOCK_DIAG_BY_FAMILY, &request, SOCK_DIAG_BY_FAMILY, |body| {
@@ -202,7 +208,6 @@ fn each_tcp_socket(extensions: u8, mut each: impl FnMut(TcpSocket, &[u8])) -> io
                 let socket = TcpSocket {
                     time_wait: body.get(1) == Some(&TCP_TIME_WAIT),
                     connecting: body.get(1) == Some(&TCP_SYN_SENT),
-                    half_open: body.get(1) == Some(&TCP_SYN_RECV),
                     local: SocketAddr::new(src.to_canonical(), sport),
                     remote: SocketAddr::new(dst.to_canonical(), dport),
                 };

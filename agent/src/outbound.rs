@@ -27,9 +27,10 @@ use tokio::{
 };
 
 pub async fn listen(agent: Arc<Agent>, pod: Arc<Pod>, listener: TcpListener) {
-    accept_each(&agent, &pod, listener, |stream, peer| {
+    accept_each(&agent, &pod, listener, |stream, peer, counted| {
         let (agent2, pod2) = (agent.clone(), pod.clone());
-        agent.workers.place(&pod.scope, stream, move |s| connection(agent2, pod2, s, peer));
+        let work = move |s| connection(agent2, pod2, s, peer, counted);
+        agent.workers.place(&pod.scope, stream, work);
     })
     .await;
 }
@@ -39,9 +40,9 @@ pub async fn accept_each(
     agent: &Agent,
     pod: &Pod,
     listener: TcpListener,
-    mut each: impl FnMut(TcpStream, SocketAddr),
+    mut each: impl FnMut(TcpStream, SocketAddr, Counted),
 ) {
-    // What it has yet to accept is open, too.
+    // What it has yet to accept is open, too: it is counted before it is placed.
     let _counted = pod.scope.connection();
     let (mut leaving, mut serving) = (pod.leaving(), agent.serving.subscribe());
     loop {
@@ -51,7 +52,7 @@ pub async fn accept_each(
             _ = leaving.wait_for(|l| *l) => break,
         };
         match accepted {
-            Ok((stream, peer)) => each(stream, peer),
+            Ok((stream, peer)) => each(stream, peer, pod.scope.connection()),
             // The pod's own CAP_NET_ADMIN is enough to destroy any socket of its namespace.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 tracing::warn!(pod = %pod.uid, "a listener of the agent's was destroyed from within the \
@@ -71,8 +72,8 @@ pub async fn accept_each(
     }
 }
 
-/// How long a handshake may take that had begun when capture ended.
-const LAST_HANDSHAKE: Duration = Duration::from_secs(1);
+/// How long a handshake may take that had begun when capture ended: kernels repeat a SYN-ACK after 1 and 3 s.
+const LAST_HANDSHAKE: Duration = Duration::from_secs(4);
 
 /// Between two looks whether there is one.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -81,23 +82,34 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 async fn accept_last(
     pod: &Pod,
     listener: &TcpListener,
-    mut each: impl FnMut(TcpStream, SocketAddr),
+    mut each: impl FnMut(TcpStream, SocketAddr, Counted),
 ) {
     let deadline = Instant::now() + LAST_HANDSHAKE;
-    while Instant::now() < deadline {
+    loop {
+        // First: one that ends in between is there to be accepted. An application's own may keep it here, too. The
+        // kernel walks through all connections of the node for it, some milliseconds.
+        let netns = pod.netns.clone();
+        let looking = tokio::task::spawn_blocking(move || netns.run(netlink::tcp_half_open));
+        let half_open = matches!(looking.await, Ok(Ok(Ok(true))));
         match timeout(LOOK_AGAIN, listener.accept()).await {
-            Ok(Ok((stream, peer))) => each(stream, peer),
-            Ok(Err(_)) => return,
-            // An application's own may keep it here, too.
-            Err(_) if matches!(pod.netns.run(netlink::tcp_half_open), Ok(Ok(true))) => {}
-            Err(_) => return,
+            Ok(Ok((stream, peer))) => each(stream, peer, pod.scope.connection()),
+            Err(_) if half_open => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+        if Instant::now() >= deadline {
+            return;
         }
     }
 }
 
-pub async fn connection(agent: Arc<Agent>, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+pub async fn connection(
+    agent: Arc<Agent>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    counted: Counted,
+) {
     let asked = agent.capture.original_destination(&stream);
-    let counted = pod.scope.connection();
     let downstream = stream;
     let Some(Asked { address: asked, elsewhere }) = asked else {
         tracing::warn!(pod = %pod.uid, "a connection without a recorded destination is reset");

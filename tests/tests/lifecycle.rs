@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use culvert_tests::dialogue::{by_hand, echo, echo_to, serve};
+use culvert_tests::dialogue::{ask_whoami, by_hand, connect, echo, echo_to, serve};
 use culvert_tests::{Agent, Mesh, MeshPod, SOON, Traffic, at, attempt, denied, fetch};
 use testbed::{Serve, Sock, Token, eventually, pattern};
 
@@ -129,6 +129,27 @@ fn a_pod_that_comes_and_goes_refuses_nobody() {
         let tally = traffic.stop();
         assert!(tally.ok > 80 && tally.failed == 0, "{tally:?}: {failure}");
     }
+}
+
+/// A client that is far away: its SYN came while the pod was captured, and its ACK comes after that.
+#[test]
+fn a_handshake_that_is_under_way_when_capture_ends_is_finished() {
+    let p = pair(Mesh::new("half-open"));
+    let outside = p.mesh.pod(1, "outside");
+    let nft = |words: &str| {
+        let mut command = std::process::Command::new("nft");
+        command.args(words.split_whitespace());
+        let nft = outside.spawn(command).unwrap();
+        assert!(nft.wait(SOON).unwrap().success(), "nft {words}: {}", nft.stderr());
+    };
+    nft("add table inet far");
+    nft("add chain inet far out { type filter hook output priority 0 ; }");
+    nft("add rule inet far out tcp flags & (syn|ack) == ack drop");
+    let sock = connect(&outside, &p.to);
+    let asking = std::thread::spawn(move || ask_whoami(&sock));
+    p.mesh.release(&p.server);
+    nft("delete table inet far");
+    assert_eq!(asking.join().unwrap().unwrap().peer.ip(), outside.ipv4());
 }
 
 #[test]

@@ -28,26 +28,8 @@ struct Relayed {
     to: u16,
 }
 
-const BULK: [Relayed; 2] = [
-    Relayed { name: "relay", near: "plain", far: "plain", port: 15100, to: iperf::PORT },
-    Relayed {
-        name: "tls-relay",
-        near: "begins-tls",
-        far: "ends-tls",
-        port: 15200,
-        to: iperf::PORT,
-    },
-];
-const HTTP: [Relayed; 2] = [
-    Relayed { name: "relay", near: "plain", far: "plain", port: 15300, to: nginx::PORT },
-    Relayed {
-        name: "tls-relay",
-        near: "begins-tls",
-        far: "ends-tls",
-        port: 15400,
-        to: nginx::PORT,
-    },
-];
+const BULK: [Relayed; 2] = [plain(15100, iperf::PORT), tls(15200, iperf::PORT)];
+const HTTP: [Relayed; 2] = [plain(15300, nginx::PORT), tls(15400, nginx::PORT)];
 /// With TLS each connection would shake hands, which is what connections that are kept are there to avoid.
 const WARM: Relayed = Relayed {
     name: "warm-tls-relay",
@@ -56,6 +38,15 @@ const WARM: Relayed = Relayed {
     port: 15500,
     to: nginx::PORT,
 };
+
+const fn plain(port: u16, to: u16) -> Relayed {
+    Relayed { name: "relay", near: "plain", far: "plain", port, to }
+}
+
+const fn tls(port: u16, to: u16) -> Relayed {
+    Relayed { name: "tls-relay", near: "begins-tls", far: "ends-tls", port, to }
+}
+
 const SECONDS: u64 = 2;
 
 pub fn measure(suite: &'static str, plain: &Pair, turns: usize) -> anyhow::Result<Vec<Row>> {
