@@ -1,6 +1,8 @@
 //! Bodies on their way through: as they come, kept for a retry, copied for a mirror, counted.
 
+use crate::http2;
 use bytes::Bytes;
+use hbone::StreamIo;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
@@ -13,7 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 use telemetry::Messages;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -23,11 +25,51 @@ pub const KEPT: usize = 64 * 1024;
 /// Bytes that a mirror may be behind; then it is given up.
 const MIRROR_BEHIND: usize = 1024 * 1024;
 
+/// What comes from a client or from an endpoint.
+pub enum Received {
+    Http1(Incoming),
+    Http2(http2::Body),
+    /// A CONNECT of HTTP/2 has none: its stream comes by this, when it is answered.
+    Switched(oneshot::Receiver<StreamIo>),
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Switched(_) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+            Self::Switched(_) => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+            Self::Switched(_) => SizeHint::with_exact(0),
+        }
+    }
+}
+
 /// A request's body, shared by its attempts.
 pub struct Replay(Arc<Mutex<Source>>);
 
 struct Source {
-    from: Option<Incoming>,
+    from: Option<Received>,
     kept: VecDeque<Bytes>,
     size: usize,
     /// Too much has gone by: what is gone cannot be sent again.
@@ -58,7 +100,7 @@ struct Mirror {
 
 impl Replay {
     /// `keep`: it may have to be sent again. `grpc`: its messages are counted.
-    pub fn new(from: Incoming, keep: bool, grpc: bool) -> Self {
+    pub fn new(from: Received, keep: bool, grpc: bool) -> Self {
         let ended = from.is_end_stream();
         Self(Arc::new(Mutex::new(Source {
             from: (!ended).then_some(from),
@@ -138,7 +180,7 @@ impl Source {
                 self.from = None;
                 self.overflown = true;
                 self.mirrors.clear();
-                Poll::Ready(Some(Err(e.into())))
+                Poll::Ready(Some(Err(e)))
             }
             None => {
                 (self.ended, self.from) = (true, None);
@@ -281,7 +323,7 @@ pub enum InBody {
 
 /// An endpoint's answer on its way, and whoever wants to know how it ended.
 pub struct Passing {
-    pub from: Incoming,
+    pub from: Received,
     pub deadline: Option<Pin<Box<tokio::time::Sleep>>>,
     pub done: Option<Box<dyn Watch>>,
 }
@@ -344,7 +386,7 @@ impl Body for InBody {
             }
             Poll::Ready(Some(Err(e))) => {
                 passing.tell(Ended::Broken);
-                Poll::Ready(Some(Err(e.into())))
+                Poll::Ready(Some(Err(e)))
             }
             Poll::Ready(None) => {
                 passing.tell(Ended::Whole);

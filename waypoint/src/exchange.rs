@@ -1,7 +1,7 @@
 //! What is known of one request under way, and what is told of it when it has ended.
 
 use crate::{
-    body::{InBody, Taken},
+    body::{InBody, Received, Taken},
     forward,
     http::Downstream,
     proxy::Proxy,
@@ -11,7 +11,6 @@ use crate::{
     trace::Context,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
@@ -65,7 +64,7 @@ impl Exchange {
     pub fn new(
         proxy: &Arc<Proxy>,
         downstream: &Arc<Downstream>,
-        request: &Request<Incoming>,
+        request: &Request<Received>,
     ) -> Self {
         let text = |name: HeaderName| {
             let value = request.headers().get(name).and_then(|v| v.to_str().ok());

@@ -1,19 +1,21 @@
 //! A request to an endpoint: chosen, judged, sent, and sent again where that is asked for.
 
 use crate::{
-    body::{InBody, OutBody, Replay},
+    body::{InBody, OutBody, Received, Replay},
     cluster::{Cluster, Counted, Overflow, Slot, To},
     exchange::Exchange,
     head::Head,
     http::Downstream,
+    inbound::Io,
     interim::ToClient,
     proxy::Proxy,
     reply::Refusal,
     retry::{Tried, wanted},
     upstream::{self, Answered, Attempt, GoesBack, TryError},
 };
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use hyper::{body::Incoming, ext::on_informational};
+use hbone::StreamIo;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use identity::SpiffeId;
 use mesh::Workload;
@@ -30,6 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 use telemetry::RequestRecord;
+use tokio::sync::oneshot;
 
 /// A request as it is to be sent, whoever gets it.
 pub struct Given {
@@ -43,7 +46,7 @@ pub struct Given {
 
 /// An answer's head, and what is to be done when its body has gone through.
 pub struct Forwarded {
-    pub response: Response<Incoming>,
+    pub response: Response<Received>,
     pub back: Option<GoesBack>,
     pub to: Arc<To>,
     pub active: Active<Arc<Workload>>,
@@ -227,13 +230,11 @@ async fn try_one(
         idle_timeout: policy.idle_timeout,
         most_requests: policy.max_requests_per_connection,
         client: given.downstream.client,
+        interim: given.interim.clone(),
         slot,
     };
     let scheme = if attempt.tls.is_some() { "https" } else { "http" };
-    let mut request = given.head.request(http2, scheme, body)?;
-    if let Some(client) = given.interim.clone().filter(|_| !http2) {
-        on_informational(&mut request, move |a| client.send(a.status(), a.headers()));
-    }
+    let request = given.head.request(http2, scheme, body)?;
     let sending = upstream::send(&given.proxy, attempt, request);
     Ok(match retry.and_then(|r| r.per_try_timeout) {
         None => sending.await,
@@ -368,11 +369,36 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
     }
 }
 
+/// A client that asks to switch to another protocol.
+pub enum OnClient {
+    Http1(OnUpgrade),
+    Http2(oneshot::Receiver<StreamIo>),
+}
+
+impl OnClient {
+    /// Takes it from the client's request.
+    pub fn of(request: &mut Request<Received>) -> Self {
+        match request.body_mut() {
+            Received::Switched(stream) => {
+                Self::Http2(std::mem::replace(stream, oneshot::channel().1))
+            }
+            _ => Self::Http1(hyper::upgrade::on(request)),
+        }
+    }
+
+    async fn switched(self) -> Option<Box<dyn Io>> {
+        Some(match self {
+            Self::Http1(upgrade) => Box::new(TokioIo::new(upgrade.await.ok()?)),
+            Self::Http2(stream) => Box::new(stream.await.ok()?),
+        })
+    }
+}
+
 /// Both ends speak another protocol from here on: bytes go through until both directions have ended.
 pub fn switch(
     mut exchange: Exchange,
     mut answered: Forwarded,
-    on_client: Option<hyper::upgrade::OnUpgrade>,
+    on_client: Option<OnClient>,
     to: Option<HeaderValue>,
 ) -> Response<InBody> {
     let on_endpoint = hyper::upgrade::on(&mut answered.response);
@@ -398,8 +424,8 @@ pub fn switch(
         // Held until the end: the connection is in use.
         let draining = exchange.draining();
         let _held = (answered.back, answered.active, answered.request, draining);
-        if let (Ok(client), Ok(endpoint)) = tokio::join!(on_client, on_endpoint) {
-            let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+        if let (Some(mut client), Ok(endpoint)) = tokio::join!(on_client.switched(), on_endpoint) {
+            let mut endpoint = TokioIo::new(endpoint);
             let moved = tokio::io::copy_bidirectional(&mut client, &mut endpoint).await;
             exchange.switched(moved);
         }

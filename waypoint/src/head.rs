@@ -2,8 +2,8 @@
 //! together anew.
 
 use crate::{reply::Refusal, trace};
+use h2::ext::Protocol;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
-use hyper::ext::Protocol;
 use rand::Rng as _;
 use routes::execute::without_port;
 
@@ -136,6 +136,13 @@ impl Head {
         let headers = request.headers_mut();
         if http2 {
             headers.remove(header::HOST);
+            // A route may have put on what HTTP/2 does not know (RFC 9113, section 8.2.2).
+            for name in HOP.iter().filter(|n| **n != header::TE) {
+                headers.remove(name);
+            }
+            if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+                headers.remove(header::TE);
+            }
         } else {
             let host = HeaderValue::from_str(&self.authority).map_err(|_| bad("no host"))?;
             headers.insert(header::HOST, host);

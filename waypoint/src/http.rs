@@ -1,10 +1,10 @@
 //! One request, from its head to the end of its answer.
 
 use crate::{
-    body::{Ended, InBody, OutBody, Passing, Replay, Watch},
+    body::{Ended, InBody, OutBody, Passing, Received, Replay, Watch},
     cluster::{Cluster, Counted, Overflow, To},
     exchange::Exchange,
-    forward::{self, Given},
+    forward::{self, Given, OnClient},
     gateway::Shown,
     head::{self, Head},
     proxy::Proxy,
@@ -12,7 +12,6 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
 use identity::SpiffeId;
 use mesh::{NamespacedHostname, Service, Workload};
 use policy::Request as Connection;
@@ -116,7 +115,7 @@ impl Downstream {
 pub async fn serve(
     proxy: Arc<Proxy>,
     downstream: Arc<Downstream>,
-    mut request: Request<Incoming>,
+    mut request: Request<Received>,
 ) -> Response<InBody> {
     head::as_upgrade(&mut request);
     let mut exchange = Exchange::new(&proxy, &downstream, &request);
@@ -177,7 +176,7 @@ fn to_https(redirected: &[String], form: &Normal, query: Option<&str>) -> Option
 }
 
 fn view<'a>(
-    request: &'a Request<Incoming>,
+    request: &'a Request<Received>,
     form: &'a Normal,
     downstream: &'a Downstream,
 ) -> RequestView<'a> {
@@ -250,7 +249,7 @@ async fn along(
     route: Arc<Route>,
     matched: usize,
     form: Normal,
-    mut request: Request<Incoming>,
+    mut request: Request<Received>,
 ) -> Response<InBody> {
     if let Some(cors) = &route.cors
         && let Preflight::Answer(headers) = cors.preflight(request.method(), request.headers())
@@ -318,7 +317,7 @@ async fn along(
     };
     let origin = request.headers().get(header::ORIGIN).cloned();
     let upgrade = head::end_of_hop(request.headers_mut());
-    let on_client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let on_client = upgrade.is_some().then(|| OnClient::of(&mut request));
     let (mut parts, body) = request.into_parts();
     let interim = parts.extensions.remove();
     let form = changed(&route, weighted, matched, form, &mut parts.headers);

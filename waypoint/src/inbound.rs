@@ -2,21 +2,18 @@
 //! or bytes.
 
 use crate::{
+    body::{BoxError, Received},
     doors::Admitted,
     http::{self as request, Came, Downstream},
-    interim,
+    http2, interim,
     proxy::{PATIENCE, Proxy},
     tcp, upstream,
 };
-use futures_util::future::BoxFuture;
+use futures_util::{TryFutureExt as _, future::BoxFuture};
 use hbone::{Authority, InboundStream, StreamIo};
 use http::StatusCode;
-use hyper::{
-    body::Incoming,
-    server::conn::http1,
-    service::{Service as _, service_fn},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use identity::SpiffeId;
 use routes::proto::Protocol;
 use std::{
@@ -31,6 +28,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 
 /// How long a client may take to show what it speaks, where the port does not say.
@@ -40,13 +38,10 @@ pub const DETECTION: Duration = Duration::from_secs(5);
 const HEAD: Duration = Duration::from_secs(30);
 
 /// Bytes of a request's head: of HTTP/1 in all, of HTTP/2 decoded.
-const HEAD_BYTES: usize = 64 * 1024;
+const HEAD_BYTES: u32 = 64 * 1024;
 
 /// Header fields of a request.
 const HEADERS: usize = 128;
-
-/// Streams of one connection of HTTP/2.
-const STREAMS: u32 = 256;
 
 pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
     let mut draining = proxy.draining.clone();
@@ -239,40 +234,25 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<I: AsyncRead + AsyncWrite + Unpin + Send> Io for I {}
 
 pub async fn serve_http(proxy: Arc<Proxy>, downstream: Arc<Downstream>, io: Prefixed<Box<dyn Io>>) {
-    let http2 = downstream.http2;
-    let service = {
-        let proxy = proxy.clone();
-        service_fn(move |r: http::Request<Incoming>| {
-            let (proxy, downstream) = (proxy.clone(), downstream.clone());
-            async move { Ok::<_, Infallible>(request::serve(proxy, downstream, r).await) }
-        })
-    };
+    let (http2, draining) = (downstream.http2, proxy.draining.clone());
+    let answer = move |r| request::serve(proxy.clone(), downstream.clone(), r);
     // In a box, or a connection of either version would be as large as the larger.
-    let serving: BoxFuture<'_, hyper::Result<()>> = if http2 {
-        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS)
-            .enable_connect_protocol()
-            .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
-            .initial_stream_window_size(512 * 1024)
-            .initial_connection_window_size(4 * 1024 * 1024)
-            .max_pending_accept_reset_streams(Some(32))
-            .serve_connection(TokioIo::new(io), service);
-        Box::pin(drained(&proxy, connection, |c| c.graceful_shutdown()))
+    let serving: BoxFuture<'_, Result<(), BoxError>> = if http2 {
+        Box::pin(http2::server::serve(io, HEAD_BYTES, draining, answer).map_err(Into::into))
     } else {
         let io = interim::Beneath::new(io);
         let interim = io.answers();
         let service = service_fn(move |mut r: http::Request<Incoming>| {
             let open = interim.open(&mut r);
-            let answer = service.call(r);
+            let answer = answer(r.map(Received::Http1));
             async move {
                 let answer = answer.await;
                 drop(open);
-                answer
+                Ok::<_, Infallible>(answer)
             }
         });
         let connection = http1().serve_connection(TokioIo::new(io), service).with_upgrades();
-        Box::pin(drained(&proxy, connection, |c| c.graceful_shutdown()))
+        Box::pin(drained(draining, connection, |c| c.graceful_shutdown()).map_err(Into::into))
     };
     if let Err(error) = serving.await {
         tracing::debug!(%error, "a connection of HTTP ended");
@@ -285,18 +265,21 @@ pub fn http1() -> http1::Builder {
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
-        .max_buf_size(HEAD_BYTES)
+        .max_buf_size(HEAD_BYTES as usize)
         .max_headers(HEADERS)
         .half_close(true);
     builder
 }
 
 /// Until it ends; from a drain on, with what is under way and nothing new.
-async fn drained<F>(proxy: &Proxy, connection: F, shut: impl Fn(Pin<&mut F>)) -> F::Output
+async fn drained<F>(
+    mut draining: watch::Receiver<bool>,
+    connection: F,
+    shut: impl Fn(Pin<&mut F>),
+) -> F::Output
 where
     F: Future,
 {
-    let mut draining = proxy.draining.clone();
     tokio::pin!(connection);
     tokio::select! {
         ended = &mut connection => return ended,

@@ -1,8 +1,8 @@
-//! Interim answers (1xx; RFC 9110, section 15.2) on their way to a client of HTTP/1.1. hyper's server
-//! sends none, so they are written beneath it, where it has written all of what it was given: between
-//! the answer before and the one that is waited for.
+//! Interim answers (1xx; RFC 9110, section 15.2) on their way to a client. To one of HTTP/1.1 hyper's
+//! server sends none, so they are written beneath it, where it has written all of what it was given:
+//! between the answer before and the one that is waited for.
 
-use crate::head;
+use crate::{head, http2::server::Reply};
 use bytes::{Buf as _, BytesMut};
 use http::{HeaderMap, Request, StatusCode, Version, header};
 use std::{
@@ -36,8 +36,7 @@ struct State {
     /// How many requests have been answered: the number of the one under way.
     request: u64,
     /// Of that one.
-    count: usize,
-    bytes: usize,
+    allowance: Allowance,
     waiting: BytesMut,
     /// hyper has written, and not yet all that it has.
     is_midway: bool,
@@ -50,9 +49,28 @@ pub struct Open(Answers);
 
 /// To the client, while its request is not answered.
 #[derive(Clone)]
-pub struct ToClient {
-    answers: Answers,
-    request: u64,
+pub enum ToClient {
+    Http1 { answers: Answers, request: u64 },
+    Http2(Arc<Reply>),
+}
+
+/// What has gone to a client for one request.
+#[derive(Default)]
+pub struct Allowance {
+    count: usize,
+    bytes: usize,
+}
+
+impl Allowance {
+    /// Whether there is room for one more.
+    pub fn takes(&mut self, bytes: usize) -> bool {
+        let bytes = self.bytes.saturating_add(bytes);
+        let takes = self.count < MOST && bytes <= MOST_BYTES;
+        if takes {
+            *self = Self { count: self.count + 1, bytes };
+        }
+        takes
+    }
 }
 
 impl Answers {
@@ -64,13 +82,26 @@ impl Answers {
     /// client takes interim answers, the request has a [`ToClient`] from here on.
     pub fn open<B>(&self, request: &mut Request<B>) -> Open {
         let mut s = self.lock();
-        (s.count, s.bytes) = (0, 0);
+        s.allowance = Allowance::default();
         // There were none in HTTP/1.0.
         if request.version() == Version::HTTP_11 {
-            let to = ToClient { answers: self.clone(), request: s.request };
+            let to = ToClient::Http1 { answers: self.clone(), request: s.request };
             request.extensions_mut().insert(to);
         }
         Open(self.clone())
+    }
+
+    fn send(&self, request: u64, head: &[u8]) {
+        let mut s = self.lock();
+        if s.request != request || !s.allowance.takes(head.len()) {
+            return;
+        }
+        s.waiting.extend_from_slice(head);
+        let task = s.task.take();
+        drop(s);
+        if let Some(task) = task {
+            task.wake();
+        }
     }
 }
 
@@ -91,30 +122,21 @@ impl ToClient {
         if !status.is_informational() || matches!(status.as_u16(), 100 | 101) {
             return;
         }
-        let head = encoded(status, headers);
-        let mut s = self.answers.lock();
-        let bytes = s.bytes.saturating_add(head.len());
-        if s.request != self.request || s.count >= MOST || bytes > MOST_BYTES {
-            return;
-        }
-        (s.count, s.bytes) = (s.count + 1, bytes);
-        s.waiting.extend_from_slice(&head);
-        let task = s.task.take();
-        drop(s);
-        if let Some(task) = task {
-            task.wake();
+        let mut headers = headers.clone();
+        head::clean_response(&mut headers);
+        // It has no body, and nobody is to look for one.
+        headers.remove(header::CONTENT_LENGTH);
+        match self {
+            Self::Http1 { answers, request } => answers.send(*request, &encoded(status, &headers)),
+            Self::Http2(reply) => reply.interim(status, headers),
         }
     }
 }
 
 fn encoded(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
-    let mut headers = headers.clone();
-    head::clean_response(&mut headers);
-    // It has no body, and nobody is to look for one.
-    headers.remove(header::CONTENT_LENGTH);
     let reason = status.canonical_reason().unwrap_or_default();
     let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
-    for (name, value) in &headers {
+    for (name, value) in headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.extend_from_slice(part);
         }

@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod gateway;
 mod head;
 mod http;
+mod http2;
 mod inbound;
 mod interim;
 mod proxy;

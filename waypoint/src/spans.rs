@@ -154,6 +154,7 @@ async fn send(proxy: &Arc<Proxy>, to: &Tracing, spans: Vec<Span>) -> Result<(), 
             own.addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             0,
         ),
+        interim: None,
         slot: None,
     };
     let host = format!("{}:{}", to.collector.service.hostname, to.collector.port);

@@ -2,18 +2,17 @@
 //! others, and within TLS where a DestinationRule asks for it. HTTP/1.1 connections are reused when their answer has been read; HTTP/2 ones are shared.
 
 use crate::{
-    body::OutBody,
+    body::{OutBody, Received},
     cluster::{Slot, To},
+    http2::client::Requests,
+    interim::ToClient,
     proxy::Proxy,
     tls::{ClientTls, Within},
 };
 use hbone::{Authority, Forwarded, StreamIo};
 use http::{Method, Request, Response, Uri};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{client::conn::http1, ext::on_informational};
+use hyper_util::rt::TokioIo;
 use identity::SpiffeId;
 use mesh::Workload;
 use socket2::{SockRef, TcpKeepalive};
@@ -59,7 +58,7 @@ struct Idle {
 
 /// A connection of HTTP/2, whose requests share it.
 struct Shared {
-    send: http2::SendRequest<OutBody>,
+    send: Requests,
     fresh_until: Option<Instant>,
     requests: u32,
 }
@@ -93,7 +92,7 @@ pub enum TryError {
 
 /// An answer whose connection goes back when its body has been read.
 pub struct Answered {
-    pub response: Response<Incoming>,
+    pub response: Response<Received>,
     pub back: Option<GoesBack>,
 }
 
@@ -139,15 +138,18 @@ impl Connections {
             });
             !own.is_empty()
         });
-        lock(&self.shared).retain(|_, s| !s.send.is_closed() && is_fresh(s.fresh_until));
+        let usable = |s: &mut Shared| is_fresh(s.fresh_until) && s.send.is_open();
+        lock(&self.shared).retain(|_, s| usable(s));
     }
 
     /// A connection for one more request; one that has carried as many as it may is given up to those
     /// that it carries still.
-    fn share(&self, key: &Key, most: Option<u32>) -> Option<http2::SendRequest<OutBody>> {
+    fn share(&self, key: &Key, most: Option<u32>) -> Option<Requests> {
         let mut all = lock(&self.shared);
-        let usable = |s: &&mut Shared| !s.send.is_closed() && is_fresh(s.fresh_until);
-        let shared = all.get_mut(key).filter(usable)?;
+        let shared = all.get_mut(key)?;
+        if !is_fresh(shared.fresh_until) || !shared.send.is_open() {
+            return None;
+        }
         shared.requests += 1;
         let send = shared.send.clone();
         if most.is_some_and(|most| shared.requests >= most) {
@@ -179,6 +181,8 @@ pub struct Attempt<'a> {
     pub most_requests: Option<u32>,
     /// The client, for whom this proxy asks.
     pub client: SocketAddr,
+    /// Whoever takes interim answers.
+    pub interim: Option<ToClient>,
     /// Room for a connection of HTTP/1.
     pub slot: Option<Slot>,
 }
@@ -208,6 +212,9 @@ pub async fn send(
         return send_http2(proxy, attempt, key, request).await;
     }
     let mut request = request;
+    if let Some(client) = attempt.interim.take() {
+        on_informational(&mut request, move |a| client.send(a.status(), a.headers()));
+    }
     let idle_for = attempt.idle_timeout.unwrap_or(IDLE_FOR);
     let most = attempt.most_requests;
     let Some(slot) = attempt.slot.take() else {
@@ -230,7 +237,7 @@ pub async fn send(
                     most,
                     _slot: slot,
                 };
-                return Ok(Answered { response, back: Some(back) });
+                return Ok(Answered { response: response.map(Received::Http1), back: Some(back) });
             }
             Err(mut e) => match e.take_message() {
                 Some(unsent) => request = unsent,
@@ -250,7 +257,7 @@ pub async fn send(
         Ok(response) => {
             let proxy = proxy.clone();
             let back = GoesBack { proxy, key, send, fresh_until, requests: 1, most, _slot: slot };
-            Ok(Answered { response, back: Some(back) })
+            Ok(Answered { response: response.map(Received::Http1), back: Some(back) })
         }
         Err(e) => Err(TryError::Reset { to, why: e.error().to_string() }),
     }
@@ -264,24 +271,13 @@ async fn send_http2(
 ) -> Result<Answered, TryError> {
     let to = attempt.to.address;
     let most = attempt.most_requests;
-    let mut send = match proxy.connections.share(&key, most) {
+    let send = match proxy.connections.share(&key, most) {
         Some(send) => send,
         None => {
             let io = attempt.connect(proxy, &key).await?;
             let fresh_until = io.fresh_until();
-            let shaken = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(1024 * 1024)
-                .initial_connection_window_size(16 * 1024 * 1024)
-                .max_header_list_size(64 * 1024)
-                .keep_alive_interval(Duration::from_secs(30))
-                .handshake(TokioIo::new(io))
-                .await;
-            let (send, connection) =
-                shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
-            tokio::spawn(async move {
-                let _ = connection.await;
-            });
+            let shaken = Requests::connect(io).await;
+            let send = shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
             if most != Some(1) {
                 let shared = Shared { send: send.clone(), fresh_until, requests: 1 };
                 lock(&proxy.connections.shared).insert(key, shared);
@@ -289,29 +285,11 @@ async fn send_http2(
             send
         }
     };
-    match send.try_send_request(request).await {
-        Ok(response) => Ok(Answered { response, back: None }),
-        Err(e) => {
-            let refused = source_of::<h2::Error>(e.error())
-                .is_some_and(|e| e.reason() == Some(h2::Reason::REFUSED_STREAM));
-            let unsent = e.message().is_some();
-            Err(match refused || unsent {
-                true => TryError::Refused { to },
-                false => TryError::Reset { to, why: e.error().to_string() },
-            })
-        }
+    match send.ask(request, attempt.interim).await {
+        Ok(response) => Ok(Answered { response: response.map(Received::Http2), back: None }),
+        Err(e) if e.is_unprocessed() => Err(TryError::Refused { to }),
+        Err(e) => Err(TryError::Reset { to, why: e.to_string() }),
     }
-}
-
-fn source_of<E: std::error::Error + 'static>(e: &hyper::Error) -> Option<&E> {
-    let mut source = std::error::Error::source(e);
-    while let Some(e) = source {
-        if let Some(found) = e.downcast_ref::<E>() {
-            return Some(found);
-        }
-        source = e.source();
-    }
-    None
 }
 
 /// Small writes go at once, and an end that is gone without a word is noticed within two minutes.

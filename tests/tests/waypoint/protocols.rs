@@ -2,8 +2,11 @@
 
 use crate::scene::{PORT, Played, Scene, read_until};
 use culvert_tests::Ask;
+use scripted::frames::{
+    DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, block, frame, headers, settings,
+};
 use telemetry::Messages;
-use testbed::Serve;
+use testbed::{Serve, Sock};
 
 #[test]
 fn both_versions_go_to_applications_as_their_ports_say() {
@@ -170,6 +173,78 @@ fn interim_answers_come_before_the_answer() {
     app.write(format!("{processing}{answer}no").as_bytes()).unwrap();
     let come = read_until(&client, "\r\n\r\nno");
     assert!(come.starts_with("HTTP/1.0 200"), "{come}");
+}
+
+/// The next frame of this kind, with what it is of HTTP/2 before it.
+#[track_caller]
+fn next(sock: &Sock, kind: u8) -> Frame {
+    loop {
+        let head = sock.read_exact(9).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let payload = sock.read_exact(length as usize).unwrap();
+        if head[3] == kind {
+            return Frame { kind, flags: head[4], stream, payload };
+        }
+    }
+}
+
+/// A client of HTTP/2 that has asked once.
+fn asks_http2(p: &Played) -> Sock {
+    let client = p.raw();
+    let authority = format!("played:{PORT}");
+    let request = block(&[
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/"),
+        (":authority", authority.as_str()),
+    ]);
+    let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request);
+    client.write(&[PREFACE, &settings(&[]), &request].concat()).unwrap();
+    client
+}
+
+#[test]
+fn interim_answers_go_from_http2_to_either_version() {
+    let p = Played::new("wp-interim-h2", "http2", Serve::Manual);
+    let client = asks_http2(&p);
+    let app = p.accept();
+    assert_eq!(app.read_exact(PREFACE.len()).unwrap(), PREFACE);
+    app.write(&settings(&[])).unwrap();
+    let asked = next(&app, HEADERS).stream;
+    for status in [102_u16, 103] {
+        app.write(&headers(asked, &[(":status", status.to_string())])).unwrap();
+        assert_eq!(next(&client, HEADERS).status(), Some(status));
+    }
+    let answer = |stream: u32| {
+        [headers(stream, &[(":status", "200")]), frame(DATA, END_STREAM, stream, b"ok")].concat()
+    };
+    app.write(&answer(asked)).unwrap();
+    assert_eq!(next(&client, HEADERS).status(), Some(200));
+    assert_eq!(next(&client, DATA).payload, b"ok");
+    // On the same connection to the application.
+    let client = p.raw();
+    client.write(format!("GET / HTTP/1.1\r\nhost: played:{PORT}\r\n\r\n").as_bytes()).unwrap();
+    let asked = next(&app, HEADERS).stream;
+    app.write(&headers(asked, &[(":status", "103"), ("link", "</style.css>")])).unwrap();
+    let come = read_until(&client, "\r\n\r\n");
+    assert_eq!(come, "HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n");
+    app.write(&answer(asked)).unwrap();
+    let come = read_until(&client, "ok");
+    assert!(come.starts_with("HTTP/1.1 200"), "{come}");
+}
+
+#[test]
+fn interim_answers_go_from_http1_to_http2() {
+    let p = Played::new("wp-interim-h1", "http", Serve::Manual);
+    let client = asks_http2(&p);
+    let app = p.accept();
+    read_until(&app, "\r\n\r\n");
+    app.write(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n").unwrap();
+    assert_eq!(next(&client, HEADERS).status(), Some(103));
+    app.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+    assert_eq!(next(&client, HEADERS).status(), Some(200));
+    assert_eq!(next(&client, DATA).payload, b"ok");
 }
 
 #[test]

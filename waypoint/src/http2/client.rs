@@ -1,0 +1,161 @@
+//! Requests to an endpoint that speaks HTTP/2.
+
+use super::{Body, UnderWay};
+use crate::{body::OutBody, interim::ToClient};
+use bytes::Bytes;
+use futures_util::task::noop_waker_ref;
+use h2::{
+    Ping, Reason,
+    client::{Builder, Connection, SendRequest},
+};
+use http::{Method, Request, Response};
+use http_body::Body as _;
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Bytes that an endpoint may send before they are read: on a stream, and on all of a connection.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// Bytes of an answer's head.
+const HEAD_BYTES: u32 = 64 * 1024;
+
+/// How often an endpoint with requests under way is asked whether it is there, and how long it has to
+/// say so.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// The connection takes no more.
+    #[error(transparent)]
+    Unsent(h2::Error),
+    #[error(transparent)]
+    Sent(#[from] h2::Error),
+}
+
+impl Failed {
+    /// Whether nobody has looked at the request: refused, or begun after the last one that the endpoint
+    /// takes (RFC 9113, section 8.7).
+    pub fn is_unprocessed(&self) -> bool {
+        match self {
+            Self::Unsent(_) => true,
+            Self::Sent(e) => {
+                e.is_remote() && (e.is_go_away() || e.reason() == Some(Reason::REFUSED_STREAM))
+            }
+        }
+    }
+}
+
+/// A connection for requests. It ends when nobody has it any more and the last of them is answered.
+#[derive(Clone)]
+pub struct Requests {
+    send: SendRequest<Bytes>,
+    /// Beside the connection's own, as many as are under way.
+    counted: Weak<()>,
+}
+
+async fn drive<I>(mut connection: Connection<I>, counted: Arc<()>)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(mut ping) = connection.ping_pong() else { return };
+    loop {
+        tokio::select! {
+            _ = &mut connection => return,
+            () = sleep(PING_EVERY) => {}
+        }
+        // There are servers that take it amiss when nothing is under way.
+        if Arc::strong_count(&counted) == 1 {
+            continue;
+        }
+        tokio::select! {
+            _ = &mut connection => return,
+            pong = timeout(PING_PATIENCE, ping.ping(Ping::opaque())) => {
+                if !matches!(pong, Ok(Ok(_))) {
+                    tracing::debug!("an endpoint no longer answers");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Requests {
+    pub async fn connect<I>(io: I) -> Result<Self, h2::Error>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (send, connection) = Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEAD_BYTES)
+            .handshake(io)
+            .await?;
+        let counted = Arc::new(());
+        let requests = Self { send, counted: Arc::downgrade(&counted) };
+        tokio::spawn(drive(connection, counted));
+        Ok(requests)
+    }
+
+    /// Whether the endpoint takes more.
+    pub fn is_open(&mut self) -> bool {
+        let polled = self.send.poll_ready(&mut Context::from_waker(noop_waker_ref()));
+        !matches!(polled, Poll::Ready(Err(_)))
+    }
+
+    /// One request, up to its answer's head. What is left of its body then is sent beside the answer.
+    pub async fn ask(
+        mut self,
+        request: Request<OutBody>,
+        interim: Option<ToClient>,
+    ) -> Result<Response<Body>, Failed> {
+        let (mut head, body) = request.into_parts();
+        let means_something = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+        let length = body.size_hint().exact().filter(|n| *n > 0 || means_something);
+        super::measured(&mut head.headers, length);
+        let is_end = body.is_end_stream();
+        let counted = self.counted.upgrade();
+        let sent = self.send.send_request(Request::from_parts(head, ()), is_end);
+        let (mut response, stream) = sent.map_err(Failed::Unsent)?;
+        let mut sending = match is_end {
+            true => None,
+            false => Some(Box::pin(super::send(body, stream))),
+        };
+        let response = poll_fn(|cx| {
+            if let Some(client) = &interim {
+                while let Poll::Ready(Some(Ok(i))) = response.poll_informational(cx) {
+                    client.send(i.status(), i.headers());
+                }
+            }
+            if let Poll::Ready(response) = Pin::new(&mut response).poll(cx) {
+                return Poll::Ready(response);
+            }
+            if sending.as_mut().is_some_and(|s| s.as_mut().poll(cx).is_ready()) {
+                sending = None;
+            }
+            Poll::Pending
+        });
+        let (head, from) = response.await?.into_parts();
+        let sending = sending.map(|sending| {
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let _ = sending.await;
+            }))
+        });
+        let under_way = UnderWay { _counted: counted, _body: sending };
+        let body = Body::new(from, &head.headers, Some(under_way));
+        Ok(Response::from_parts(head, body))
+    }
+}
