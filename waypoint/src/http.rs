@@ -319,7 +319,10 @@ async fn along(
     let upgrade = head::end_of_hop(request.headers_mut());
     let on_client = upgrade.is_some().then(|| OnClient::of(&mut request));
     let (mut parts, body) = request.into_parts();
-    let interim = parts.extensions.remove();
+    let interim = match &body {
+        Received::Http2(body) => body.client(),
+        _ => parts.extensions.remove(),
+    };
     let form = changed(&route, weighted, matched, form, &mut parts.headers);
     let body = Replay::new(body, route.retry.is_some(), exchange.is_grpc);
     exchange.received = Some(body.taken());

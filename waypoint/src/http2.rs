@@ -3,7 +3,7 @@
 pub mod client;
 pub mod server;
 
-use crate::body::BoxError;
+use crate::{body::BoxError, interim::ToClient};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, header};
@@ -35,15 +35,21 @@ pub struct Body {
     left: Option<u64>,
     data_ended: bool,
     _request: Option<UnderWay>,
-    /// A client that waits to be told to go on (RFC 9110, section 10.1.1).
-    waits: Option<Arc<Reply>>,
+    /// The client, where it is a request's.
+    client: Option<Arc<Reply>>,
+    /// It is to be told to go on (RFC 9110, section 10.1.1).
+    client_waits: bool,
 }
 
 impl Body {
     fn new(from: RecvStream, headers: &HeaderMap, request: Option<UnderWay>) -> Self {
         let said = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let left = said.or(from.is_end_stream().then_some(0));
-        Self { from, left, data_ended: false, _request: request, waits: None }
+        Self { from, left, data_ended: false, _request: request, client: None, client_waits: false }
+    }
+
+    pub fn client(&self) -> Option<ToClient> {
+        self.client.clone().map(ToClient::Http2)
     }
 
     /// A reset without error says that no more of what is sent is wanted (RFC 9113, section 8.1): what
@@ -63,7 +69,9 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let this = self.get_mut();
-        if let Some(client) = this.waits.take() {
+        if std::mem::take(&mut this.client_waits)
+            && let Some(client) = &this.client
+        {
             client.go_on();
         }
         if !this.data_ended {

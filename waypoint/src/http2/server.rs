@@ -4,7 +4,7 @@ use super::{Body, CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::{
     body::{InBody, Received},
     head,
-    interim::{Allowance, ToClient},
+    interim::Allowance,
 };
 use bytes::Bytes;
 use h2::{
@@ -82,18 +82,16 @@ fn received(
     request: Request<RecvStream>,
     reply: &Arc<Reply>,
 ) -> (Request<Received>, Option<Switch>) {
-    let (mut parts, from) = request.into_parts();
-    parts.extensions.insert(ToClient::Http2(reply.clone()));
+    let (parts, from) = request.into_parts();
     if parts.method == Method::CONNECT {
         let (to, switched) = oneshot::channel();
         let request = Request::from_parts(parts, Received::Switched(switched));
         return (request, Some(Switch { to, from }));
     }
     let mut body = Body::new(from, &parts.headers, None);
+    body.client = Some(reply.clone());
     let expects = parts.headers.get(header::EXPECT);
-    if expects.is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        body.waits = Some(reply.clone());
-    }
+    body.client_waits = expects.is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     (Request::from_parts(parts, Received::Http2(body)), None)
 }
 

@@ -63,7 +63,8 @@ fn hint(to: &ToClient, link: &str) {
 }
 
 fn client_of(request: &Request<Received>) -> ToClient {
-    request.extensions().get::<ToClient>().unwrap().clone()
+    let Received::Http2(body) = request.body() else { panic!("no request of HTTP/2") };
+    body.client().unwrap()
 }
 
 /// The next interim answer's link.
