@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 use telemetry::{CloseReason, FlowRecord, Metrics, ResponseFlags, Series, Whose, log};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 use tracing::Level;
 
 #[derive(Default)]
@@ -32,7 +32,8 @@ pub struct Live {
     /// Its entry may be dropped where somebody else's work is done.
     whose: Whose,
     ended_by: Mutex<Option<String>>,
-    cancel: CancellationToken,
+    /// That there is a reason now. The relay alone waits for it.
+    ended: Notify,
     begun: Instant,
 }
 
@@ -89,7 +90,7 @@ impl Connections {
             judged,
             whose: Whose::now(),
             ended_by: Mutex::new(None),
-            cancel: CancellationToken::new(),
+            ended: Notify::new(),
             begun: Instant::now(),
         });
         self.lock().insert(live.record.id, live.clone());
@@ -146,7 +147,7 @@ impl Live {
 
     fn end(&self, why: String) {
         *self.ended_by() = Some(why);
-        self.cancel.cancel();
+        self.ended.notify_one();
     }
 
     fn ended_by(&self) -> MutexGuard<'_, Option<String>> {
@@ -213,7 +214,7 @@ impl Entry {
             let close = tokio::select! {
                 // Before a byte moves.
                 biased;
-                () = self.live.cancel.cancelled() => {
+                () = self.live.ended.notified() => {
                     let why = self.live.ended_by().take();
                     CloseReason::Denied(why.unwrap_or_default())
                 }

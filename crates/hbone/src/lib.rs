@@ -31,8 +31,9 @@ use std::time::Duration;
 ///
 /// `h2` returns a stream's credit and the connection's together, when the reader takes the bytes.
 /// With a connection window of `streams` x `stream`, streams that are neglected hold their own
-/// credit and nobody else's. At 64 streams of 512 KiB a connection whose every stream is neglected
-/// holds 32 MiB, and a single stream still moves 5 GB/s at a round trip of 100 us.
+/// credit and nobody else's. At 128 streams of 512 KiB a connection whose every stream is neglected
+/// holds 64 MiB, and a single stream still moves 5 GB/s at a round trip of 100 us. A connection itself
+/// takes 54 KB at either end, whatever its streams.
 #[derive(Clone, Copy, Debug)]
 pub struct Windows {
     /// Bytes.
@@ -54,7 +55,7 @@ pub(crate) const CHUNK: usize = 64 * 1024 - 9;
 // Windows and buffers are whole frames: a remainder would go as a small frame of its own.
 pub const WINDOWS: Windows = Windows {
     stream: 8 * CHUNK as u32,
-    streams: 64,
+    streams: 128,
     frame: 64 * 1024,
     headers: 16 * 1024,
     send_buffer: 4 * CHUNK,

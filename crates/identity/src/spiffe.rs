@@ -5,8 +5,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 /// A workload's identity. Cheap to clone; compared whole, trust domain included.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
-    /// The id without `spiffe://`.
-    principal: Arc<str>,
+    /// With its scheme.
+    text: Arc<str>,
     /// Lengths of the trust domain and of the namespace, by which the parts are found.
     trust_domain: u16,
     namespace: u16,
@@ -22,15 +22,17 @@ pub struct SpiffeIdError {
 /// SPIFFE's own limit on an id (SPIFFE-ID, section 2.3).
 const MAX_LEN: usize = 2048;
 
+const SCHEME: &str = "spiffe://";
+
 impl SpiffeId {
     pub fn new(
         trust_domain: &str,
         namespace: &str,
         service_account: &str,
     ) -> Result<Self, SpiffeIdError> {
-        let principal = format!("{trust_domain}/ns/{namespace}/sa/{service_account}");
-        let err = |reason| SpiffeIdError { id: shorten(&principal), reason };
-        if principal.len() > MAX_LEN {
+        let text = format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}");
+        let err = |reason| SpiffeIdError { id: shorten(&text), reason };
+        if text.len() > MAX_LEN {
             return Err(err("longer than 2048 bytes"));
         }
         // SPIFFE-ID section 2.1: lower case only in the trust domain.
@@ -58,18 +60,18 @@ impl SpiffeId {
         Ok(SpiffeId {
             trust_domain: u16::try_from(trust_domain.len()).map_err(|_| err("too long"))?,
             namespace: u16::try_from(namespace.len()).map_err(|_| err("too long"))?,
-            principal: principal.into(),
+            text: text.into(),
         })
     }
 
     /// The id with its scheme.
     pub fn text(&self) -> Arc<str> {
-        self.to_string().into()
+        self.text.clone()
     }
 
     /// The id without its scheme, as policies compare it.
     pub fn principal(&self) -> &str {
-        &self.principal
+        self.text.get(SCHEME.len()..).unwrap_or_default()
     }
 
     pub fn trust_domain(&self) -> &str {
@@ -82,11 +84,11 @@ impl SpiffeId {
 
     pub fn service_account(&self) -> &str {
         let at = self.trust_domain as usize + "/ns/".len() + self.namespace as usize + "/sa/".len();
-        self.principal.get(at..).unwrap_or_default()
+        self.principal().get(at..).unwrap_or_default()
     }
 
     fn part(&self, at: usize, len: usize) -> &str {
-        self.principal.get(at..at + len).unwrap_or_default()
+        self.principal().get(at..at + len).unwrap_or_default()
     }
 }
 
@@ -95,7 +97,7 @@ impl FromStr for SpiffeId {
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let err = |reason| SpiffeIdError { id: shorten(s), reason };
-        let rest = s.strip_prefix("spiffe://").ok_or_else(|| err("the scheme is not spiffe://"))?;
+        let rest = s.strip_prefix(SCHEME).ok_or_else(|| err("the scheme is not spiffe://"))?;
         let mut parts = rest.split('/');
         let mut part = || parts.next();
         match (part(), part(), part(), part(), part(), part()) {
@@ -107,7 +109,7 @@ impl FromStr for SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}", self.principal)
+        f.write_str(&self.text)
     }
 }
 

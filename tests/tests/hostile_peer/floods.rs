@@ -292,10 +292,10 @@ fn a_client_that_reads_nothing_holds_no_more_than_its_windows() {
     let den = Den::new("neglect");
     let wire = den.block_on(async {
         let mut wire = den.wire().await;
-        // 1 MiB windows, 64 streams: all that an agent would send at once.
+        // 1 MiB windows, 128 streams: all that an agent would send at once.
         wire.send(&settings(&[(4, 1 << 20)])).await.unwrap();
-        wire.send(&frame(WINDOW_UPDATE, 0, 0, &(64_u32 << 20).to_be_bytes())).await.unwrap();
-        for i in 0..64 {
+        wire.send(&frame(WINDOW_UPDATE, 0, 0, &(128_u32 << 20).to_be_bytes())).await.unwrap();
+        for i in 0..128 {
             let stream = i * 2 + 1;
             wire.send(&den.connect(stream)).await.unwrap();
             wire.read.answer(stream).await.unwrap();
@@ -305,10 +305,10 @@ fn a_client_that_reads_nothing_holds_no_more_than_its_windows() {
     });
     eventually(culvert_tests::SOON, || {
         let open = den.mesh.agent(2).connections().len();
-        anyhow::ensure!(open >= 64, "{open} open");
+        anyhow::ensure!(open >= 128, "{open} open");
         Ok(())
     })
     .unwrap();
-    den.undisturbed("64 streams that nobody reads");
+    den.undisturbed("128 streams that nobody reads");
     drop(wire);
 }
