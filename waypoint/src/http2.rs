@@ -21,20 +21,15 @@ use tokio_util::task::AbortOnDropHandle;
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
-/// The request whose answer's body this comes with: whoever wants no more of one sends no more of the
-/// other.
-struct UnderWay {
-    _counted: Option<Arc<()>>,
-    _body: Option<AbortOnDropHandle<()>>,
-}
-
 /// What comes on a stream. h2 has seen to it that it is as long as `content-length` says.
 pub struct Body {
     from: RecvStream,
     /// Bytes to come, where that is known.
     left: Option<u64>,
     data_ended: bool,
-    _request: Option<UnderWay>,
+    /// The request's body, where this is the answer's: whoever wants no more of one sends no more of the
+    /// other.
+    _request: Option<AbortOnDropHandle<()>>,
     /// The client, where it is a request's.
     client: Option<Arc<Reply>>,
     /// It is to be told to go on (RFC 9110, section 10.1.1).
@@ -42,7 +37,7 @@ pub struct Body {
 }
 
 impl Body {
-    fn new(from: RecvStream, headers: &HeaderMap, request: Option<UnderWay>) -> Self {
+    fn new(from: RecvStream, headers: &HeaderMap, request: Option<AbortOnDropHandle<()>>) -> Self {
         let said = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let left = said.or(from.is_end_stream().then_some(0));
         Self { from, left, data_ended: false, _request: request, client: None, client_waits: false }

@@ -1,26 +1,21 @@
 //! Requests to an endpoint that speaks HTTP/2.
 
-use super::{Body, UnderWay};
+use super::Body;
 use crate::{body::OutBody, interim::ToClient};
 use bytes::Bytes;
 use futures_util::task::noop_waker_ref;
 use h2::{
-    Ping, Reason,
-    client::{Builder, Connection, SendRequest},
+    Reason,
+    client::{Builder, SendRequest},
 };
 use http::{Method, Request, Response};
 use http_body::Body as _;
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Weak},
     task::{Context, Poll},
-    time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{sleep, timeout},
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Bytes that an endpoint may send before they are read: on a stream, and on all of a connection.
@@ -29,11 +24,6 @@ const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// Bytes of an answer's head.
 const HEAD_BYTES: u32 = 64 * 1024;
-
-/// How often an endpoint with requests under way is asked whether it is there, and how long it has to
-/// say so.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -60,37 +50,7 @@ impl Failed {
 
 /// A connection for requests. It ends when nobody has it any more and the last of them is answered.
 #[derive(Clone)]
-pub struct Requests {
-    send: SendRequest<Bytes>,
-    /// Beside the connection's own, as many as are under way.
-    counted: Weak<()>,
-}
-
-async fn drive<I>(mut connection: Connection<I>, counted: Arc<()>)
-where
-    I: AsyncRead + AsyncWrite + Unpin,
-{
-    let Some(mut ping) = connection.ping_pong() else { return };
-    loop {
-        tokio::select! {
-            _ = &mut connection => return,
-            () = sleep(PING_EVERY) => {}
-        }
-        // There are servers that take it amiss when nothing is under way.
-        if Arc::strong_count(&counted) == 1 {
-            continue;
-        }
-        tokio::select! {
-            _ = &mut connection => return,
-            pong = timeout(PING_PATIENCE, ping.ping(Ping::opaque())) => {
-                if !matches!(pong, Ok(Ok(_))) {
-                    tracing::debug!("an endpoint no longer answers");
-                    return;
-                }
-            }
-        }
-    }
-}
+pub struct Requests(SendRequest<Bytes>);
 
 impl Requests {
     pub async fn connect<I>(io: I) -> Result<Self, h2::Error>
@@ -104,15 +64,17 @@ impl Requests {
             .max_header_list_size(HEAD_BYTES)
             .handshake(io)
             .await?;
-        let counted = Arc::new(());
-        let requests = Self { send, counted: Arc::downgrade(&counted) };
-        tokio::spawn(drive(connection, counted));
-        Ok(requests)
+        // No PINGs: servers of gRPC close connections on which there are more than one in five minutes, and
+        // an end that is gone is noticed beneath.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(Self(send))
     }
 
     /// Whether the endpoint takes more.
     pub fn is_open(&mut self) -> bool {
-        let polled = self.send.poll_ready(&mut Context::from_waker(noop_waker_ref()));
+        let polled = self.0.poll_ready(&mut Context::from_waker(noop_waker_ref()));
         !matches!(polled, Poll::Ready(Err(_)))
     }
 
@@ -127,8 +89,7 @@ impl Requests {
         let length = body.size_hint().exact().filter(|n| *n > 0 || means_something);
         super::measured(&mut head.headers, length);
         let is_end = body.is_end_stream();
-        let counted = self.counted.upgrade();
-        let sent = self.send.send_request(Request::from_parts(head, ()), is_end);
+        let sent = self.0.send_request(Request::from_parts(head, ()), is_end);
         let (mut response, stream) = sent.map_err(Failed::Unsent)?;
         let mut sending = match is_end {
             true => None,
@@ -154,8 +115,7 @@ impl Requests {
                 let _ = sending.await;
             }))
         });
-        let under_way = UnderWay { _counted: counted, _body: sending };
-        let body = Body::new(from, &head.headers, Some(under_way));
+        let body = Body::new(from, &head.headers, sending);
         Ok(Response::from_parts(head, body))
     }
 }

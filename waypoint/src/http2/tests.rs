@@ -356,3 +356,25 @@ async fn a_connect_that_is_answered_so_is_a_stream_of_bytes() {
     io.shutdown().await.unwrap();
     assert_eq!((up.as_str(), text(answered.into_body()).await.as_str()), ("up", "down"));
 }
+
+/// gRPC's servers allow one in five minutes, and close the connection after a few more.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_whose_stream_is_quiet_gets_no_pings() {
+    let (near, mut far) = tokio::io::duplex(64 * 1024);
+    let requests = Requests::connect(near).await.unwrap();
+    let asked = tokio::spawn(requests.ask(to("/watch").map(|()| OutBody::Empty), None));
+    tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+    assert!(!asked.is_finished());
+    asked.abort();
+    let mut all = Vec::new();
+    far.read_to_end(&mut all).await.unwrap();
+    let mut rest = all.strip_prefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    let mut kinds = Vec::new();
+    while let [a, b, c, kind, ..] = *rest {
+        kinds.push(kind);
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        rest = &rest[9 + length..];
+    }
+    const PING: u8 = 6;
+    assert!(kinds.len() >= 2 && !kinds.contains(&PING), "{kinds:?}");
+}
