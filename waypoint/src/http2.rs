@@ -47,10 +47,10 @@ impl Body {
         self.client.clone().map(ToClient::Http2)
     }
 
-    /// A reset without error says that no more of what is sent is wanted (RFC 9113, section 8.1): what
-    /// comes has come by then.
+    /// By a reset without error an endpoint says that no more of the request is wanted (RFC 9113,
+    /// section 8.1): its answer has come by then. A client's is none of that.
     fn failed(&self, e: h2::Error) -> Option<Result<Frame<Bytes>, h2::Error>> {
-        let is_end = e.is_reset() && e.reason() == Some(Reason::NO_ERROR);
+        let is_end = e.is_reset() && e.reason() == Some(Reason::NO_ERROR) && self.client.is_none();
         (!is_end || self.left.is_some_and(|n| n > 0)).then_some(Err(e))
     }
 }
@@ -113,9 +113,15 @@ where
             None => return stream.send_data(Bytes::new(), true),
             Some(Ok(frame)) => frame,
             Some(Err(e)) => {
-                let reset = e.downcast_ref::<h2::Error>().filter(|e| e.is_reset());
-                let reason = reset.and_then(h2::Error::reason).unwrap_or(Reason::INTERNAL_ERROR);
-                stream.send_reset(reason);
+                // What other reasons say is true of the stream that it came from alone: that nobody has
+                // looked at the request, or that all has come.
+                let is_cancel = e
+                    .downcast_ref::<h2::Error>()
+                    .is_some_and(|e| e.is_reset() && e.reason() == Some(Reason::CANCEL));
+                stream.send_reset(match is_cancel {
+                    true => Reason::CANCEL,
+                    false => Reason::INTERNAL_ERROR,
+                });
                 return Ok(());
             }
         };

@@ -1,6 +1,6 @@
 use super::{client::Requests, server::serve};
 use crate::{
-    body::{InBody, OutBody, Received},
+    body::{InBody, OutBody, Passing, Received},
     interim::ToClient,
 };
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use h2::{Reason, RecvStream, client, server};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     sync::{mpsc, oneshot, watch},
@@ -176,17 +176,54 @@ async fn a_client_that_waits_to_be_told_is_told_when_its_body_is_wanted() {
 #[tokio::test]
 async fn a_request_that_its_client_breaks_off_is_not_whole() {
     let mut s = serving().await;
-    for reason in [Reason::CANCEL, Reason::NO_ERROR] {
+    for (reason, length) in
+        [(Reason::CANCEL, Some(9)), (Reason::NO_ERROR, Some(9)), (Reason::NO_ERROR, None)]
+    {
         let mut request = to("/");
-        request.headers_mut().insert(header::CONTENT_LENGTH, 9.into());
+        if let Some(length) = length {
+            request.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        }
         let (_response, mut stream) = s.send.send_request(request, false).unwrap();
         stream.send_data("part".into(), false).unwrap();
         let (asked, _answer) = s.requests.recv().await.unwrap();
         let mut body = asked.into_body();
-        assert_eq!(body.size_hint().exact(), Some(9));
+        assert_eq!(body.size_hint().exact(), length);
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "part");
         stream.send_reset(reason);
         assert!(body.frame().await.unwrap().is_err(), "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_reset_says_of_its_own_stream_is_not_said_of_another() {
+    let mut s = serving().await;
+    for (reason, length, told) in [
+        (Reason::CANCEL, None, Reason::CANCEL),
+        (Reason::REFUSED_STREAM, None, Reason::INTERNAL_ERROR),
+        (Reason::NO_ERROR, Some(9), Reason::INTERNAL_ERROR),
+    ] {
+        let (response, _) = s.send.send_request(to("/"), true).unwrap();
+        let (_, answer) = s.requests.recv().await.unwrap();
+        let (endpoint, mut application) = asking().await;
+        let asked = tokio::spawn(endpoint.ask(to("/").map(|()| OutBody::Empty), None));
+        let (_, mut respond) = application.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while application.accept().await.is_some() {} });
+        let mut head = Response::new(());
+        if let Some(length) = length {
+            head.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        }
+        let mut body = respond.send_response(head, false).unwrap();
+        body.send_data("part".into(), false).unwrap();
+        let passing = Passing {
+            from: Received::Http2(asked.await.unwrap().unwrap().into_body()),
+            deadline: None,
+            done: None,
+        };
+        assert!(answer.send(Response::new(InBody::Passing(Box::new(passing)))).is_ok());
+        let mut from = response.await.unwrap().into_body();
+        assert_eq!(from.data().await.unwrap().unwrap(), "part");
+        body.send_reset(reason);
+        assert_eq!(from.data().await.unwrap().unwrap_err().reason(), Some(told), "{reason:?}");
     }
 }
 
@@ -264,30 +301,38 @@ async fn trailers_end_a_body_and_a_body_that_breaks_off_ends_in_a_reset() {
 }
 
 #[tokio::test]
-async fn what_an_endpoint_has_not_looked_at_can_be_sent_again() {
-    let (requests, mut application) = asking().await;
-    let ask = |r: &Requests| tokio::spawn(r.clone().ask(to("/").map(|()| OutBody::Empty), None));
-    let mut kept = requests.clone();
-    assert!(kept.is_open());
-    let asked = ask(&requests);
-    let (_, mut respond) = application.accept().await.unwrap().unwrap();
-    respond.send_reset(Reason::REFUSED_STREAM);
-    let mut rest = pin!(async { while application.accept().await.is_some() {} });
-    let refused = tokio::select! {
-        refused = asked => refused.unwrap().err().unwrap(),
-        () = &mut rest => panic!("the connection ended"),
-    };
-    assert!(refused.is_unprocessed(), "{refused}");
-    let (requests, mut application) = asking().await;
-    let asked = ask(&requests);
-    let (_, mut respond) = application.accept().await.unwrap().unwrap();
-    respond.send_reset(Reason::INTERNAL_ERROR);
-    let mut rest = pin!(async { while application.accept().await.is_some() {} });
-    let broken = tokio::select! {
-        broken = asked => broken.unwrap().err().unwrap(),
-        () = &mut rest => panic!("the connection ended"),
-    };
-    assert!(!broken.is_unprocessed(), "{broken}");
+async fn what_an_endpoint_has_refused_can_be_sent_again() {
+    for (reason, refused) in [(Reason::REFUSED_STREAM, true), (Reason::INTERNAL_ERROR, false)] {
+        let (requests, mut application) = asking().await;
+        let asked = tokio::spawn(requests.ask(to("/").map(|()| OutBody::Empty), None));
+        let (_, mut respond) = application.accept().await.unwrap().unwrap();
+        respond.send_reset(reason);
+        tokio::spawn(async move { while application.accept().await.is_some() {} });
+        let failed = asked.await.unwrap().err().unwrap();
+        assert_eq!(failed.is_unprocessed(), refused, "{failed}");
+    }
+}
+
+/// The frame that says so, by hand: with the last stream that is looked at, and a reason.
+#[tokio::test]
+async fn what_an_endpoint_leaves_out_when_it_goes_can_be_sent_again() {
+    for (last, reason, left_out) in [
+        (0, Reason::NO_ERROR, true),
+        (0, Reason::INTERNAL_ERROR, true),
+        (1, Reason::NO_ERROR, false),
+        (1, Reason::INTERNAL_ERROR, false),
+    ] {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        let requests = Requests::connect(near).await.unwrap();
+        let asked = tokio::spawn(requests.ask(to("/").map(|()| OutBody::Empty), None));
+        tokio::task::yield_now().await;
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, u32::from(reason) as u8];
+        far.write_all(&[&settings[..], &goaway].concat()).await.unwrap();
+        drop(far);
+        let failed = asked.await.unwrap().err().unwrap();
+        assert_eq!(failed.is_unprocessed(), left_out, "{last} {reason:?}: {failed}");
+    }
 }
 
 #[tokio::test]
