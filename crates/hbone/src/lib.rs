@@ -33,7 +33,7 @@ use std::time::Duration;
 /// With a connection window of `streams` x `stream`, streams that are neglected hold their own
 /// credit and nobody else's. At 128 streams of 512 KiB a connection whose every stream is neglected
 /// holds 64 MiB, and a single stream still moves 5 GB/s at a round trip of 100 us. A connection itself
-/// takes 54 KB at either end, whatever its streams.
+/// takes some 50 KB at either end, whatever its streams.
 #[derive(Clone, Copy, Debug)]
 pub struct Windows {
     /// Bytes.
