@@ -4,7 +4,9 @@ use crate::{ca::Authority, control::Control, kubernetes::Reviews};
 use arc_swap::ArcSwap;
 use identity::SpiffeId;
 use prost_types::value::Kind;
-use std::{collections::HashMap, fmt, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, fmt, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration,
+};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use xds::proto::ca::{
     IstioCertificateRequest, IstioCertificateResponse,
@@ -54,12 +56,16 @@ pub struct Tokens {
 /// Who vouches for tokens.
 pub enum Callers {
     File(Tokens),
-    Kubernetes(Reviews),
+    Kubernetes(Box<Reviews>),
 }
 
 impl Callers {
-    /// Whose token the call carries.
-    pub async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+    /// Whose token the call carries, that comes from this address.
+    pub async fn caller(
+        &self,
+        metadata: &MetadataMap,
+        from: Option<SocketAddr>,
+    ) -> Result<Caller, Status> {
         let presented = metadata
             .get("authorization")
             .and_then(|v| v.to_str().ok())
@@ -67,7 +73,7 @@ impl Callers {
             .ok_or_else(|| Status::unauthenticated("no bearer token in the call's metadata"))?;
         match self {
             Self::File(tokens) => tokens.caller(presented),
-            Self::Kubernetes(reviews) => reviews.caller(presented).await,
+            Self::Kubernetes(reviews) => reviews.caller(presented, from.map(|a| a.ip())).await,
         }
     }
 }
@@ -111,7 +117,7 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let caller = self.callers.caller(request.metadata()).await?;
+        let caller = self.callers.caller(request.metadata(), request.remote_addr()).await?;
         let request = request.into_inner();
         let asked =
             request.metadata.as_ref().and_then(|m| m.fields.get("ImpersonatedIdentity")).and_then(

@@ -33,10 +33,8 @@ use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
 use workloads::Cluster;
 use xds::{
-    MAX_MESSAGE,
     proto::{
         ca::istio_certificate_service_server::IstioCertificateServiceServer,
-        discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
         node::node_server::NodeServer,
     },
     server::{Ads, Client},
@@ -261,7 +259,7 @@ async fn on_kubernetes(
     let authority = store.get(&control.trust_domain()).await?;
     let roots = watch::Sender::new(authority.roots.clone());
     let agents = Account { namespace: run.namespace.clone(), name: run.agent_account.clone() };
-    let callers = Callers::Kubernetes(Reviews::new(client.clone(), agents));
+    let callers = Callers::Kubernetes(Box::new(Reviews::new(client.clone(), agents)));
     let mut trust = Trust::new(run, authority, callers)?;
     trust.enrolments = Some(Enrolments {
         client: client.clone(),
@@ -313,15 +311,18 @@ async fn on_kubernetes(
 
 async fn serve_grpc(run: &Run, control: &Arc<Control>, trust: Trust) -> anyhow::Result<()> {
     let Trust { authority, serving, callers, enrolments } = trust;
+    let (own, by) = (serving.clone(), authority.clone());
+    tokio::spawn(async move { own.keep(&by).await });
     let authorize: xds::server::Authorize = {
         let (callers, control) = (callers.clone(), control.clone());
-        Arc::new(move |metadata| {
+        Arc::new(move |metadata, from| {
             let (callers, control, metadata) = (callers.clone(), control.clone(), metadata.clone());
-            Box::pin(async move { Ok(discovery_client(callers.caller(&metadata).await?, control)) })
+            Box::pin(async move {
+                Ok(discovery_client(callers.caller(&metadata, from).await?, control))
+            })
         })
     };
-    let ads = AggregatedDiscoveryServiceServer::new(Ads::new(control.store.clone(), authorize))
-        .max_encoding_message_size(MAX_MESSAGE);
+    let ads = Ads::new(control.store.clone(), authorize).service();
     let ca = IstioCertificateServiceServer::new(CertificateService {
         control: control.clone(),
         authority,

@@ -26,6 +26,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Hand-shakes under way at a time: those beyond wait in the listener's queue.
 const HANDSHAKES: usize = 1024;
 
+/// The control plane's own certificate is made anew this often, long before it ends.
+const RENEWED: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What is shown to whoever connects.
 #[derive(Debug)]
 pub struct Serving {
@@ -43,6 +46,16 @@ impl Serving {
     pub fn renew(&self, authority: &Authority) -> anyhow::Result<()> {
         self.now.store(Arc::new(issue(&self.name, authority)?));
         Ok(())
+    }
+
+    /// Renews it from time to time, for as long as the program runs.
+    pub async fn keep(&self, authority: &ArcSwap<Authority>) -> ! {
+        loop {
+            tokio::time::sleep(RENEWED).await;
+            if let Err(error) = self.renew(&authority.load()) {
+                tracing::error!(error = format!("{error:#}"), "the own certificate is not renewed");
+            }
+        }
     }
 
     /// For connections that speak one of these protocols.
@@ -105,4 +118,35 @@ pub fn accept(
         }
     });
     ReceiverStream::new(rx)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_own_certificate_is_another_each_day() {
+        let dir = std::env::temp_dir().join(format!("culvert-tls-{:x}", rand::random::<u64>()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let life = Duration::from_secs(3600);
+        let authority = Authority::self_signed(&dir, "cluster.local", life);
+        std::fs::remove_dir_all(&dir).unwrap();
+        let authority = Arc::new(ArcSwap::from_pointee(authority.unwrap()));
+        let serving = Serving::new("culvertd.system.svc", &authority.load()).unwrap();
+        let shown = || serving.now.load().cert[0].clone();
+        let first = shown();
+        let kept = tokio::spawn({
+            let serving = serving.clone();
+            async move { serving.keep(&authority).await }
+        });
+        tokio::time::sleep(RENEWED - Duration::from_secs(60)).await;
+        assert_eq!(shown(), first);
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        let second = shown();
+        assert_ne!(second, first);
+        tokio::time::sleep(RENEWED).await;
+        assert_ne!(shown(), second);
+        kept.abort();
+    }
 }

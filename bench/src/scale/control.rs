@@ -21,8 +21,7 @@ use tokio::{
 };
 use tonic::transport::{Server, ServerTlsConfig, server::TcpIncoming};
 use xds::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, MAX_MESSAGE,
-    proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
     server::{Ads, Client, Store},
 };
 
@@ -45,11 +44,10 @@ async fn serve(listen: SocketAddr, shape: Shape, dir: &Path) -> anyhow::Result<(
     let orders = TcpListener::bind(SocketAddr::new(listen.ip(), 0)).await?;
     println!("{} {}", discovery.local_addr()?, orders.local_addr()?);
     tokio::spawn(take_orders(orders, store.clone(), shape));
-    let authorize: xds::server::Authorize = Arc::new(|_| {
+    let authorize: xds::server::Authorize = Arc::new(|_, _| {
         Box::pin(std::future::ready(Ok(Client { name: "bench".to_owned(), scope: None })))
     });
-    let ads = AggregatedDiscoveryServiceServer::new(Ads::new(store, authorize))
-        .max_encoding_message_size(MAX_MESSAGE);
+    let ads = Ads::new(store, authorize).service();
     Server::builder()
         .tls_config(ServerTlsConfig::new().identity(pki::identity(dir)?))?
         .add_service(ads)

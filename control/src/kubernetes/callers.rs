@@ -1,16 +1,19 @@
 //! Who calls, by a token that the API server vouches for: projected into a pod, for the audience
 //! `istio-ca`, and bound to that pod.
 
+use super::refusals::Refusals;
 use crate::grant::{Account, Caller};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::{Api, Client, api::PostParams};
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
-use tonic::Status;
+use tokio::sync::Mutex as AsyncMutex;
+use tonic::{Code, Status};
 
 /// Whom tokens must be for.
 pub const AUDIENCE: &str = "istio-ca";
@@ -26,20 +29,48 @@ pub struct Reviews {
     /// The agents' own account.
     agents: Account,
     kept: Mutex<HashMap<[u8; 32], (Instant, Caller)>>,
+    refusals: Mutex<Refusals>,
+    /// Tokens that are being looked at.
+    turns: Mutex<HashMap<[u8; 32], Weak<AsyncMutex<()>>>>,
 }
 
 impl Reviews {
     pub fn new(client: Client, agents: Account) -> Self {
-        Self { client, agents, kept: Mutex::default() }
+        Self {
+            client,
+            agents,
+            kept: Mutex::default(),
+            refusals: Mutex::default(),
+            turns: Mutex::default(),
+        }
     }
 
-    /// Who presents this token.
-    pub async fn caller(&self, token: &str) -> Result<Caller, Status> {
+    /// Who presents this token. Reviews cost the API server: an address whose tokens are refused gets few.
+    pub async fn caller(&self, token: &str, from: Option<IpAddr>) -> Result<Caller, Status> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         if let Some(caller) = self.kept(&digest) {
             return Ok(caller);
         }
-        let caller = self.review(token).await?;
+        // Of many calls that come at once with one token, one has it reviewed.
+        let turn = self.turn(&digest);
+        let _turn = turn.lock().await;
+        if let Some(caller) = self.kept(&digest) {
+            return Ok(caller);
+        }
+        // Taken before the review: many at once are counted as many. Whoever was let in before is not
+        // kept out by others behind the same address.
+        let charged = from.filter(|_| !lock(&self.kept).contains_key(&digest));
+        if charged.is_some_and(|a| !lock(&self.refusals).take(a, Instant::now())) {
+            return Err(Status::resource_exhausted(
+                "too many tokens from this address were refused: one is looked at each second",
+            ));
+        }
+        let reviewed = self.review(token).await;
+        let is_refused = reviewed.as_ref().is_err_and(|s| s.code() == Code::Unauthenticated);
+        if let Some(address) = charged.filter(|_| !is_refused) {
+            lock(&self.refusals).give_back(address);
+        }
+        let caller = reviewed?;
         self.keep(digest, caller.clone());
         Ok(caller)
     }
@@ -71,14 +102,25 @@ impl Reviews {
     }
 
     fn kept(&self, digest: &[u8; 32]) -> Option<Caller> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock(&self.kept);
         let (until, caller) = kept.get(digest)?;
         (Instant::now() < *until).then(|| caller.clone())
     }
 
+    fn turn(&self, digest: &[u8; 32]) -> Arc<AsyncMutex<()>> {
+        let mut turns = lock(&self.turns);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let under_way = turns.get(digest).and_then(Weak::upgrade);
+        under_way.unwrap_or_else(|| {
+            let turn = Arc::default();
+            turns.insert(*digest, Arc::downgrade(&turn));
+            turn
+        })
+    }
+
     fn keep(&self, digest: [u8; 32], caller: Caller) {
         let now = Instant::now();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         if kept.len() >= KEPT {
             kept.retain(|_, (until, _)| now < *until);
         }
@@ -87,6 +129,10 @@ impl Reviews {
         }
         kept.insert(digest, (now + COUNTS_FOR, caller));
     }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const NODE: &str = "authentication.kubernetes.io/node-name";

@@ -27,7 +27,8 @@ impl Node for Enrolments {
         &self,
         request: Request<ReportRequest>,
     ) -> Result<Response<ReportResponse>, Status> {
-        let Caller::Node(node) = self.callers.caller(request.metadata()).await? else {
+        let caller = self.callers.caller(request.metadata(), request.remote_addr()).await?;
+        let Caller::Node(node) = caller else {
             return Err(Status::permission_denied("only agents enrol pods"));
         };
         let report = request.into_inner();

@@ -11,6 +11,7 @@ mod enrolments;
 mod kinds;
 mod leader;
 mod objects;
+mod refusals;
 mod removal;
 mod roots;
 mod status;

@@ -57,6 +57,10 @@ pub const ENROLL_EXTENSION: &str = "culvert.io/enroll";
 /// Largest message either end takes, in bytes: a first answer holds the whole mesh.
 pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
 
+/// Largest request that a server takes, in bytes: a client that comes back names every resource that it
+/// has with its version, some 75 bytes each.
+pub const MAX_REQUEST: usize = 64 * 1024 * 1024;
+
 /// In the metadata of a client's node (true): a first answer may come in parts.
 pub const TAKES_PARTS: &str = "culvert.io/takes-parts";
 

@@ -4,10 +4,12 @@
 mod narrow;
 
 use crate::{
-    GATEWAY_NAME, MORE_FOLLOWS, TAKES_PARTS, Version,
+    GATEWAY_NAME, MAX_MESSAGE, MAX_REQUEST, MORE_FOLLOWS, TAKES_PARTS, Version,
     proto::discovery::{
         DeltaDiscoveryRequest, Resource, UnopenedResponse,
-        aggregated_discovery_service_server::AggregatedDiscoveryService,
+        aggregated_discovery_service_server::{
+            AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+        },
     },
 };
 use foldhash::fast::RandomState;
@@ -15,6 +17,7 @@ use prost::{Message as _, bytes::Bytes};
 use prost_types::{Any, value::Kind};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, RwLock,
@@ -230,8 +233,10 @@ pub struct Client {
 
 pub type Scope = Box<dyn Fn(String) -> Answered<String> + Send + Sync>;
 
-/// Who may listen, by the metadata of a call.
-pub type Authorize = Arc<dyn Fn(&tonic::metadata::MetadataMap) -> Answered<Client> + Send + Sync>;
+/// Who may listen, by the metadata of a call and the address that it comes from.
+pub type Authorize = Arc<
+    dyn Fn(&tonic::metadata::MetadataMap, Option<SocketAddr>) -> Answered<Client> + Send + Sync,
+>;
 
 /// The gRPC service over a [`Store`].
 pub struct Ads {
@@ -242,6 +247,13 @@ pub struct Ads {
 impl Ads {
     pub fn new(store: Arc<Store>, authorize: Authorize) -> Self {
         Self { store, authorize }
+    }
+
+    /// As a service of gRPC, with its limits.
+    pub fn service(self) -> AggregatedDiscoveryServiceServer<Self> {
+        AggregatedDiscoveryServiceServer::new(self)
+            .max_encoding_message_size(MAX_MESSAGE)
+            .max_decoding_message_size(MAX_REQUEST)
     }
 }
 
@@ -254,7 +266,7 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let client = (self.authorize)(request.metadata()).await?;
+        let client = (self.authorize)(request.metadata(), request.remote_addr()).await?;
         let (tx, rx) = mpsc::channel(4);
         let store = self.store.clone();
         tokio::spawn(async move {

@@ -107,6 +107,22 @@ fn identities_go_to_live_pods_of_the_agents_node(api: &ApiServer, culvertd: &Cul
     let own = token(api, "shop", "web", "istio-ca", Some("web-1"));
     culvertd.certify(&own, web).unwrap();
     refused(&own, "spiffe://cluster.local/ns/culvert-system/sa/culvert-agent", "PermissionDenied");
+    made_up_tokens_cost_little(api, culvertd, &own, web);
+}
+
+/// Who makes them up has few reviewed; who was let in before from the same address is let in still, and a
+/// new token as soon as a second has passed.
+fn made_up_tokens_cost_little(api: &ApiServer, culvertd: &Culvertd<'_>, known: &str, own: &str) {
+    let answers: Vec<String> = (0..60)
+        .map(|n| format!("{:#}", culvertd.certify(&format!("made-up-{n}"), own).unwrap_err()))
+        .collect();
+    let unseen = answers.iter().filter(|a| a.contains("ResourceExhausted")).count();
+    let seen = answers.iter().filter(|a| a.contains("Unauthenticated")).count();
+    assert_eq!(seen + unseen, 60, "{answers:?}");
+    assert!(unseen > 10, "{seen} of 60 were reviewed");
+    culvertd.certify(known, own).unwrap();
+    let another = token(api, "shop", "web", "istio-ca", Some("web-1"));
+    eventually(SOON, || culvertd.certify(&another, own).map(drop)).unwrap();
 }
 
 fn an_agents_report_becomes_an_annotation(api: &ApiServer, culvertd: &Culvertd<'_>) {
