@@ -2,7 +2,7 @@
 
 use crate::{
     ADMIN, ENROLL, HANDOVER, LOCK, PODS, capture,
-    enrolment::namespaces_of_processes,
+    enrolment::living_namespaces,
     installer,
     netns::Netns,
     pods::{Saved, file_name},
@@ -70,15 +70,13 @@ impl Options {
 
 /// Takes rules, routes and settings out of the pods that agents have saved there, as far as they still run.
 fn give_back(pods: &Path) -> anyhow::Result<()> {
-    let mut namespaces = namespaces_of_processes();
+    let mut namespaces = living_namespaces();
     for entry in fs::read_dir(pods).into_iter().flatten().flatten() {
         let text = fs::read(entry.path()).unwrap_or_default();
         // What is half written is of a pod that was not captured yet.
         let Ok(saved) = serde_json::from_slice::<Saved>(&text) else { continue };
         let Some(namespace) = namespaces.remove(&saved.netns_inode) else { continue };
-        let Ok(netns) = fs::File::open(namespace).and_then(|f| Netns::new(f.into())) else {
-            continue;
-        };
+        let Ok(netns) = Netns::new(namespace.into()) else { continue };
         if entry.file_name().to_string_lossy() == file_name(netns.cookie()) {
             sockets::restore(&netns, &saved.fwmark_accept)
                 .with_context(|| format!("giving back the network of pod {}", saved.uid))?;

@@ -242,10 +242,8 @@ impl Direct {
             }
         });
         for open in state.flows.values() {
-            // The outbound entry is denied when its end is under way.
-            if open.outbound.denied().is_none()
-                && let Some(why) = forbidden(agent, open)
-            {
+            // At each look, for as long as the kernel has it: what did not end then may now.
+            if let Some(why) = forbidden(agent, open) {
                 open.end(agent, &why);
             }
         }
@@ -300,8 +298,11 @@ impl State {
     }
 
     fn opened(&mut self, agent: &Agent, event: &Event) {
-        if self.flows.contains_key(&event.cookie) {
-            return;
+        match self.flows.get(&event.cookie) {
+            Some(known) if known.is_of(event) => return,
+            // The socket has connected to somebody else since, and the end of what was before got lost.
+            Some(_) => drop(self.flows.remove(&event.cookie)),
+            None => {}
         }
         let Some(open) = self.open(agent, event) else { return };
         if let Some(why) = open.inbound.denied() {
@@ -394,6 +395,12 @@ impl State {
 }
 
 impl Open {
+    fn is_of(&self, event: &Event) -> bool {
+        self.destination.owner == event.peer
+            && self.client == crate::capture::address(&event.flow.local, event.flow.local_port)
+            && self.server == crate::capture::address(&event.flow.remote, event.flow.remote_port)
+    }
+
     /// Ends the connection in the kernel. The server's socket first, whose reset is all that the client
     /// sees; then the client's, which a reset may not have reached.
     fn end(&self, agent: &Agent, why: &str) {

@@ -35,7 +35,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
-    sync::watch,
+    sync::{oneshot, watch},
 };
 
 /// Who wants a pod to be enrolled, and what he knows of it.
@@ -176,9 +176,17 @@ async fn enroll_as(
         Asked::Starter(s) => &*s.addresses,
         _ => &*workload.addresses,
     };
-    let addresses = checked_addresses(&workload, wanted, &netns)?;
-    let host_ends = sockets::host_ends(&netns)?;
     let asked_now = !matches!(asked, Asked::Before);
+    let at_fault = |e: anyhow::Error| if asked_now { e } else { e.context(OwnFault) };
+    let addresses = checked_addresses(&workload, wanted, &netns).map_err(at_fault)?;
+    let (host_ends, unguarded) = sockets::host_ends(&netns)?;
+    match asked {
+        // What it has made since it was captured leads nowhere but through what is guarded.
+        Asked::Before => sockets::check_loopback(&netns).map_err(at_fault)?,
+        _ => unguarded.map_or(Ok(()), Err)?,
+    }
+    let cookie = netns.cookie();
+    let was_captured = agent.capture.enrolled().iter().any(|(c, _)| *c == cookie);
     if asked_now && let Some(other) = agent.pods.by_uid(uid) {
         // A pod that came back in a new sandbox, which is known to be it: the old one is history.
         release(agent, &other).await;
@@ -230,12 +238,12 @@ async fn enroll_as(
             lock(&agent.pods.all).insert(pod.netns.cookie(), pod);
             Ok(())
         }
-        Err(e) if asked_now => {
+        Err(e) if !was_captured => {
             withdraw(agent, &pod);
             finish(agent, &pod).await;
             Err(e)
         }
-        // Taken up from an earlier agent: what holds it closed stays, and it is tried again.
+        // Captured by an earlier agent: what holds it closed stays, and it is tried again.
         Err(e) => {
             pod.scope.end().await;
             agent.certs.release(&pod.identity);
@@ -334,6 +342,11 @@ fn capture(
     }
     Ok(())
 }
+
+/// Beside the reason why a captured pod cannot be taken up: it has made it so itself.
+#[derive(Debug, thiserror::Error)]
+#[error("the pod has changed its own network namespace")]
+struct OwnFault;
 
 /// Whole or not at all: an agent may die at any time.
 fn save(file: &Path, saved: &Saved) -> anyhow::Result<()> {
@@ -437,15 +450,18 @@ async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     agent.reports.say(pod.pod_uid.as_ref(), &pod.uid, false);
     agent.pods.letting_go.send_modify(|pods| *pods += 1);
     let (agent, pod) = (agent.clone(), pod.clone());
-    if tokio::time::timeout(LET_GO, pod.scope.idle()).await.is_ok() {
+    let (idle, is_idle) = oneshot::channel();
+    let (finished, is_finished) = oneshot::channel();
+    // Whoever asked for it may not wait for the end.
+    spawn_for_agent(async move {
+        pod.scope.idle().await;
+        let _ = idle.send(());
         finish(&agent, &pod).await;
         agent.pods.letting_go.send_modify(|pods| *pods -= 1);
-    } else {
-        spawn_for_agent(async move {
-            pod.scope.idle().await;
-            finish(&agent, &pod).await;
-            agent.pods.letting_go.send_modify(|pods| *pods -= 1);
-        });
+        let _ = finished.send(());
+    });
+    if tokio::time::timeout(LET_GO, is_idle).await.is_ok() {
+        let _ = is_finished.await;
     }
 }
 
@@ -500,7 +516,7 @@ pub async fn take_up(
     let mut failed = Ok(());
     let highest = enrolled.iter().map(|(_, p)| p.owner).max().unwrap_or(0);
     agent.pods.next_owner.fetch_max(highest + 1, Ordering::Relaxed);
-    let mut namespaces = namespaces_of_processes();
+    let mut namespaces = living_namespaces();
     let mut kept = HashSet::new();
     for (cookie, entry) in enrolled {
         if lock(&agent.pods.all).contains_key(&cookie) {
@@ -509,8 +525,8 @@ pub async fn take_up(
         }
         let saved = agent.pods.saved(cookie);
         let found = |s: &Saved| {
-            let path = namespaces.remove(&s.netns_inode)?;
-            Netns::new(fs::File::open(path).ok()?.into()).ok().filter(|n| n.cookie() == cookie)
+            let netns = Netns::new(namespaces.remove(&s.netns_inode)?.into());
+            netns.ok().filter(|n| n.cookie() == cookie)
         };
         let was_given = inherited.remove(&cookie);
         let is_given = was_given.is_some();
@@ -538,8 +554,10 @@ pub async fn take_up(
                 error = format!("{error:#}"),
                 "an enrolled pod could not be taken up yet: its new connections fail until then"
             );
-            // One that the control plane has no more is on its way out.
-            if is_given && agent.mesh.workload(&saved.uid).is_some() {
+            // One that the control plane has no more is on its way out, and none keeps an agent from coming by what it
+            // does in its own namespace.
+            let is_own_fault = error.is::<OwnFault>();
+            if is_given && !is_own_fault && agent.mesh.workload(&saved.uid).is_some() {
                 failed = Err(format!("{} cannot be taken over: {error:#}", saved.uid));
             }
         }
@@ -551,21 +569,59 @@ pub async fn take_up(
     failed
 }
 
-/// A path to each network namespace that some process is in, by inode.
-pub fn namespaces_of_processes() -> HashMap<u64, PathBuf> {
+/// Each network namespace that some process is in, or that is mounted on the node, by inode. Opened at once: the
+/// process that leads to it may end, and another of the same number be somewhere else.
+pub fn living_namespaces() -> HashMap<u64, fs::File> {
     let mut found = HashMap::new();
+    let mut look = |path: PathBuf| {
+        // Most processes are in few namespaces: each is opened once.
+        let is_new = fs::metadata(&path).is_ok_and(|m| !found.contains_key(&m.ino()));
+        if is_new
+            && let Ok(file) = fs::File::open(&path)
+            && let Ok(meta) = file.metadata()
+        {
+            found.insert(meta.ino(), file);
+        }
+    };
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
-            let path = entry.path().join("ns/net");
-            if let Ok(meta) = fs::metadata(&path) {
-                found.entry(meta.ino()).or_insert(path);
-            }
+            look(entry.path().join("ns/net"));
         }
     }
+    // A sandbox that is being made has no process yet.
+    for mounted in mounted_namespaces(&fs::read_to_string("/proc/1/mountinfo").unwrap_or_default())
+    {
+        look(Path::new("/proc/1/root").join(mounted.trim_start_matches('/')));
+    }
     found
+}
+
+/// Where namespaces are mounted, by `/proc/PID/mountinfo` (proc_pid_mountinfo(5)). Paths with escapes are nobody's
+/// who mounts namespaces.
+fn mounted_namespaces(mounts: &str) -> impl Iterator<Item = &str> {
+    mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(3);
+        let (root, at) = (fields.next()?, fields.next()?);
+        root.starts_with("net:[").then_some(at)
+    })
 }
 
 fn netns_inode(netns: &Netns) -> anyhow::Result<u64> {
     use std::os::fd::AsFd as _;
     Ok(nix::sys::stat::fstat(netns.as_fd())?.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mounted_namespaces;
+
+    #[test]
+    fn namespaces_are_found_where_they_are_mounted() {
+        let mounts = "24 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
+            310 26 0:4 net:[4026532281] /run/netns/cni-1 rw shared:161 - nsfs nsfs rw\n\
+            311 26 0:4 uts:[4026532282] /run/utsns/a rw shared:162 - nsfs nsfs rw\n\
+            bad\n312 26\n";
+        let found: Vec<&str> = mounted_namespaces(mounts).collect();
+        assert_eq!(found, ["/run/netns/cni-1"]);
+    }
 }

@@ -14,7 +14,7 @@ use capture_abi::ABI_VERSION;
 use std::{
     collections::HashMap,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -157,8 +157,8 @@ pub struct Estate {
     pub sockets: Vec<(NodeSocket, OwnedFd)>,
 }
 
-/// Waits for an agent that takes this one's place. Returns once one has.
-pub async fn offer(agent: Arc<Agent>, listener: Listener, estate: Estate) {
+/// Waits at `path` for an agent that takes this one's place. Returns once one has.
+pub async fn offer(agent: Arc<Agent>, mut listener: Listener, path: PathBuf, estate: Estate) {
     loop {
         let Ok(connection) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -174,6 +174,15 @@ pub async fn offer(agent: Arc<Agent>, listener: Listener, estate: Estate) {
                 error = format!("{error:#}"),
                 "a hand-over has come to nothing; this agent goes on"
             ),
+        }
+        // The one that is gone may have put its own socket there already.
+        if !listener.is_at(&path) {
+            match Listener::bind(&path) {
+                Ok(own) => listener = own,
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "no agent can take over");
+                }
+            }
         }
     }
 }

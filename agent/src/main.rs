@@ -260,8 +260,10 @@ async fn serve(run: Run, workers: Workers) -> anyhow::Result<()> {
         begun = Box::pin(begin) => {
             begun?;
             // The next agent finds this one from here on.
-            let listener = seqpacket::Listener::bind(&run.run_dir.join(HANDOVER))?;
-            spawn_for_agent(handover::offer(agent.clone(), listener, estate));
+            let path = run.run_dir.join(HANDOVER);
+            let listener = seqpacket::Listener::bind(&path)?;
+            fault::point("handover-offering");
+            spawn_for_agent(handover::offer(agent.clone(), listener, path, estate));
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}

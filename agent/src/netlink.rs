@@ -221,21 +221,41 @@ fn each_tcp_socket(
 /// Resets a TCP connection of this thread's namespace (`SOCK_DESTROY`). By its cookie: without one the
 /// kernel takes a listener where the connection is gone.
 pub fn destroy_tcp(local: SocketAddr, remote: SocketAddr, cookie: u64) -> io::Result<()> {
-    let body = one_tcp_socket(local, remote, cookie);
+    if destroy_on(0, local, remote, cookie)? {
+        return Ok(());
+    }
+    // One that is bound to an interface is found by that alone (`inet_sk_bound_dev_eq`).
+    for link in links()? {
+        if destroy_on(link.index, local, remote, cookie)? {
+            break;
+        }
+    }
+    // Gone is as well.
+    Ok(())
+}
+
+/// Whether there was one. `interface`: 0 for none.
+fn destroy_on(
+    interface: u32,
+    local: SocketAddr,
+    remote: SocketAddr,
+    cookie: u64,
+) -> io::Result<bool> {
+    let body = one_tcp_socket(interface, local, remote, cookie);
     let s = open(SockProtocol::NetlinkSockDiag)?;
     send(&s, SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &body)?;
     let mut buffer = vec![0u8; 8192];
     let n = recv(s.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
     match error_of(buffer.get(..n).unwrap_or_default()) {
-        // Gone is as well.
-        Some(0 | libc::ENOENT | libc::ESTALE) => Ok(()),
+        Some(0) => Ok(true),
+        Some(libc::ENOENT | libc::ESTALE) => Ok(false),
         Some(errno) => Err(io::Error::from_raw_os_error(errno)),
         None => Err(io::Error::other("netlink answered something else")),
     }
 }
 
 /// `struct inet_diag_req_v2` for one socket.
-fn one_tcp_socket(local: SocketAddr, remote: SocketAddr, cookie: u64) -> Vec<u8> {
+fn one_tcp_socket(interface: u32, local: SocketAddr, remote: SocketAddr, cookie: u64) -> Vec<u8> {
     const IPPROTO_TCP: u8 = 6;
     let mut body = vec![family(local.is_ipv6()), IPPROTO_TCP, 0, 0];
     body.extend_from_slice(&u32::MAX.to_ne_bytes());
@@ -249,8 +269,8 @@ fn one_tcp_socket(local: SocketAddr, remote: SocketAddr, cookie: u64) -> Vec<u8>
         }
         body.extend_from_slice(&sixteen);
     }
-    // No interface; the cookie's lower half first.
-    body.extend_from_slice(&[0; 4]);
+    body.extend_from_slice(&interface.to_ne_bytes());
+    // The lower half first.
     for half in [cookie & 0xffff_ffff, cookie >> 32] {
         body.extend_from_slice(&u32::try_from(half).unwrap_or_default().to_ne_bytes());
     }
@@ -265,7 +285,7 @@ pub fn tcp_inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32
     const STATE: usize = 16 + 1;
     const REMOTE_PORT: usize = 16 + 6;
     const INODE: usize = 16 + 68;
-    let body = one_tcp_socket(local, remote, NO_COOKIE);
+    let body = one_tcp_socket(0, local, remote, NO_COOKIE);
     let s = open(SockProtocol::NetlinkSockDiag)?;
     send(&s, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, &body)?;
     let mut buffer = vec![0u8; 8192];

@@ -175,7 +175,11 @@ impl Following {
 
     /// When there may be something to do that no event tells of.
     pub fn next_look(&self) -> Option<Instant> {
-        self.attempts.values().filter(|a| !a.under_way).map(|a| a.not_before).min()
+        let (under_way, waiting): (Vec<&Attempt>, Vec<&Attempt>) =
+            self.attempts.values().partition(|a| a.under_way);
+        // Those that wait for room are looked at when one of these has ended.
+        let may_begin = under_way.len() < AT_ONCE;
+        waiting.into_iter().map(|a| a.not_before).min().filter(|_| may_begin)
     }
 }
 
@@ -305,6 +309,19 @@ mod tests {
         assert_eq!(f.ended(now, "a", &Outcome::Done), None);
         assert_eq!(f.decide(now, &records, &[enrolled("a")]), []);
         assert_eq!(f.next_look(), None);
+    }
+
+    #[test]
+    fn what_waits_for_room_is_looked_at_when_there_is_some() {
+        let mut f = Following::default();
+        let now = Instant::now();
+        let records: Vec<Record> = (0..50).map(|n| record(&format!("p{n}"), true)).collect();
+        let begun = f.decide(now, &records, &[]);
+        assert_eq!(begun.len(), AT_ONCE);
+        assert_eq!(f.next_look(), None, "an end wakes whoever waits");
+        assert_eq!(f.ended(now, begun[0].pod_uid(), &Outcome::Done), None);
+        assert_eq!(f.next_look(), Some(now));
+        assert_eq!(f.decide(now, &records, &[]).len(), 1);
     }
 
     #[test]

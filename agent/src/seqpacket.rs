@@ -15,7 +15,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
-        unix::fs::PermissionsExt as _,
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
     },
     path::Path,
 };
@@ -25,11 +25,18 @@ const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
+    /// The file that it was bound to, if that is known.
+    file: Option<(u64, u64)>,
 }
 
 /// A connection.
 pub struct Seqpacket {
     fd: AsyncFd<OwnedFd>,
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 fn registered(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
@@ -45,11 +52,16 @@ impl Listener {
             .with_context(|| format!("binding {}", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listen(&s, Backlog::new(16)?)?;
-        Self::from_fd(s)
+        Ok(Self { file: file_at(path), ..Self::from_fd(s)? })
     }
 
     pub fn from_fd(fd: OwnedFd) -> anyhow::Result<Self> {
-        Ok(Self { fd: registered(fd)? })
+        Ok(Self { fd: registered(fd)?, file: None })
+    }
+
+    /// Whether who connects to `path` comes here.
+    pub fn is_at(&self, path: &Path) -> bool {
+        self.file.is_some() && self.file == file_at(path)
     }
 
     /// The next connection, whoever makes it.

@@ -7,7 +7,7 @@ use crate::{
     netns::Netns,
     pods::Pod,
 };
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, ensure};
 use capture_abi::{DNS_SLOTS, DNS_V4, DNS_V6, LAST_HOP_MARK, ListenerKey, SPREAD_V6, listener};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
@@ -401,16 +401,16 @@ async fn establish(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// The host end of each of the pod's interfaces, as an index in the agent's namespace. An
-/// interface without one (macvlan, ipvlan, a passed-through device) leaves nothing to guard.
+/// The host end of each of the pod's interfaces, as an index in the agent's namespace, and what is wrong with
+/// them: an interface without one (macvlan, ipvlan, a passed-through device) leaves nothing to guard.
 ///
 /// Indexes alone do not tell whose end it is: the pod's root makes interfaces of any number. That
 /// the other end is in the pod's namespace is known from the kernel, out here.
-pub fn host_ends(netns: &Netns) -> anyhow::Result<Vec<u32>> {
+pub fn host_ends(netns: &Netns) -> anyhow::Result<(Vec<u32>, Option<anyhow::Error>)> {
     let inside = netns.run(netlink::links)??;
     let outside = netlink::links()?;
     let number = netlink::netns_number(netns.as_fd())?;
-    let mut ends = Vec::new();
+    let (mut ends, mut wrong) = (Vec::new(), None);
     for link in inside.iter().filter(|l| !l.loopback) {
         let kind = link.kind.as_deref().unwrap_or("a device of the host");
         // Fallback tunnel devices appear in every namespace, and are down.
@@ -425,20 +425,29 @@ pub fn host_ends(netns: &Netns) -> anyhow::Result<Vec<u32>> {
         });
         match end {
             Some(end) => ends.push(end.index),
-            None => bail!(
-                "the pod's interface {} is {kind} without an end in the agent's network namespace, \
-                 so its traffic cannot be guarded: give the pod a veth, or run the agent in the \
-                 namespace that holds the other end",
-                link.name
-            ),
+            None => {
+                wrong = Some(anyhow!(
+                    "the pod's interface {} is {kind} without an end in the agent's network namespace, \
+                     so its traffic cannot be guarded: give the pod a veth, or run the agent in the \
+                     namespace that holds the other end",
+                    link.name
+                ));
+            }
         }
     }
-    if ends.is_empty() {
-        bail!(
+    if ends.is_empty() && wrong.is_none() {
+        wrong = Some(anyhow!(
             "the pod's network namespace has no interface beside lo yet: enrol it once it has one"
-        );
+        ));
     }
-    Ok(ends)
+    Ok((ends, wrong))
+}
+
+/// Captured connections go over `lo`.
+pub fn check_loopback(netns: &Netns) -> anyhow::Result<()> {
+    let is_up = netns.run(netlink::links)??.iter().any(|l| l.loopback && l.up);
+    ensure!(is_up, "its interface lo is down");
+    Ok(())
 }
 
 /// The namespace's addresses, and those that stand for the pod in the kernel.

@@ -12,8 +12,8 @@
 
 use crate::{
     guard::{
-        DESTINATION, ETH_LEN, ETH_P_IP, ETH_P_IPV6, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, TCX_DROP,
-        TCX_NEXT, load, same,
+        DESTINATION, ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FRAGMENT,
+        HOP_BY_HOP, ROUTING, TCP, TCX_DROP, TCX_NEXT, load, same,
     },
     lookup::{POD_OWNER, POD_V4, POD_V6},
     maps::{FLOWS, count},
@@ -31,7 +31,11 @@ pub fn arrivals(ctx: TcContext) -> i32 {
     if matches!(direct, Some(sock) if sock.peer == owner) {
         return TCX_NEXT;
     }
-    if let Some(key) = tuple(&ctx, owner) {
+    let Ok(tuple) = tuple(&ctx, owner) else {
+        count(owner, |c| c.dropped_malformed += 1);
+        return TCX_DROP;
+    };
+    if let Some(key) = tuple {
         // Another pod's: a bridge that does not know where that pod is sends it to all.
         // SAFETY: constants of the program.
         let own = unsafe {
@@ -58,63 +62,68 @@ pub fn arrivals(ctx: TcContext) -> i32 {
     TCX_NEXT
 }
 
-/// The tuple as the agent's socket would have announced it. A later fragment has none, and does
-/// nothing without its first.
+/// It may hold TCP, and where is not to be seen.
+struct Hidden;
+
+/// The tuple as the agent's socket would have announced it, of what is TCP. A later fragment has none, and
+/// does nothing without its first.
 #[inline(always)]
-fn tuple(ctx: &TcContext, owner: u32) -> Option<FlowKey> {
-    let ethertype = load::<[u8; 2]>(ctx, 12)?;
+fn tuple(ctx: &TcContext, owner: u32) -> Result<Option<FlowKey>, Hidden> {
+    let ethertype = load::<[u8; 2]>(ctx, 12).ok_or(Hidden)?;
     let (local, remote, at) = match u16::from_be_bytes(ethertype) {
         ETH_P_IP => {
-            let h = load::<[u8; 20]>(ctx, ETH_LEN)?;
+            let h = load::<[u8; 20]>(ctx, ETH_LEN).ok_or(Hidden)?;
             if h[9] != TCP || u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
-                return None;
+                return Ok(None);
             }
             let word = |i: usize| u32::from_ne_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
             (Addr::v4(word(12)), Addr::v4(word(16)), ETH_LEN + (((h[0] & 0x0f) as u32) << 2))
         }
         ETH_P_IPV6 => {
-            let h = load::<[u8; 40]>(ctx, ETH_LEN)?;
+            let h = load::<[u8; 40]>(ctx, ETH_LEN).ok_or(Hidden)?;
             let word = |i: usize| u32::from_ne_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
-            let at = tcp_of_v6(ctx, h[6])?;
+            let Some(at) = tcp_of_v6(ctx, h[6])? else { return Ok(None) };
             let local = Addr([word(8), word(12), word(16), word(20)]);
             let remote = Addr([word(24), word(28), word(32), word(36)]);
             (local, remote, at)
         }
-        _ => return None,
+        // A second tag, which the pod's kernel takes off as well.
+        ETH_P_8021Q | ETH_P_8021AD => return Err(Hidden),
+        _ => return Ok(None),
     };
-    let ports = load::<[u8; 4]>(ctx, at)?;
-    Some(FlowKey {
+    let ports = load::<[u8; 4]>(ctx, at).ok_or(Hidden)?;
+    Ok(Some(FlowKey {
         owner,
         protocol: IPPROTO_TCP,
         local,
         remote,
         local_port: u16::from_be_bytes([ports[0], ports[1]]),
         remote_port: u16::from_be_bytes([ports[2], ports[3]]),
-    })
+    }))
 }
 
 /// Where the TCP header begins.
 #[inline(always)]
-fn tcp_of_v6(ctx: &TcContext, first: u8) -> Option<u32> {
+fn tcp_of_v6(ctx: &TcContext, first: u8) -> Result<Option<u32>, Hidden> {
     let (mut next, mut at) = (first, ETH_LEN + 40);
     for _ in 0..8 {
         match next {
-            TCP => return Some(at),
+            TCP => return Ok(Some(at)),
             HOP_BY_HOP | ROUTING | DESTINATION => {
-                let e = load::<[u8; 2]>(ctx, at)?;
+                let e = load::<[u8; 2]>(ctx, at).ok_or(Hidden)?;
                 next = e[0];
                 at += (e[1] as u32 + 1) << 3;
             }
             FRAGMENT => {
-                let e = load::<[u8; 4]>(ctx, at)?;
+                let e = load::<[u8; 4]>(ctx, at).ok_or(Hidden)?;
                 if u16::from_be_bytes([e[2], e[3]]) & 0xfff8 != 0 {
-                    return None;
+                    return Ok(None);
                 }
                 next = e[0];
                 at += 8;
             }
-            _ => return None,
+            _ => return Ok(None),
         }
     }
-    None
+    Err(Hidden)
 }

@@ -25,6 +25,8 @@ pub const ETH_LEN: u32 = 14;
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
+pub const ETH_P_8021Q: u16 = 0x8100;
+pub const ETH_P_8021AD: u16 = 0x88a8;
 
 const ICMP: u8 = 1;
 const IGMP: u8 = 2;
@@ -114,11 +116,14 @@ fn judge(ctx: &TcContext, owner: u32) -> Verdict {
     let (vlan, len) = unsafe {
         (read_volatile(&raw const (*skb).vlan_present), read_volatile(&raw const (*skb).len))
     };
-    if vlan != 0 {
-        return other_protocol();
+    // The kernel has taken one tag out of the frame, and what is within is what it was without: with the tag of
+    // network 0 whoever receives it reads it so. A second tag would hide it.
+    if vlan != 0 && !may_be_other() {
+        return Verdict::DropProtocol;
     }
     let Some(ethertype) = load::<[u8; 2]>(ctx, 12) else { return Verdict::DropMalformed };
     match u16::from_be_bytes(ethertype) {
+        ETH_P_8021Q | ETH_P_8021AD => Verdict::DropProtocol,
         ETH_P_IP => judge_v4(ctx, owner, len),
         ETH_P_IPV6 => judge_v6(ctx, owner, len),
         ETH_P_ARP => Verdict::Pass,
@@ -270,12 +275,13 @@ fn past_the_agent() -> Verdict {
 
 #[inline(always)]
 fn other_protocol() -> Verdict {
+    if may_be_other() { Verdict::Other } else { Verdict::DropProtocol }
+}
+
+#[inline(always)]
+fn may_be_other() -> bool {
     // SAFETY: a constant of the program.
-    if unsafe { read_volatile(&raw const ALLOW_OTHER) } != 0 {
-        Verdict::Other
-    } else {
-        Verdict::DropProtocol
-    }
+    unsafe { read_volatile(&raw const ALLOW_OTHER) != 0 }
 }
 
 /// `size_of::<T>()` bytes of the packet at `offset`, wherever they lie.

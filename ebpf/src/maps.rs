@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use capture_abi::{
-    Addr, Counts, Event, Flow, FlowKey, ListenerKey, Pod, ServerKey, Sock, Way, WayKey,
+    Addr, Counts, Event, Flow, FlowKey, ListenerKey, Pod, ServerKey, Sock, Way, WayKey, flow_kind,
 };
 use core::{
     ffi::c_void,
@@ -177,15 +177,14 @@ pub fn no_room(owner: u32) -> bool {
     let own = unsafe { OWN.get(owner) }.copied().unwrap_or(0) as i64;
     match IN_USE.get(0) {
         // Below zero after an agent that did not count: flows of then are withdrawn now.
-        Some(n) => *n + own.max(0) as u64 >= limit,
+        Some(n) => (*n as i64).max(0) + own.max(0) >= limit as i64,
         None => true,
     }
 }
 
 #[inline(always)]
-fn in_use_add(owner: u32, n: u64) {
-    let counts = [IN_USE.get_ptr_mut(0), OWN.get_ptr_mut(owner)];
-    for count in counts.into_iter().flatten() {
+fn add(count: Option<*mut u64>, n: u64) {
+    if let Some(count) = count {
         // `AtomicU64` has no read-modify-write on this target, whose oldest CPUs lack compare-and-
         // swap; atomic addition is in all of them.
         // SAFETY: the map's memory is aligned to eight bytes and changed only here.
@@ -193,20 +192,43 @@ fn in_use_add(owner: u32, n: u64) {
     }
 }
 
+#[inline(always)]
+fn in_use_add(owner: u32, n: u64) {
+    add(IN_USE.get_ptr_mut(0), n);
+    add(OWN.get_ptr_mut(owner), n);
+}
+
+/// Whose share of the table an entry takes up: of a connection past the agent both are the client's, or it
+/// would use up its server's.
+#[inline(always)]
+fn charged(key: &FlowKey, flow: &Flow) -> u32 {
+    if flow.kind == flow_kind::ADMITTED { flow.peer } else { key.owner }
+}
+
 /// Announces a flow. A tuple that is announced already belongs to a socket that is gone or going.
 #[inline(always)]
 pub fn announce(key: &FlowKey, flow: &Flow) -> bool {
+    let to = charged(key, flow);
     if FLOWS.insert(key, flow, BPF_NOEXIST as u64).is_ok() {
-        in_use_add(key.owner, 1);
+        in_use_add(to, 1);
         return true;
     }
-    FLOWS.insert(key, flow, aya_ebpf::bindings::BPF_EXIST as u64).is_ok()
+    // SAFETY: the entry is read at once.
+    let before = unsafe { FLOWS.get(key) }.map_or(to, |f| charged(key, f));
+    let replaced = FLOWS.insert(key, flow, aya_ebpf::bindings::BPF_EXIST as u64).is_ok();
+    if replaced && before != to {
+        add(OWN.get_ptr_mut(before), u64::MAX);
+        add(OWN.get_ptr_mut(to), 1);
+    }
+    replaced
 }
 
+/// `flow`: as it was announced.
 #[inline(always)]
-pub fn withdraw(key: &FlowKey) {
+pub fn withdraw(key: &FlowKey, flow: &Flow) {
+    let to = charged(key, flow);
     if FLOWS.remove(key).is_ok() {
-        in_use_add(key.owner, u64::MAX);
+        in_use_add(to, u64::MAX);
     }
 }
 

@@ -1,7 +1,7 @@
 //! `sockops`: announces connections, and hands a captured one's destination to the agent.
 
 use crate::{
-    maps::{EVENTS, FLOWS, HERE, SOCKS, announce, count, owner, withdraw},
+    maps::{EVENTS, FLOWS, HERE, SOCKS, announce, count, no_room, owner, withdraw},
     unpaced, ways,
 };
 use aya_ebpf::{
@@ -61,6 +61,11 @@ fn connecting(ctx: &SockOpsContext) {
     // By the owner that the socket was made for, whose capture may just have ended: while `lookup` is still attached, it
     // would take the SYN of a last hop for somebody else's.
     let owner = sock.owner;
+    // With TCP Fast Open the SYN may be sent long after the connect hook, which has asked, too.
+    if kind == flow_kind::CAPTURED && no_room(owner) {
+        count(owner, |c| c.announce_failed += 1);
+        return;
+    }
     let flow = Flow {
         kind,
         port: sock.port,
@@ -108,7 +113,7 @@ fn announce_at_both_ends(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &Fl
         return false;
     }
     if !announce(here, &flow) {
-        withdraw(&there);
+        withdraw(&there, &admitted);
         return false;
     }
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
@@ -236,7 +241,7 @@ fn accepted(ctx: &SockOpsContext) {
                 at: 0,
             };
             SOCKS.set(sk(ctx), handed);
-            withdraw(&there);
+            withdraw(&there, &captured);
             unpaced::within_node(ctx);
             return;
         }
@@ -295,11 +300,11 @@ fn closed(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn withdraw_own(ctx: &SockOpsContext, key: &FlowKey) {
-    // SAFETY: the entry is read at once.
-    if let Some(flow) = unsafe { FLOWS.get(key) }
+    // SAFETY: the entry is copied out at once.
+    if let Some(flow) = unsafe { FLOWS.get(key) }.copied()
         && flow.cookie == cookie(ctx)
     {
-        withdraw(key);
+        withdraw(key, &flow);
     }
 }
 

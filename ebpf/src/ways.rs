@@ -109,12 +109,15 @@ pub fn now() -> u32 {
 }
 
 /// Whether the way by which a socket was let go past the agent still leads there. With TCP Fast Open its
-/// SYN may be sent long after the connect hook.
+/// SYN may be sent long after the connect hook, which has also asked whether there is room.
 #[inline(always)]
 pub fn still_leads(sock: &Sock, address: &Addr, port: u16) -> bool {
     // Nearly always at once: what has changed since is seen when the agent hears of the connection.
     if now().wrapping_sub(sock.at) < AT_ONCE {
         return true;
+    }
+    if no_room(sock.owner) {
+        return false;
     }
     let key = WayKey { owner: sock.owner, port: sock.port, address: sock.destination };
     // SAFETY: as in `choose`.

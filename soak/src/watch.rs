@@ -137,7 +137,8 @@ fn quiet(agent: &Agent) -> anyhow::Result<()> {
     let maps = Maps::open(agent)?;
     ensure!(maps.pods == PODS, "{} pods are in the kernel's map", maps.pods);
     ensure!(maps.flows.is_empty(), "flows are in the kernel's map: {:?}", maps.flows);
-    ensure!(maps.listeners == PODS * 6, "{} listeners are in the kernel's map", maps.listeners);
+    let listeners = PODS * u64::from(capture_abi::listener::KINDS);
+    ensure!(maps.listeners == listeners, "{} listeners are in the kernel's map", maps.listeners);
     let pinned = agent.pinned_for_pods();
     let owners: BTreeSet<&Path> = pinned.iter().map(AsRef::as_ref).collect();
     ensure!(owners.len() as u64 <= PODS * 3, "pinned: {owners:?}");

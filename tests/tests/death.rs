@@ -371,3 +371,54 @@ fn pinned_state_of_another_version_stops_the_agent_and_the_pods_stay_closed() {
         attempt(&p.server, &at(p.client.ipv4(), PORT)).unwrap();
     }
 }
+
+fn run_in(pod: &MeshPod, line: &str) {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", line]);
+    let proc = pod.spawn(command).unwrap();
+    assert!(proc.wait(SOON).unwrap().success(), "{line}: {}", proc.stderr());
+}
+
+/// What a pod makes of its own network namespace keeps no agent from coming, and opens nothing.
+#[test]
+fn a_pod_that_spoils_its_own_network_stays_closed_and_holds_up_no_agent() {
+    let p = pair(Mesh::new("spoils"));
+    let agent = p.mesh.agent(1);
+    let token = Token::new();
+    let capture = agent.node.capture_link("link").unwrap();
+    let bystander = p.mesh.enrolled_pod(1, "bystander");
+    // A container runtime within the pod.
+    run_in(&p.client, "ip link add docker0 type bridge && ip link set docker0 up");
+    agent.challenged().takes_over().ends();
+    attempt(&p.client, &p.to).unwrap();
+    agent.kill();
+    agent.restart();
+    eventually(SOON, || Ok(attempt(&p.client, &p.to)?)).unwrap();
+    // Without its loopback interface nothing of it can be captured, nor taken up.
+    run_in(&p.client, "ip link set lo down");
+    agent.challenged().takes_over().ends();
+    attempt(&bystander, &p.to).unwrap();
+    let is_closed = || {
+        attempt(&p.client, &p.to).unwrap_err();
+        assert_eq!(agent.saved_pods().len(), 2);
+        assert!(!agent.pinned_for_pods().is_empty());
+    };
+    is_closed();
+    agent.kill();
+    agent.restart();
+    eventually(SOON, || Ok(attempt(&bystander, &p.to)?)).unwrap();
+    is_closed();
+    // Whoever asks for it anew cannot have it, and opens nothing by that.
+    for _ in 0..3 {
+        p.mesh.try_capture(&p.client).unwrap_err();
+        is_closed();
+    }
+    run_in(&p.client, "ip link set lo up");
+    eventually(SOON, || Ok(attempt(&p.client, &p.to)?)).unwrap();
+    let traffic = Traffic::start(&p.client, &p.to, token);
+    traffic.succeeds(20);
+    assert_eq!(traffic.stop().failed, 0);
+    let verdict = p.mesh.leak_check(&[token], &[&p.client, &p.server]);
+    let verdict = verdict.check(&capture.stop().unwrap()).unwrap();
+    assert!(verdict.is_clean() && verdict.hbone_bytes > 0, "{verdict}");
+}

@@ -239,8 +239,13 @@ fn a_new_agent_may_die_at_any_step_and_the_old_one_goes_on() {
     let capture = p.mesh.agent(1).node.capture_link("link").unwrap();
     let stream = echo_to(&p.client, &p.to).unwrap();
     let before = holdings(p.mesh.agent(1), &p.client);
-    for point in ["handover-received", "handover-prepared", "handover-yielded", "handover-serving"]
-    {
+    for point in [
+        "handover-received",
+        "handover-prepared",
+        "handover-yielded",
+        "handover-serving",
+        "handover-offering",
+    ] {
         let pid = p.mesh.agent(1).pid();
         p.mesh.agent(1).challenged_to_die_at(point).dies();
         let traffic = Traffic::start(&p.client, &p.to, token);

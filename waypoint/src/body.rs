@@ -66,6 +66,7 @@ impl Body for Received {
 }
 
 /// A request's body, shared by its attempts.
+#[derive(Clone)]
 pub struct Replay(Arc<Mutex<Source>>);
 
 struct Source {
@@ -76,6 +77,8 @@ struct Source {
     overflown: bool,
     trailers: Option<http::HeaderMap>,
     ended: bool,
+    /// The client has broken it off.
+    broken: bool,
     keep: bool,
     mirrors: Vec<Mirror>,
     taken: Arc<Taken>,
@@ -109,6 +112,7 @@ impl Replay {
             overflown: false,
             trailers: None,
             ended,
+            broken: false,
             keep,
             mirrors: Vec::new(),
             taken: Arc::default(),
@@ -130,6 +134,11 @@ impl Replay {
     pub fn is_whole(&self) -> bool {
         let s = self.lock();
         s.ended || s.from.as_ref().is_some_and(Body::is_end_stream)
+    }
+
+    /// Whether the client has broken it off.
+    pub fn is_broken(&self) -> bool {
+        self.lock().broken
     }
 
     /// Whether another attempt can send all of it; if so, the one before reads no more.
@@ -178,6 +187,7 @@ impl Source {
             Some(Err(e)) => {
                 // Mirrors must not take the part for the whole.
                 self.from = None;
+                self.broken = true;
                 self.overflown = true;
                 self.mirrors.clear();
                 Poll::Ready(Some(Err(e)))
@@ -356,7 +366,9 @@ impl Passing {
 
 impl Drop for Passing {
     fn drop(&mut self) {
-        let how = if self.from.is_end_stream() { Ended::Whole } else { Ended::Abandoned };
+        // Whoever has as much as was said asks for no more, and its end may not have been seen yet.
+        let is_whole = self.from.is_end_stream() || self.from.size_hint().exact() == Some(0);
+        let how = if is_whole { Ended::Whole } else { Ended::Abandoned };
         self.tell(how);
     }
 }
@@ -381,6 +393,10 @@ impl Body for InBody {
                     } else if let Some(trailers) = frame.trailers_ref() {
                         watch.trailers(trailers);
                     }
+                }
+                // Nothing comes after them, and nobody asks.
+                if frame.is_trailers() {
+                    passing.tell(Ended::Whole);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -22,7 +22,7 @@ use mesh::Workload;
 use policy::{Decision, Request as Connection};
 use rand::Rng as _;
 use routes::{
-    balance::{Active, Endpoint, Outcome, hash},
+    balance::{Active, Outcome, hash},
     execute::{HashOf, Retry, Route},
     proto::Protocol,
 };
@@ -152,7 +152,11 @@ async fn attempts(
                 }
             }
             Err(e) => {
-                cluster.report(&to, Outcome::Local);
+                // Whoever has not got all of the request in time, or gets no more of it, is not to blame.
+                let is_late = matches!(e, TryError::Timeout(_)) && !body.is_whole();
+                if !is_late && !body.is_broken() {
+                    cluster.report(&to, Outcome::Local);
+                }
                 let (tried, refusal) = match &e {
                     TryError::Connect { .. } => {
                         (Tried::NotConnected, Refusal::not_connected(e.to_string()))
@@ -199,7 +203,7 @@ async fn one(
         if retry.is_some_and(|r| r.same_host_again) { &[] } else { tried },
     )
     .await?;
-    judge(&given.proxy, &given.downstream, cluster, &to)?;
+    judge(&given.proxy, &given.downstream, cluster, &to.workload, to.address)?;
     let active = Active::new(to.clone());
     let room = room(given, cluster).await?;
     *asked = Some(to.clone());
@@ -278,22 +282,22 @@ pub fn judge(
     proxy: &Proxy,
     downstream: &Downstream,
     cluster: &Cluster,
-    to: &Endpoint<Arc<Workload>>,
+    workload: &Workload,
+    address: SocketAddr,
 ) -> Result<(), Refusal> {
     // Elsewhere the destination's own agent, or its waypoint, judges what it sees: this proxy.
-    let is_endpoint = to.workload.services.get(&cluster.service).is_some();
+    let is_endpoint = workload.services.get(&cluster.service).is_some();
     // A ServiceEntry's endpoint outside the mesh is not one of its namespace's workloads.
-    let outside =
-        !to.workload.hbone && to.workload.uid.contains("/networking.istio.io/ServiceEntry/");
+    let outside = !workload.hbone && workload.uid.contains("/networking.istio.io/ServiceEntry/");
     if downstream.is_gateway() || !is_endpoint || outside {
         return Ok(());
     }
-    let set = proxy.mesh.policies_for(&to.workload);
+    let set = proxy.mesh.policies_for(workload);
     let about = |peer: Option<SpiffeId>| Connection {
         peer,
         source: downstream.client,
-        destination: to.address,
-        trust_domains: proxy.trust_domains(&to.workload),
+        destination: address,
+        trust_domains: proxy.trust_domains(workload),
     };
     let connection = about(downstream.peer.clone());
     let verdict = set.evaluate(&connection);
@@ -352,7 +356,7 @@ pub async fn mirror(given: Given, cluster: Arc<Cluster>, body: OutBody) {
     let sending = async {
         let _request = cluster.begin_request().ok()?;
         let to = choose(&given, &cluster, None, &[]).await.ok()?;
-        judge(&given.proxy, &given.downstream, &cluster, &to).ok()?;
+        judge(&given.proxy, &given.downstream, &cluster, &to.workload, to.address).ok()?;
         let _active = Active::new(to.clone());
         let room = room(&given, &cluster).await.ok()?;
         let answered = try_one(&given, None, &cluster, &to, room, body).await.ok()?.ok()?;

@@ -4,7 +4,7 @@
 
 use crate::{
     http::{Came, Downstream},
-    inbound::{DETECTION, Io, Prefixed, admit, serve_http, shown},
+    inbound::{HEAD, Io, Prefixed, admit, serve_http, shown},
     proxy::Proxy,
     tcp, upstream,
 };
@@ -332,7 +332,8 @@ async fn connection(
 
 /// HTTP/1 or HTTP/2, as the first bytes show.
 async fn speak(proxy: Arc<Proxy>, mut downstream: Downstream, mut io: Box<dyn Io>) {
-    let Ok(Ok((first, shown))) = tokio::time::timeout(DETECTION, shown(&mut io)).await else {
+    let mut first = Vec::new();
+    let Ok(Ok(shown)) = tokio::time::timeout(HEAD, shown(&mut io, &mut first)).await else {
         return;
     };
     downstream.http2 = shown.unwrap_or(false);

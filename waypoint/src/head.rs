@@ -4,6 +4,7 @@
 use crate::{reply::Refusal, trace};
 use h2::ext::Protocol;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
+use http_body::Body;
 use rand::Rng as _;
 use routes::execute::without_port;
 
@@ -56,6 +57,22 @@ pub fn clean_response(headers: &mut HeaderMap) {
 fn named(headers: &HeaderMap) -> Vec<HeaderName> {
     let said = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
     said.flat_map(|v| v.split(',')).filter_map(|n| n.trim().parse().ok()).collect()
+}
+
+/// HTTP/2 may part a cookie header in several, which are one everywhere else (RFC 9113, section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(header::COOKIE).iter();
+    let Some(first) = all.next() else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for value in all {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(value.as_bytes());
+    }
+    if joined.len() > first.len()
+        && let Ok(value) = HeaderValue::from_bytes(&joined)
+    {
+        headers.insert(header::COOKIE, value);
+    }
 }
 
 /// A shadow's host, as Istio writes it.
@@ -114,7 +131,12 @@ pub fn end_of_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
 
 impl Head {
     /// The request itself, for one attempt.
-    pub fn request<B>(&self, http2: bool, scheme: &str, body: B) -> Result<Request<B>, Refusal> {
+    pub fn request<B: Body>(
+        &self,
+        http2: bool,
+        scheme: &str,
+        body: B,
+    ) -> Result<Request<B>, Refusal> {
         let bad = |why: &str| Refusal::bad_request(why.to_owned());
         let target = match self.query.as_str() {
             "" => self.path.clone(),
@@ -129,6 +151,7 @@ impl Head {
         } else {
             target.parse().map_err(|_| bad("the path that it was changed to is none"))?
         };
+        let is_measured = body.is_end_stream() || body.size_hint().exact().is_some();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
@@ -146,6 +169,10 @@ impl Head {
         } else {
             let host = HeaderValue::from_str(&self.authority).map_err(|_| bad("no host"))?;
             headers.insert(header::HOST, host);
+            // Of methods that seldom have a body hyper sends none that does not say how it comes.
+            if !is_measured && !headers.contains_key(header::CONTENT_LENGTH) {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
             if let Some(upgrade) = &self.upgrade {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
                 headers.insert(header::UPGRADE, upgrade.clone());

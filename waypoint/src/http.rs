@@ -396,6 +396,7 @@ async fn along(
     let finish = Finish {
         exchange: Some(exchange),
         back: answered.back,
+        asking: (!body.is_whole()).then_some(body),
         cluster: cluster.clone(),
         active: answered.active,
         _request: answered.request,
@@ -477,6 +478,8 @@ fn mirror(
 struct Finish {
     exchange: Option<Exchange>,
     back: Option<crate::upstream::GoesBack>,
+    /// The request's body, if the answer came before its end.
+    asking: Option<Replay>,
     cluster: Arc<Cluster>,
     active: Active<Arc<Workload>>,
     _request: Counted,
@@ -503,7 +506,8 @@ impl Watch for Finish {
             Ended::Whole => {
                 let status = exchange.record.response_code;
                 self.cluster.report(to, Outcome::Status(status));
-                if let Some(back) = self.back.take() {
+                let is_asked = self.asking.take().is_none_or(|body| body.is_whole());
+                if let Some(back) = self.back.take().filter(|_| is_asked) {
                     back.finished();
                 }
                 return;

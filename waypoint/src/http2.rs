@@ -34,13 +34,28 @@ pub struct Body {
     client: Option<Arc<Reply>>,
     /// It is to be told to go on (RFC 9110, section 10.1.1).
     client_waits: bool,
+    /// Its place among the requests of a connection.
+    _place: Option<Arc<()>>,
 }
 
 impl Body {
     fn new(from: RecvStream, headers: &HeaderMap, request: Option<AbortOnDropHandle<()>>) -> Self {
         let said = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let left = said.or(from.is_end_stream().then_some(0));
-        Self { from, left, data_ended: false, _request: request, client: None, client_waits: false }
+        Self {
+            from,
+            left,
+            data_ended: false,
+            _request: request,
+            client: None,
+            client_waits: false,
+            _place: None,
+        }
+    }
+
+    /// For as long as it is read.
+    pub fn hold(&mut self, place: Arc<()>) {
+        self._place = Some(place);
     }
 
     pub fn client(&self) -> Option<ToClient> {

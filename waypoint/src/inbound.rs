@@ -7,7 +7,8 @@ use crate::{
     http::{self as request, Came, Downstream},
     http2, interim,
     proxy::{PATIENCE, Proxy},
-    tcp, upstream,
+    tcp,
+    upstream::{self, Resets},
 };
 use futures_util::{TryFutureExt as _, future::BoxFuture};
 use hbone::{Authority, InboundStream, StreamIo};
@@ -35,7 +36,7 @@ use tokio::{
 pub const DETECTION: Duration = Duration::from_secs(5);
 
 /// How long a request's head may take to come.
-const HEAD: Duration = Duration::from_secs(30);
+pub const HEAD: Duration = Duration::from_secs(30);
 
 /// Bytes of a request's head: of HTTP/1 in all, of HTTP/2 decoded.
 const HEAD_BYTES: u32 = 64 * 1024;
@@ -166,16 +167,23 @@ async fn serve(
 ) {
     let (first, http) = match protocol {
         Protocol::Tcp | Protocol::Tls => (Vec::new(), None),
-        known => match tokio::time::timeout(DETECTION, shown(&mut io)).await {
-            Ok(Ok((first, shown))) => {
-                // A port that is said to be HTTP has nothing else on it.
-                let said = matches!(known, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
-                (first, shown.or(said.then_some(false)))
+        known => {
+            // A port that is said to be HTTP has nothing else on it, however long that is silent: what it is silent
+            // about would go by unjudged.
+            let said = matches!(known, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
+            let patience = if said { HEAD } else { DETECTION };
+            let mut first = Vec::new();
+            match tokio::time::timeout(patience, shown(&mut io, &mut first)).await {
+                Ok(Ok(shown)) => (first, shown.or(said.then_some(false))),
+                Ok(Err(_)) => return,
+                Err(_) if said => {
+                    tracing::debug!(client = %downstream.client, "no request within {patience:?}");
+                    return;
+                }
+                // A client that waits for the server to speak speaks no HTTP.
+                Err(_) => (first, None),
             }
-            Ok(Err(_)) => return,
-            // A client that waits for the server to speak speaks no HTTP.
-            Err(_) => (Vec::new(), None),
-        },
+        }
     };
     match http {
         Some(http2) => {
@@ -193,18 +201,20 @@ async fn serve(
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The first bytes, and what they are: HTTP/2, HTTP/1, or neither.
-pub async fn shown(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<u8>, Option<bool>)> {
-    let mut first = Vec::with_capacity(64);
+/// Reads the first bytes, and says what they are: HTTP/2, HTTP/1, or neither.
+pub async fn shown(
+    io: &mut (impl AsyncRead + Unpin),
+    first: &mut Vec<u8>,
+) -> io::Result<Option<bool>> {
     let mut buffer = [0; 64];
     loop {
         let n = io.read(&mut buffer).await?;
         first.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if let Some(shown) = looks_like(&first) {
-            return Ok((first, shown));
+        if let Some(shown) = looks_like(first) {
+            return Ok(shown);
         }
         if n == 0 {
-            return Ok((first, None));
+            return Ok(None);
         }
     }
 }
@@ -339,6 +349,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Prefixed<I> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+impl<I: Resets> Resets for Prefixed<I> {
+    fn resets(&self, yes: bool) {
+        self.io.resets(yes);
     }
 }
 

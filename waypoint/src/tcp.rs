@@ -8,7 +8,7 @@ use crate::{
     proxy::Proxy,
     reply::{self, Refusal},
     tls::Within,
-    upstream,
+    upstream::{self, Resets},
 };
 use mesh::Workload;
 use routes::{
@@ -29,7 +29,7 @@ const HELLO: Duration = Duration::from_secs(5);
 const HELLO_BYTES: usize = 16 * 1024;
 
 /// `name`: what a TLS client has asked for.
-pub async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send>(
+pub async fn serve<I: AsyncRead + AsyncWrite + Resets + Unpin + Send>(
     proxy: Arc<Proxy>,
     downstream: Downstream,
     mut io: Prefixed<I>,
@@ -134,7 +134,7 @@ impl Told {
     }
 }
 
-async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
+async fn carry<I: AsyncRead + AsyncWrite + Resets + Unpin + Send>(
     proxy: &Arc<Proxy>,
     downstream: &Downstream,
     io: &mut Prefixed<I>,
@@ -161,7 +161,8 @@ async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
         let policy = &cluster.settings.policy;
         let chosen = endpoints.pick(policy, Instant::now(), &mut rand::rng(), None, &tried);
         let to = chosen.ok_or_else(|| Broken::failed(Refusal::no_endpoint(cluster.name())))?;
-        forward::judge(proxy, downstream, &cluster, &to).map_err(|r| Broken::denied(r.why))?;
+        forward::judge(proxy, downstream, &cluster, &to.workload, to.address)
+            .map_err(|r| Broken::denied(r.why))?;
         let identity = to.workload.identity().ok().filter(|_| to.workload.hbone);
         told.attempts += 1;
         told.flow.destination =
@@ -197,19 +198,31 @@ async fn carry<I: AsyncRead + AsyncWrite + Unpin + Send>(
         });
     }
     told.opened(proxy);
-    let mut moving = std::pin::pin!(tokio::io::copy_bidirectional(io, &mut up));
-    loop {
-        tokio::select! {
-            moved = &mut moving => return moved.map(drop).map_err(|e| Broken::reset(&e)),
-            Ok(()) = verdicts.changed() => {}
-            Ok(()) = changes.changed() => {}
+    // Whatever ends before both ends have ended is a reset to both: an end would pass for all there is.
+    io.resets(true);
+    up.resets(true);
+    let moved = async {
+        let mut moving = std::pin::pin!(tokio::io::copy_bidirectional(io, &mut up));
+        loop {
+            tokio::select! {
+                moved = &mut moving => return moved.map(drop).map_err(|e| Broken::reset(&e)),
+                Ok(()) = verdicts.changed() => {}
+                Ok(()) = changes.changed() => {}
+            }
+            // What is no longer allowed ends.
+            if let Some(table) = downstream.table(proxy, host) {
+                judge(proxy, &table, downstream)?;
+            }
+            // By its record as it is now, which names the policies that bind it.
+            let now = proxy.mesh.workload(&to.workload.uid).unwrap_or_else(|| to.workload.clone());
+            forward::judge(proxy, downstream, &cluster, &now, to.address)
+                .map_err(|r| Broken::denied(r.why))?;
         }
-        // What is no longer allowed ends.
-        if let Some(table) = downstream.table(proxy, host) {
-            judge(proxy, &table, downstream)?;
-        }
-        forward::judge(proxy, downstream, &cluster, &to).map_err(|r| Broken::denied(r.why))?;
-    }
+    };
+    moved.await?;
+    io.resets(false);
+    up.resets(false);
+    Ok(())
 }
 
 /// Policies that ask for what only a request has deny a connection that has none, where they deny.

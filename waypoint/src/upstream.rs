@@ -46,7 +46,8 @@ struct Key {
 #[derive(Default)]
 pub struct Connections {
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
-    shared: Mutex<HashMap<Key, Shared>>,
+    /// More than one where endpoints take fewer requests at a time than there are.
+    shared: Mutex<HashMap<Key, Vec<Shared>>>,
 }
 
 struct Idle {
@@ -61,6 +62,18 @@ struct Shared {
     send: Requests,
     fresh_until: Option<Instant>,
     requests: u32,
+    /// Held for each request under way.
+    places: Arc<()>,
+}
+
+impl Shared {
+    fn is_usable(&mut self) -> bool {
+        is_fresh(self.fresh_until) && self.send.is_open()
+    }
+
+    fn under_way(&self) -> usize {
+        Arc::strong_count(&self.places) - 1
+    }
 }
 
 /// What lies in an HBONE stream ends with the certificates of the connection beneath, and takes
@@ -108,7 +121,7 @@ pub struct GoesBack {
 }
 
 impl GoesBack {
-    /// The answer has been read whole: the connection can be used again.
+    /// The answer has been read whole, and the request sent: the connection can be used again.
     pub fn finished(self) {
         if self.most.is_some_and(|most| self.requests >= most) || self.send.is_closed() {
             return;
@@ -138,24 +151,29 @@ impl Connections {
             });
             !own.is_empty()
         });
-        let usable = |s: &mut Shared| is_fresh(s.fresh_until) && s.send.is_open();
-        lock(&self.shared).retain(|_, s| usable(s));
+        lock(&self.shared).retain(|_, own| {
+            // One stays for the next request; of the others those that are in use.
+            let mut first = true;
+            own.retain_mut(|s| s.is_usable() && (std::mem::take(&mut first) || s.under_way() > 0));
+            !own.is_empty()
+        });
     }
 
     /// A connection for one more request; one that has carried as many as it may is given up to those
     /// that it carries still.
-    fn share(&self, key: &Key, most: Option<u32>) -> Option<Requests> {
+    fn share(&self, key: &Key, most: Option<u32>) -> Option<(Requests, Arc<()>)> {
         let mut all = lock(&self.shared);
-        let shared = all.get_mut(key)?;
-        if !is_fresh(shared.fresh_until) || !shared.send.is_open() {
-            return None;
-        }
+        let own = all.get_mut(key)?;
+        own.retain_mut(Shared::is_usable);
+        // Beyond what the endpoint takes at a time, requests would wait for one another.
+        let at = own.iter().position(|s| s.under_way() < s.send.at_a_time())?;
+        let shared = own.get_mut(at)?;
         shared.requests += 1;
-        let send = shared.send.clone();
+        let taken = (shared.send.clone(), shared.places.clone());
         if most.is_some_and(|most| shared.requests >= most) {
-            all.remove(key);
+            own.remove(at);
         }
-        Some(send)
+        Some(taken)
     }
 
     fn take(&self, key: &Key, idle_for: Duration) -> Option<Idle> {
@@ -222,7 +240,9 @@ pub async fn send(
     };
     // One that the endpoint closes just now has not taken the request: the next is tried.
     while let Some(mut idle) = proxy.connections.take(&key, idle_for) {
-        if idle.send.ready().await.is_err() {
+        // One whose endpoint has answered, and does not read what is left of the request, is never ready.
+        let ready = tokio::time::timeout(attempt.connect_timeout, idle.send.ready());
+        if !matches!(ready.await, Ok(Ok(()))) {
             continue;
         }
         match idle.send.try_send_request(request).await {
@@ -271,22 +291,27 @@ async fn send_http2(
 ) -> Result<Answered, TryError> {
     let to = attempt.to.address;
     let most = attempt.most_requests;
-    let send = match proxy.connections.share(&key, most) {
-        Some(send) => send,
+    let (send, place) = match proxy.connections.share(&key, most) {
+        Some(shared) => shared,
         None => {
             let io = attempt.connect(proxy, &key).await?;
             let fresh_until = io.fresh_until();
             let shaken = Requests::connect(io).await;
             let send = shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
+            let places = Arc::new(());
+            let place = places.clone();
             if most != Some(1) {
-                let shared = Shared { send: send.clone(), fresh_until, requests: 1 };
-                lock(&proxy.connections.shared).insert(key, shared);
+                let shared = Shared { send: send.clone(), fresh_until, requests: 1, places };
+                lock(&proxy.connections.shared).entry(key).or_default().push(shared);
             }
-            send
+            (send, place)
         }
     };
     match send.ask(request, attempt.interim).await {
-        Ok(response) => Ok(Answered { response: response.map(Received::Http2), back: None }),
+        Ok(mut response) => {
+            response.body_mut().hold(place);
+            Ok(Answered { response: response.map(Received::Http2), back: None })
+        }
         Err(e) if e.is_unprocessed() => Err(TryError::Refused { to }),
         Err(e) => Err(TryError::Reset { to, why: e.to_string() }),
     }
@@ -323,6 +348,44 @@ impl Attempt<'_> {
             self.connect_timeout,
         )
         .await
+    }
+}
+
+/// Whose end, when it is dropped, is a reset or an end.
+pub trait Resets {
+    fn resets(&self, yes: bool);
+}
+
+impl Resets for TcpStream {
+    fn resets(&self, yes: bool) {
+        let _ = SockRef::from(self).set_linger(yes.then_some(Duration::ZERO));
+    }
+}
+
+/// A stream that was not ended is reset when it is dropped.
+impl Resets for StreamIo {
+    fn resets(&self, _: bool) {}
+}
+
+impl<T: Resets> Resets for Box<T> {
+    fn resets(&self, yes: bool) {
+        (**self).resets(yes);
+    }
+}
+
+impl<T: Resets> Resets for tokio_rustls::server::TlsStream<T> {
+    fn resets(&self, yes: bool) {
+        self.get_ref().0.resets(yes);
+    }
+}
+
+impl Resets for Io {
+    fn resets(&self, yes: bool) {
+        match self {
+            Self::Hbone(stream, _) => stream.resets(yes),
+            Self::Tcp(stream) => stream.resets(yes),
+            Self::Tls(stream) => stream.get_ref().0.resets(yes),
+        }
     }
 }
 

@@ -334,7 +334,8 @@ impl Capture {
             for k in stale {
                 let _ = flows.remove(&k);
             }
-            // Nearly exact is good enough: the kernel counts on from here, within a margin.
+            // Nearly exact is good enough: the kernel counts on from here, within a margin, and takes less than
+            // none for none.
             let _ = lock(&self.in_use).set(0, kept.len() as u64, 0);
         }
         drop(flows);

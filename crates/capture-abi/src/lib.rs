@@ -294,6 +294,8 @@ pub mod listener {
     pub const HBONE_V6: u32 = 5;
     pub const DNS_V4: u32 = 6;
     pub const DNS_V6: u32 = 7;
+    /// How many there are.
+    pub const KINDS: u32 = 8;
 }
 
 /// What one pod's guard and capture have seen, per CPU; the agent sums.

@@ -545,6 +545,8 @@ impl Tables {
                 || o.namespace != w.namespace
                 || o.service_account != w.service_account
                 || o.waypoint != w.waypoint
+                // One of them may have a waypoint.
+                || o.services != w.services
         });
         if let Some(old) = &old {
             self.unindex(old, Some(&w));
@@ -609,7 +611,8 @@ impl Tables {
         self.add_hostname(&s.key);
         let old = self.services.replace(ByKey(s.clone())).map(|old| old.0);
         self.vips.replace(old.as_ref(), Some(&s));
-        let guarded = old.as_ref().and_then(|o| o.waypoint.as_ref()) != s.waypoint.as_ref();
+        let guard = |s: &Service| s.waypoint.clone().map(|w| (w, s.ports.clone()));
+        let guarded = old.as_deref().and_then(guard) != guard(&s);
         let before = old.map(|o| o.load_balancing.clone()).unwrap_or_default();
         if before != s.load_balancing
             && let Some(set) = self.endpoints.get_mut(&s.key)

@@ -78,6 +78,11 @@ impl Requests {
         !matches!(polled, Poll::Ready(Err(_)))
     }
 
+    /// How many requests the endpoint takes at a time.
+    pub fn at_a_time(&self) -> usize {
+        self.0.current_max_send_streams()
+    }
+
     /// One request, up to its answer's head. What is left of its body then is sent beside the answer.
     pub async fn ask(
         mut self,

@@ -67,8 +67,10 @@ where
         let Some(accepted) = accepted else { return Ok(()) };
         let (request, respond) = accepted?;
         let reply = Arc::new(Reply::new(respond));
-        let (request, switch) = received(request, &reply);
-        tokio::spawn(finish(reply, switch, answer(request)));
+        let (mut request, switch) = received(request, &reply);
+        head::join_cookies(request.headers_mut());
+        let is_head = *request.method() == Method::HEAD;
+        tokio::spawn(finish(reply, switch, is_head, answer(request)));
     }
 }
 
@@ -99,6 +101,7 @@ fn received(
 async fn finish(
     reply: Arc<Reply>,
     switch: Option<Switch>,
+    is_head: bool,
     answer: impl Future<Output = Response<InBody>>,
 ) {
     let answered = {
@@ -123,6 +126,8 @@ async fn finish(
     if !is_end {
         super::measured(&mut head.headers, body.size_hint().exact().filter(|_| switch.is_none()));
     }
+    // To HEAD the length is told, and nothing else (RFC 9110, section 9.3.2).
+    let is_end = is_end || is_head && switch.is_none();
     let sent = match respond.send_response(Response::from_parts(head, ()), is_end) {
         Ok(stream) if is_end => {
             drop(stream);

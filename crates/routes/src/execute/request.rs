@@ -36,7 +36,8 @@ impl Source<'_> {
 }
 
 impl RequestView<'_> {
-    /// All values of a header as one, as Envoy joins them. Values that are no text match nothing.
+    /// All values of a header as one, as Envoy joins them. What is no text in them stands as U+FFFD: a
+    /// header that is there is never taken for one that is not.
     pub fn header(&self, name: &str) -> Option<String> {
         match name {
             ":method" => return Some(self.method.as_str().to_owned()),
@@ -47,10 +48,11 @@ impl RequestView<'_> {
             _ => {}
         }
         let mut values = self.headers.get_all(name).iter();
-        let mut joined = values.next()?.to_str().ok()?.to_owned();
+        let text = |v: &'_ http::HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
+        let mut joined = text(values.next()?);
         for value in values {
             joined.push(',');
-            joined.push_str(value.to_str().ok()?);
+            joined.push_str(&text(value));
         }
         Some(joined)
     }
