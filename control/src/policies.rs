@@ -237,17 +237,33 @@ fn accounts(list: &[String], own_namespace: &str) -> Vec<ServiceAccountMatch> {
         .collect()
 }
 
+fn nets(list: &[String]) -> Vec<IpNet> {
+    let net = |s: &String| s.parse::<IpNet>().or_else(|_| s.parse::<IpAddr>().map(IpNet::from));
+    list.iter().filter_map(|s| net(s).ok()).collect()
+}
+
+fn block(net: IpNet) -> Address {
+    let address = match net.addr() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    Address { address, length: u32::from(net.prefix_len()) }
+}
+
 fn blocks(list: &[String]) -> Vec<Address> {
-    list.iter()
-        .filter_map(|s| s.parse::<IpNet>().or_else(|_| s.parse::<IpAddr>().map(IpNet::from)).ok())
-        .map(|net| {
-            let address = match net.addr() {
-                IpAddr::V4(ip) => ip.octets().to_vec(),
-                IpAddr::V6(ip) => ip.octets().to_vec(),
-            };
-            Address { address, length: u32::from(net.prefix_len()) }
-        })
-        .collect()
+    nets(list).into_iter().map(block).collect()
+}
+
+/// What is in a block of each: of two that overlap one is within the other.
+fn in_both(a: &[String], b: &[String]) -> Vec<Address> {
+    let (a, b) = (nets(a), nets(b));
+    let pairs = a.iter().flat_map(|x| b.iter().map(move |y| (x, y)));
+    let narrower = pairs.filter_map(|(x, y)| match (x.contains(y), y.contains(x)) {
+        (true, _) => Some(*y),
+        (_, true) => Some(*x),
+        _ => None,
+    });
+    narrower.map(block).collect()
 }
 
 fn ports(list: &[String]) -> Vec<u32> {

@@ -142,7 +142,7 @@ impl Judge<'_> {
         let ours = parents.iter().filter(|p| self.is_ours(o, p));
         let each: Vec<_> =
             ours.map(|p| (p.clone(), vec![self.attached(o, p), resolved.clone()])).collect();
-        (!each.is_empty()).then_some(Verdict::Route(each))
+        Some(Verdict::Route(each))
     }
 
     fn is_ours(&self, o: &Object, p: &ParentReference) -> bool {

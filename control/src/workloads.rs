@@ -85,7 +85,8 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         workload_type: workload_type as i32,
         workload_name,
         authorization_policies: named_policies(snapshot, namespace, labels),
-        status: status(p.ready() && !starting),
+        // One that ends may have stopped to listen already; Kubernetes' endpoints have it no more, either.
+        status: status(p.ready() && !starting && o.meta.deletion_timestamp.is_none()),
         cluster_id: cluster.id.clone(),
         services,
         locality: locality(node),

@@ -12,6 +12,10 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use std::time::Duration;
+use tokio::time::timeout;
+
+/// After what could not be read.
+const READ_AGAIN: Duration = Duration::from_secs(5);
 
 const PLUGGED_IN: &str = "cacerts";
 const OWN: &str = "culvert-ca";
@@ -72,12 +76,24 @@ impl Store {
         });
         let mut touched = std::pin::pin!(touched);
         let mut before = None;
-        while let Some(next) = touched.next().await {
-            if let Err(error) = next {
-                tracing::warn!(error = %super::watch_reason(&error), "the authority's Secret is not heard of");
-                continue;
+        let mut failed = false;
+        loop {
+            let next = match failed {
+                // What was not read then is not told of again.
+                true => timeout(READ_AGAIN, touched.next()).await.unwrap_or(Some(Ok(()))),
+                false => touched.next().await,
+            };
+            match next {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(error = %super::watch_reason(&error), "the authority's Secret is not heard of");
+                    continue;
+                }
+                None => return,
             }
-            match self.read().await {
+            let read = self.read().await;
+            failed = read.is_err();
+            match read {
                 Ok(Some(now)) => {
                     if before.replace(now.fingerprint()) != before {
                         changed(now);

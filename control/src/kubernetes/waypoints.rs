@@ -67,7 +67,7 @@ pub async fn keep(
                 Ok(()) => drop(written.insert(key, objects)),
                 Err(error) => {
                     again = again.min(Instant::now() + TRY_AGAIN);
-                    let (gateway, error) = (key.to_string(), super::reason(&error));
+                    let gateway = key.to_string();
                     tracing::warn!(
                         gateway,
                         error,
@@ -107,6 +107,9 @@ fn wanted(control: &Control, settings: &Settings) -> HashMap<ObjectKey, Vec<Valu
     })
 }
 
+/// On what is made for Gateways.
+const MANAGED: (&str, &str) = ("gateway.istio.io/managed", "culvert.io-waypoint-controller");
+
 struct Words<'a> {
     control: &'a str,
     trust_domain: &'a str,
@@ -116,7 +119,7 @@ fn objects(gateway: &Object, settings: &Settings, words: &Words<'_>) -> Vec<Valu
     let ObjectKey { namespace, name, .. } = &gateway.key;
     let labels = json!({
         GATEWAY_NAME: name,
-        "gateway.istio.io/managed": "culvert.io-waypoint-controller",
+        MANAGED.0: MANAGED.1,
         "app.kubernetes.io/managed-by": FIELD_MANAGER,
     });
     let metadata = |labels: &Value| {
@@ -153,7 +156,7 @@ fn objects(gateway: &Object, settings: &Settings, words: &Words<'_>) -> Vec<Valu
     // It ends HBONE itself, and nothing of it is to be captured.
     let pod_labels = json!({
         GATEWAY_NAME: name,
-        "gateway.istio.io/managed": "culvert.io-waypoint-controller",
+        MANAGED.0: MANAGED.1,
         "istio.io/dataplane-mode": "none",
         "sidecar.istio.io/inject": "false",
     });
@@ -177,6 +180,8 @@ fn pod(name: &str, settings: &Settings, words: &Words<'_>) -> Value {
     json!({
         "serviceAccountName": name,
         "terminationGracePeriodSeconds": 60,
+        // As namespaces may demand that enforce Pod Security's "restricted".
+        "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "containers": [{
             "name": "waypoint",
             "image": settings.image,
@@ -227,7 +232,8 @@ fn pod(name: &str, settings: &Settings, words: &Words<'_>) -> Value {
     })
 }
 
-async fn write(client: &Client, namespace: &str, objects: &[Value]) -> Result<(), kube::Error> {
+/// Nothing that was there before its Gateway, or is somebody else's since, is written over.
+async fn write(client: &Client, namespace: &str, objects: &[Value]) -> Result<(), String> {
     for object in objects {
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
         let resource = match text("/kind") {
@@ -237,8 +243,18 @@ async fn write(client: &Client, namespace: &str, objects: &[Value]) -> Result<()
         };
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
         let name = text("/metadata/name").unwrap_or_default();
+        let told = |e: kube::Error| super::reason(&e);
+        if let Some(there) = api.get_opt(name).await.map_err(told)?
+            && there.metadata.labels.unwrap_or_default().get(MANAGED.0).map(String::as_str)
+                != Some(MANAGED.1)
+        {
+            return Err(format!(
+                "there is a {} {namespace}/{name} already that is no waypoint's: give the Gateway another name",
+                resource.kind
+            ));
+        }
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        api.patch(name, &params, &Patch::Apply(object)).await?;
+        api.patch(name, &params, &Patch::Apply(object)).await.map_err(told)?;
     }
     Ok(())
 }

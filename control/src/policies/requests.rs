@@ -34,15 +34,18 @@ fn encoded(m: &Match) -> Vec<u8> {
 /// token is read here, so no request has a principal of its own.
 fn of_source(s: &Source, namespace: &str, mesh: &MeshConfig) -> PolicyMatch {
     let mut m = source(s, namespace, mesh);
+    let mut never = !s.request_principals.is_empty();
     if !s.remote_ip_blocks.is_empty() {
-        m.source_ips.extend(super::blocks(&s.remote_ip_blocks));
+        // Where both are asked for, both must hold.
+        m.source_ips = match s.ip_blocks.is_empty() {
+            true => super::blocks(&s.remote_ip_blocks),
+            false => super::in_both(&s.ip_blocks, &s.remote_ip_blocks),
+        };
+        // No address is in none, and a list of none would ask for nothing.
+        never |= m.source_ips.is_empty();
     }
     m.not_source_ips.extend(super::blocks(&s.not_remote_ip_blocks));
-    PolicyMatch {
-        connection: encoded(&m),
-        unknown: !s.request_principals.is_empty(),
-        ..PolicyMatch::default()
-    }
+    PolicyMatch { connection: encoded(&m), unknown: never, ..PolicyMatch::default() }
 }
 
 fn of_operation(o: &Operation) -> PolicyMatch {
@@ -105,4 +108,33 @@ fn path(p: &str) -> PathMatch {
         path_match::Kind::Text(pattern(p))
     };
     PathMatch { kind: Some(kind) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn blocks(all: &[&str]) -> Vec<String> {
+        all.iter().map(|b| (*b).to_owned()).collect()
+    }
+
+    /// As many blocks as the source's address may be in, and whether it may be at all.
+    fn asked(ip: &[&str], remote: &[&str]) -> (Vec<u32>, bool) {
+        let source =
+            Source { ip_blocks: blocks(ip), remote_ip_blocks: blocks(remote), ..Source::default() };
+        let m = of_source(&source, "ns", &MeshConfig::default());
+        let connection = Match::decode(&*m.connection).unwrap();
+        (connection.source_ips.iter().map(|b| b.length).collect(), m.unknown)
+    }
+
+    #[test]
+    fn of_two_lists_of_addresses_both_must_have_it() {
+        assert_eq!(asked(&["10.0.0.0/8"], &[]), (vec![8], false));
+        assert_eq!(asked(&[], &["10.1.2.3"]), (vec![32], false));
+        assert_eq!(asked(&["10.0.0.0/8", "fd00::/8"], &["10.1.2.3"]), (vec![32], false));
+        assert_eq!(asked(&["10.1.0.0/16"], &["10.0.0.0/8", "10.1.2.0/24"]), (vec![16, 24], false));
+        // Nobody is in none: that is not the same as not being asked.
+        assert_eq!(asked(&["10.0.0.0/8"], &["192.168.0.1"]), (vec![], true));
+    }
 }

@@ -363,6 +363,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_policy_asks_of_addresses_and_requests_is_read_or_refused() {
+        let policy = |rule: &str| {
+            one(&format!(
+                "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                 metadata: {{name: p, namespace: ns}}\n\
+                 spec: {{targetRefs: [{{kind: Service, group: \"\", name: a}}], rules: [{rule}]}}"
+            ))
+        };
+        let source = |s: &str| format!("{{from: [{{source: {s}}}]}}");
+        let when = |key: &str, value: &str| {
+            format!("{{when: [{{key: \"{key}\", values: [\"{value}\"]}}]}}")
+        };
+        for good in [
+            source("{remoteIpBlocks: [10.0.0.1, \"fd00::/8\"]}"),
+            when("remote.ip", "10.0.0.0/8"),
+            when("request.headers[x-a]", "*"),
+        ] {
+            assert_eq!(policy(&good).0.len(), 1, "{good}");
+        }
+        for (bad, path) in [
+            (source("{remoteIpBlocks: [10.0.0.0/33]}"), "remoteIpBlocks[0]"),
+            (source("{notRemoteIpBlocks: [10.0.0]}"), "notRemoteIpBlocks[0]"),
+            (when("remote.ip", "10.0.0.0/33"), "when[0].values"),
+            (when("request.header[x-a]", "1"), "when[0].key"),
+            (when("request.headers[]", "1"), "when[0].key"),
+        ] {
+            let (objects, diagnostics) = policy(&bad);
+            assert!(objects.is_empty(), "{bad}");
+            assert!(diagnostics.iter().any(|d| d.path.ends_with(path)), "{bad}: {diagnostics:?}");
+        }
+    }
+
+    #[test]
     fn what_patches_envoy_is_refused_with_a_reason() {
         let (objects, diagnostics) =
             one("apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\n\

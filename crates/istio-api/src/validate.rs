@@ -131,8 +131,7 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
             Code::NotServed,
             "spec.action",
             "CUSTOM",
-            "external authorization needs a waypoint, which this version does not run; \
-             the policy is refused rather than ignored",
+            "no external authorization is asked here; the policy is refused rather than ignored",
         ),
         AuthorizationAction::Audit => found.push(
             Code::Warning,
@@ -240,7 +239,12 @@ fn source(s: &Source, path: &str, found: &mut Found<'_>) {
     if *s == Source::default() {
         found.push(Code::InvalidValue, path, "empty", "name at least one attribute");
     }
-    for (field, list) in [("ipBlocks", &s.ip_blocks), ("notIpBlocks", &s.not_ip_blocks)] {
+    for (field, list) in [
+        ("ipBlocks", &s.ip_blocks),
+        ("notIpBlocks", &s.not_ip_blocks),
+        ("remoteIpBlocks", &s.remote_ip_blocks),
+        ("notRemoteIpBlocks", &s.not_remote_ip_blocks),
+    ] {
         for (k, value) in list.iter().enumerate().filter(|(_, v)| !is_block(v)) {
             found.push(
                 Code::InvalidValue,
@@ -377,7 +381,21 @@ fn condition(
     if c.values.is_empty() && c.not_values.is_empty() {
         found.push(Code::MissingValue, path, "neither values nor notValues", "give at least one");
     }
-    if c.key.starts_with("request.") || matches!(c.key.as_str(), "connection.sni" | "remote.ip") {
+    let of_header = c.key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']'));
+    let of_request = of_header.is_some_and(|name| !name.is_empty())
+        || c.key.strip_prefix("request.auth.").is_some_and(|of| !of.is_empty())
+        || matches!(c.key.as_str(), "connection.sni" | "remote.ip");
+    if c.key == "remote.ip" {
+        for value in c.values.iter().chain(&c.not_values).filter(|v| !is_block(v)) {
+            found.push(
+                Code::InvalidValue,
+                format!("{path}.values"),
+                format!("{value:?}"),
+                "not a value that remote.ip can have",
+            );
+        }
+    }
+    if of_request {
         let of_token = c.key.starts_with("request.auth.");
         if at_waypoint && (of_token || c.key == "connection.sni") {
             found.push(
@@ -396,7 +414,10 @@ fn condition(
             Code::InvalidValue,
             format!("{path}.key"),
             format!("{:?}", c.key),
-            format!("one of {}, request.*, connection.sni, remote.ip", L4_KEYS.join(", ")),
+            format!(
+                "one of {}, request.headers[<name>], request.auth.*, connection.sni, remote.ip",
+                L4_KEYS.join(", ")
+            ),
         );
     }
     for value in c.values.iter().chain(&c.not_values) {

@@ -36,6 +36,20 @@ fn a_connection_carries_as_many_requests_as_is_said() {
     s.is_well();
 }
 
+/// Applications take so many requests at a time on a connection of HTTP/2: the next goes by another.
+#[test]
+fn requests_beyond_what_a_connection_takes_do_not_wait_for_one_another() {
+    let s = Scene::speaking("wp-many-at-once", "");
+    s.destination("connectionPool: { http: { http2MaxRequests: 1000 } }");
+    s.route_to("v1", "");
+    let ask = Ask::get(&s.url("/?delay=3000")).http2();
+    let all = ask.at_once(&s.client, 230).unwrap();
+    assert!(all.iter().all(|a| a.status == 200), "{all:?}");
+    let connections = by_connection(&all);
+    assert!(connections.len() > 1, "{connections:?}");
+    s.is_well();
+}
+
 /// What the waypoint has counted of answers with this status and these flags.
 fn counted(s: &Scene, status: u16, flags: &str) -> u64 {
     let (status, flags) =

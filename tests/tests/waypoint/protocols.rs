@@ -1,5 +1,7 @@
 //! What HTTP is, through the waypoint.
 
+use std::time::Duration;
+
 use crate::scene::{PORT, Played, Scene, read_until};
 use culvert_tests::Ask;
 use scripted::frames::{
@@ -74,6 +76,12 @@ fn bodies_of_any_length_and_none_go_both_ways() {
          transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4;ext=1\r\ndefg\r\n0\r\n\r\n",
     );
     assert!(chunked.ends_with("\r\n\r\nabcdefg"), "{chunked}");
+    // Of a method that seldom has one.
+    let asked = s.say(
+        "GET /?echo HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\
+         transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    );
+    assert!(asked.ends_with("\r\n\r\nabc") || asked.contains("\r\n3\r\nabc\r\n"), "{asked}");
     assert_eq!(s.get("/?chunks=3").body, "chunk 0\nchunk 1\nchunk 2\n");
     let head = s.say("HEAD /?size=1000 HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
@@ -245,6 +253,19 @@ fn interim_answers_go_from_http1_to_http2() {
     app.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
     assert_eq!(next(&client, HEADERS).status(), Some(200));
     assert_eq!(next(&client, DATA).payload, b"ok");
+}
+
+/// What is not HTTP at once is not bytes for that, on a port that is said to be HTTP.
+#[test]
+fn a_client_that_is_silent_at_first_is_judged_like_any() {
+    let s = Scene::new("wp-silent");
+    let sock = s.raw();
+    // Longer than a port is looked at whose protocol nobody says.
+    std::thread::sleep(Duration::from_secs(6));
+    sock.write(b"GET /%00 HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n").unwrap();
+    let answer = String::from_utf8_lossy(&sock.read_to_end().unwrap()).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    s.is_well();
 }
 
 #[test]

@@ -111,6 +111,34 @@ async fn a_client_has_interim_answers_as_they_come_and_each_request_its_own() {
 }
 
 #[tokio::test]
+async fn a_head_has_the_length_of_its_answer_and_no_body() {
+    let mut s = serving().await;
+    let mut head = to("/");
+    *head.method_mut() = Method::HEAD;
+    let (response, _) = s.send.send_request(head, true).unwrap();
+    let (_, answer) = s.requests.recv().await.unwrap();
+    assert!(answer.send(whole("denied")).is_ok());
+    let answered = response.await.unwrap();
+    assert_eq!(answered.headers()[header::CONTENT_LENGTH], "6");
+    assert!(answered.body().is_end_stream());
+}
+
+#[tokio::test]
+async fn a_cookie_that_comes_in_parts_is_one() {
+    let mut s = serving().await;
+    let mut request = to("/");
+    for part in ["a=1", "user=jason", "b=2"] {
+        request.headers_mut().append(header::COOKIE, HeaderValue::from_static(part));
+    }
+    let (response, _) = s.send.send_request(request, true).unwrap();
+    let (asked, answer) = s.requests.recv().await.unwrap();
+    let cookies: Vec<_> = asked.headers().get_all(header::COOKIE).iter().collect();
+    assert_eq!(cookies, ["a=1; user=jason; b=2"]);
+    assert!(answer.send(whole("")).is_ok());
+    response.await.unwrap();
+}
+
+#[tokio::test]
 async fn there_are_so_many_interim_answers_for_a_request_and_no_more() {
     let mut s = serving().await;
     for (times, size, wanted) in [(100, 10, 16), (100, 30 * 1024, 2)] {

@@ -53,7 +53,13 @@ pub fn named(view: View<'_>, changes: &[Changed<'_>]) -> Option<Named> {
     for c in changes {
         for o in [c.old, c.new].into_iter().flatten().filter(|o| concerns(c.key.kind, o)) {
             match &o.spec {
-                Spec::VirtualService(v) if !v.hosts.is_empty() => {
+                // Hosts are looked up by whole labels: with a part of one everything is looked at.
+                Spec::VirtualService(v)
+                    if !v.hosts.is_empty()
+                        && v.hosts
+                            .iter()
+                            .all(|h| !h.starts_with('*') || h == "*" || h.starts_with("*.")) =>
+                {
                     let own = &c.key.namespace;
                     all.extend(v.hosts.iter().map(|h| (whole(h, own, view.domain), own.clone())));
                 }

@@ -14,8 +14,8 @@ use crate::{
 use istio_api::{
     Kind, Labels, Object, Spec,
     gateway_api::gateway::{
-        GatewaySpec, LabelSelector, LabelSelectorOperator, Listener, RouteNamespacesFromNamespaces,
-        TlsModeType,
+        GatewaySpec, LabelSelector, LabelSelectorOperator, Listener, RouteNamespaces,
+        RouteNamespacesFromNamespaces, TlsModeType,
     },
 };
 use std::{
@@ -164,18 +164,23 @@ fn attaches(view: View<'_>, proxy: &ProxyName, l: &Listener, port: u16, o: &Obje
         return false;
     }
     let from = allowed.and_then(|a| a.namespaces.as_ref());
-    let admitted = match from.and_then(|f| f.from).unwrap_or(RouteNamespacesFromNamespaces::Same) {
+    admits(view, from, &proxy.namespace, &o.key.namespace) && parents(o).any(names)
+}
+
+/// Whether a listener of a Gateway of the namespace `own` takes what is of another: its own, where it says
+/// nothing.
+pub fn admits(view: View<'_>, from: Option<&RouteNamespaces>, own: &str, namespace: &str) -> bool {
+    match from.and_then(|f| f.from).unwrap_or(RouteNamespacesFromNamespaces::Same) {
         RouteNamespacesFromNamespaces::All => true,
-        RouteNamespacesFromNamespaces::Same => o.key.namespace == proxy.namespace,
+        RouteNamespacesFromNamespaces::Same => own == namespace,
         RouteNamespacesFromNamespaces::Selector => {
-            let labels = view.get(Kind::Namespace, "", &o.key.namespace).map(|n| &n.meta.labels);
+            let labels = view.get(Kind::Namespace, "", namespace).map(|n| &n.meta.labels);
             match (from.and_then(|f| f.selector.as_ref()), labels) {
                 (Some(selector), Some(labels)) => selects(selector, labels),
                 _ => false,
             }
         }
-    };
-    admitted && parents(o).any(names)
+    }
 }
 
 /// As Kubernetes' label selectors are read.

@@ -128,13 +128,20 @@ impl Rules {
         self.services.values().flat_map(|n| n.values()).filter_map(|own| own.values().next())
     }
 
-    /// The service that a host means to whoever is in `from`: its own, or the first that it may see.
+    /// The service that a host means to whoever is in `from`: its own, or that of the others that it may
+    /// see which is a Service, and then the oldest: nobody takes over a host by an entry for it.
     pub fn visible_service(&self, hostname: &str, from: &[&str]) -> Option<&ServiceView> {
         let by_namespace = self.services.get(hostname)?;
-        let own = from.iter().filter_map(|ns| by_namespace.get(*ns));
-        own.chain(by_namespace.values())
-            .filter_map(|s| s.values().next())
-            .find(|s| from.iter().any(|ns| exported(&s.export_to, &s.name.namespace, ns)))
+        let is_seen = |(_, s): &(&ObjectKey, &ServiceView)| {
+            from.iter().any(|ns| exported(&s.export_to, &s.name.namespace, ns))
+        };
+        let mut own = from.iter().filter_map(|ns| by_namespace.get(*ns)).filter_map(first);
+        let rank = |(key, s): &(&ObjectKey, &ServiceView)| {
+            let created = s.created.clone().unwrap_or_else(|| "~".to_owned());
+            (key.kind != Kind::Service, created, key.namespace.clone())
+        };
+        let others = || by_namespace.values().filter_map(first).filter(is_seen).min_by_key(rank);
+        own.find(is_seen).or_else(others).map(|(_, s)| s)
     }
 
     /// All VirtualServices that may be part of the tables of these hosts.
@@ -290,6 +297,11 @@ pub fn age(o: &Object) -> (Option<&str>, &str, &str) {
     let created = o.meta.creation_timestamp.as_deref();
     // Without a time it is new: one that has a time was there before.
     (created.or(Some("~")), &o.key.name, &o.key.namespace)
+}
+
+/// Of two objects that stand for one service the first counts.
+fn first(own: &BTreeMap<ObjectKey, ServiceView>) -> Option<(&ObjectKey, &ServiceView)> {
+    own.iter().next()
 }
 
 fn note(

@@ -1,10 +1,14 @@
 //! The objects, as compilation asks for them.
 
+use super::ingress;
 use crate::{
     names::{ProxyName, ServiceName, whole},
     proto::Protocol,
 };
-use istio_api::{Kind, Labels, MeshConfig, Object, ObjectKey, Resolution, Spec};
+use istio_api::{
+    Kind, Labels, MeshConfig, Object, ObjectKey, Resolution, Spec,
+    gateway_api::gateway::RouteNamespaces,
+};
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 /// All objects by kind, namespace and name.
@@ -24,6 +28,8 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// Of the object.
     pub short: String,
+    /// When it was made.
+    pub created: Option<String>,
     pub ports: Vec<(u16, Protocol)>,
     pub export_to: Vec<String>,
     /// Connections go where they were going.
@@ -33,9 +39,11 @@ pub struct ServiceView {
 }
 
 /// What a waypoint is for: `istio.io/waypoint-for`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Serves {
     pub services: bool,
+    /// Other namespaces whose services may ask for it.
+    pub admits: Option<RouteNamespaces>,
 }
 
 /// Gateway classes of waypoints.
@@ -84,6 +92,7 @@ impl<'a> View<'a> {
                         hostname: whole(&o.key.name, namespace, self.domain),
                     },
                     short: o.key.name.clone(),
+                    created: o.meta.creation_timestamp.clone(),
                     ports: s
                         .spec
                         .ports
@@ -105,6 +114,7 @@ impl<'a> View<'a> {
                         hostname: host.to_ascii_lowercase(),
                     },
                     short: o.key.name.clone(),
+                    created: o.meta.creation_timestamp.clone(),
                     ports: s
                         .ports
                         .iter()
@@ -145,7 +155,10 @@ impl<'a> View<'a> {
             name: name.clone(),
         };
         let serves = self.waypoint(&proxy)?;
-        Some((proxy, serves))
+        // Whoever is served by it is judged by it, and by what is said where it is: that is not for others to
+        // choose.
+        let admitted = ingress::admits(*self, serves.admits.as_ref(), &proxy.namespace, namespace);
+        admitted.then_some((proxy, serves))
     }
 
     /// The waypoint of a Service or ServiceEntry.
@@ -173,7 +186,9 @@ pub fn serves(o: &Object) -> Option<Serves> {
     }
     let kind = o.meta.labels.get("istio.io/waypoint-for").map(String::as_str);
     let services = !matches!(kind, Some("workload" | "none"));
-    Some(Serves { services })
+    let mesh = g.listeners.iter().find(|l| l.protocol == "HBONE");
+    let admits = mesh.and_then(|l| l.allowed_routes.as_ref()?.namespaces.clone());
+    Some(Serves { services, admits })
 }
 
 /// By `appProtocol`, or by the port's name up to the first dash, as Istio reads them.

@@ -194,6 +194,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append("x", "a".parse().unwrap());
         headers.append("x", "b".parse().unwrap());
+        for value in [&b"1"[..], b"\xff"] {
+            headers.append("y", http::HeaderValue::from_bytes(value).unwrap());
+        }
         let request = RequestView {
             method: &Method::GET,
             path: "/",
@@ -204,6 +207,9 @@ mod tests {
             source: Source { address: None, namespace: "", labels: &[] },
         };
         assert_eq!(request.header("x").unwrap(), "a,b");
+        // What is no text hides nothing.
+        assert_eq!(request.header("y").unwrap(), "1,\u{fffd}");
+        assert_eq!(request.header("z"), None);
         assert_eq!(request.query_parameter("a").unwrap(), "1");
         assert_eq!(request.query_parameter("b").unwrap(), "x y z");
         assert_eq!(request.query_parameter("c"), None);

@@ -25,7 +25,9 @@ metadata:
 ---
 kind: Gateway
 metadata: {name: wp, namespace: infra}
-spec: {gatewayClassName: istio-waypoint}
+spec:
+  gatewayClassName: istio-waypoint
+  listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}]
 ",
     );
     w.put(&service("shop", "reviews"));

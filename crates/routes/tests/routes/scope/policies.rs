@@ -61,11 +61,20 @@ fn a_policy_of_a_gateway_is_of_its_namespace_and_for_all_that_it_serves() {
 #[test]
 fn a_policy_of_a_class_is_of_the_root_namespace_and_follows_the_gateways_class() {
     let mut w = world();
+    let of_class = |class: &str| {
+        let listener =
+            "{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}";
+        document(
+            "Gateway",
+            "infra/wp",
+            &format!("{{gatewayClassName: {class}, listeners: [{listener}]}}"),
+        )
+    };
     target(&mut w, "istio-system/p", GATEWAY, "GatewayClass", "culvert-waypoint");
     target(&mut w, "infra/p", GATEWAY, "GatewayClass", "culvert-waypoint");
     assert!(bound(&w, REVIEWS).is_empty());
-    w.put(&document("Gateway", "infra/wp", "{gatewayClassName: culvert-waypoint}"));
+    w.put(&of_class("culvert-waypoint"));
     assert_eq!(bound(&w, REVIEWS), ["istio-system/p"]);
-    w.put(&document("Gateway", "infra/wp", "{gatewayClassName: istio-waypoint}"));
+    w.put(&of_class("istio-waypoint"));
     assert!(bound(&w, REVIEWS).is_empty());
 }

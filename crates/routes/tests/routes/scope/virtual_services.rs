@@ -1,7 +1,9 @@
 //! VirtualServices: of what hosts, for which proxies, in what order.
 
 use super::{REVIEWS, all_to, all_to_with, service, world};
+use crate::world::World;
 use istio_api::Kind;
+use routes::proto::http_route::Action;
 
 const DEFAULT: &str = "shop/reviews.shop.svc.cluster.local to reviews.shop:9080";
 
@@ -264,4 +266,62 @@ fn a_route_to_no_subset_is_broken_until_a_destination_rule_has_it() {
     assert_eq!(w.http(REVIEWS), ["shop/r to reviews.shop:9080 v2"]);
     w.delete(Kind::DestinationRule, "shop/d");
     assert_eq!(w.http(REVIEWS), [format!("shop/r to nothing, as {why}")]);
+}
+
+/// Whose services a waypoint takes is for its own namespace to say.
+#[test]
+fn a_waypoint_of_another_namespace_takes_what_its_listener_admits() {
+    let mut w = world();
+    let listener = |from: &str| {
+        let allowed = format!("allowedRoutes: {{namespaces: {from}}}");
+        let mesh = format!("{{name: mesh, port: 15008, protocol: HBONE, {allowed}}}");
+        let spec = format!("{{gatewayClassName: istio-waypoint, listeners: [{mesh}]}}");
+        format!("kind: Gateway\nmetadata: {{name: wp, namespace: infra}}\nspec: {spec}\n")
+    };
+    let is_served = |w: &World| w.tables().iter().any(|(_, t)| t.hostname == REVIEWS);
+    assert!(is_served(&w));
+    w.put(&listener("{from: Same}"));
+    assert!(!is_served(&w));
+    w.put(&listener("{from: Selector, selector: {matchLabels: {served: \"yes\"}}}"));
+    assert!(!is_served(&w));
+    let labels = "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: infra";
+    let shop = |more: &str| {
+        format!("kind: Namespace\nmetadata: {{name: shop, labels: {{{labels}{more}}}}}\n")
+    };
+    w.put(&shop(", served: \"yes\""));
+    assert!(is_served(&w));
+    w.put(&shop(""));
+    assert!(!is_served(&w));
+    w.put("kind: Gateway\nmetadata: {name: wp, namespace: infra}\nspec: {gatewayClassName: istio-waypoint}\n");
+    assert!(!is_served(&w), "nobody else's, where nothing is said");
+}
+
+/// An entry for a host does not take it over from the Service that is it.
+#[test]
+fn a_service_is_meant_before_any_entry_and_then_the_oldest() {
+    let mut w = world();
+    let api = "api.payments.svc.cluster.local";
+    let rule = format!(
+        "kind: VirtualService\nmetadata: {{name: r, namespace: shop}}\n\
+         spec: {{hosts: [reviews], http: [{{route: [{{destination: {{host: {api}}}}}]}}]}}\n"
+    );
+    w.put(&rule);
+    let entry = |namespace: &str, created: &str| {
+        format!(
+            "kind: ServiceEntry\nmetadata: {{name: e, namespace: {namespace}, creationTimestamp: \"{created}\"}}\n\
+             spec: {{hosts: [{api}], ports: [{{number: 9080, name: http, protocol: HTTP}}], resolution: STATIC}}\n"
+        )
+    };
+    w.put(&entry("dev", "2020-01-02T00:00:00Z"));
+    let to = |w: &World| -> Vec<String> {
+        let table = w.table(REVIEWS);
+        let Some(Action::Forward(f)) = &table.ports[0].http[0].action else { panic!("{table:?}") };
+        let all = f.destinations.iter().map(|d| d.to.as_ref().unwrap());
+        all.map(|d| format!("{}/{}", d.namespace, d.hostname)).collect()
+    };
+    assert_eq!(to(&w), [format!("dev/{api}")]);
+    w.put(&entry("zoo", "2020-01-01T00:00:00Z"));
+    assert_eq!(to(&w), [format!("zoo/{api}")]);
+    w.put(&service("payments", "api"));
+    assert_eq!(to(&w), [format!("payments/{api}")]);
 }

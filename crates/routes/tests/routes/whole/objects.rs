@@ -268,6 +268,11 @@ fn gateways() -> BoxedStrategy<Value> {
     let serves = one_of(&["", "", "service", "workload", "all", "none"]);
     let listeners = prop_oneof![
         1 => Just(json!([])),
+        2 => Just(json!([{"name": "mesh", "port": 15008, "protocol": "HBONE",
+            "allowedRoutes": {"namespaces": {"from": "All"}}}])),
+        1 => Just(json!([{"name": "mesh", "port": 15008, "protocol": "HBONE",
+            "allowedRoutes": {"namespaces": {"from": "Selector", "selector":
+                {"matchLabels": {"istio.io/use-waypoint": "wp"}}}}}])),
         2 => Just(json!([{"name": "web", "port": 80, "protocol": "HTTP"}])),
         1 => Just(json!([{"name": "safe", "port": 8443, "protocol": "HTTPS", "hostname": "*.com",
             "tls": {"certificateRefs": [{"name": "s1", "namespace": "infra"}]},
