@@ -41,6 +41,8 @@ pub struct Agent {
     pub serving: watch::Sender<bool>,
     /// True once another agent has taken this one's place.
     pub superseded: watch::Sender<bool>,
+    /// The agent whose place this one has taken carries connections still.
+    pub succeeds: watch::Sender<bool>,
     /// Enrol clients that are owed an answer.
     pub enrol_clients: watch::Sender<usize>,
     /// What the control plane is to be told of enrolments.
@@ -100,6 +102,11 @@ impl Agent {
         std::iter::once(w.trust_domain.clone())
             .chain(self.trust_domain_aliases.iter().cloned())
             .collect()
+    }
+
+    /// Returns once this agent is the only one that carries connections here, but for one that comes after it.
+    pub async fn is_alone(&self) {
+        let _ = self.succeeds.subscribe().wait_for(|succeeds| !succeeds).await;
     }
 
     pub fn is_superseded(&self) -> bool {

@@ -455,6 +455,8 @@ async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     // Whoever asked for it may not wait for the end.
     spawn_for_agent(async move {
         pod.scope.idle().await;
+        // The agent before this one may carry connections of the pod, over the rules and routes that are there.
+        agent.is_alone().await;
         let _ = idle.send(());
         finish(&agent, &pod).await;
         agent.pods.letting_go.send_modify(|pods| *pods -= 1);

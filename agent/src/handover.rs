@@ -143,10 +143,13 @@ impl TakingOver {
             }
         }
         fault::point("handover-serving");
-        // Open for as long as the old agent needs to know that this one lives.
-        spawn_for_agent(
-            async move { while connection.receive().await.is_ok_and(|r| r.is_some()) {} },
-        );
+        // Open for as long as either needs to know that the other lives.
+        agent.succeeds.send_replace(true);
+        let agent = agent.clone();
+        spawn_for_agent(async move {
+            while connection.receive().await.is_ok_and(|r| r.is_some()) {}
+            agent.succeeds.send_replace(false);
+        });
         Ok(())
     }
 }
@@ -169,7 +172,12 @@ pub async fn offer(agent: Arc<Agent>, mut listener: Listener, path: PathBuf, est
             continue;
         }
         match hand_over(&agent, &connection, &estate).await {
-            Ok(()) => return,
+            Ok(()) => {
+                // The line tells the new agent of this one: what connections need is not to be taken away.
+                agent.is_alone().await;
+                crate::until_idle(&agent).await;
+                return;
+            }
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
                 "a hand-over has come to nothing; this agent goes on"

@@ -497,6 +497,7 @@ fn build(
         draining,
         serving: watch::Sender::new(serving),
         superseded: watch::Sender::new(false),
+        succeeds: watch::Sender::new(false),
         enrol_clients: watch::Sender::new(0),
         reports: Reports::default(),
         changes: watch::Sender::new(0),
@@ -590,7 +591,7 @@ fn serve_metrics(agent: &Arc<Agent>, at: TcpListener) {
 }
 
 /// Returns once the last frame of the last connection has left.
-async fn until_idle(agent: &Agent) {
+pub async fn until_idle(agent: &Agent) {
     let pods = agent.pods.all();
     for pod in &pods {
         pod.scope.idle().await;

@@ -232,6 +232,38 @@ fn a_stream_of_a_released_pod_outlives_an_upgrade() {
     attempt(&p.client, &p.to).unwrap();
 }
 
+/// What its connections need is there for as long as the old agent carries them, whoever un-enrols the pod.
+#[test]
+fn a_stream_of_the_old_agent_outlives_its_pods_release_by_the_new_one() {
+    let p = pair("let-go-after");
+    let streams = [echo_to(&p.client, &p.to).unwrap(), echo_to(&p.server, &p.back).unwrap()];
+    for s in &streams {
+        echo(s, 100_000, 1).unwrap();
+    }
+    let old = p.mesh.agent(1).challenged().takes_over();
+    p.mesh.unenroll(&p.client);
+    for s in &streams {
+        echo(s, 1_000_000, 2).unwrap();
+    }
+    assert!(old.is_running());
+    for s in streams {
+        s.shutdown_write().unwrap();
+        assert_eq!(s.read_to_end().unwrap(), b"");
+    }
+    old.ends();
+    attempt(&p.client, &p.to).unwrap();
+    // Then nothing of it is left in the pod.
+    eventually(SOON, || {
+        let mut show = std::process::Command::new("sh");
+        show.args(["-c", "ip rule; ip -6 rule"]);
+        let shown = p.client.spawn(show)?;
+        anyhow::ensure!(shown.wait(SOON)?.success(), "{}", shown.stderr());
+        anyhow::ensure!(!shown.stdout().contains("fwmark"), "{}", shown.stdout());
+        Ok(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn a_new_agent_may_die_at_any_step_and_the_old_one_goes_on() {
     let p = pair("new-dies");
