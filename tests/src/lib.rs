@@ -32,7 +32,7 @@ pub use control::Control;
 pub use dialogue::{any, at, attempt, denied, echo, fetch, whoami};
 pub use kubelet::{Kubelet, Runs};
 pub use mesh::{Builder, Mesh};
-pub use pod::{MeshPod, Spec};
+pub use pod::{MeshPod, Spec, run_in};
 pub use service::Service;
 pub use stage::Stage;
 pub use traffic::{Tally, Traffic, exchange};

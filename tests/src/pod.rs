@@ -171,3 +171,13 @@ impl std::fmt::Debug for MeshPod {
         self.pod.fmt(f)
     }
 }
+
+/// Runs a shell command in a pod, and wants it to succeed. The answer is what it prints.
+pub fn run_in(pod: &MeshPod, line: &str) -> String {
+    let mut cmd = std::process::Command::new("sh");
+    cmd.args(["-c", line]);
+    let proc = pod.spawn(cmd).unwrap();
+    let status = proc.wait(crate::SOON).unwrap();
+    assert!(status.success(), "{line:?} in {pod:?}: {}", proc.stderr());
+    proc.stdout()
+}

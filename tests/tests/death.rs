@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_tests::dialogue::{by_hand, echo, echo_to, serve};
-use culvert_tests::{Agent, Mesh, MeshPod, SOON, Traffic, at, attempt};
+use culvert_tests::{Agent, Mesh, MeshPod, SOON, Traffic, at, attempt, run_in};
 use testbed::{ConnectOpts, Serve, Token, eventually};
 
 const PORT: u16 = 8080;
@@ -370,13 +370,6 @@ fn pinned_state_of_another_version_stops_the_agent_and_the_pods_stay_closed() {
         attempt(&p.client, &p.to).unwrap();
         attempt(&p.server, &at(p.client.ipv4(), PORT)).unwrap();
     }
-}
-
-fn run_in(pod: &MeshPod, line: &str) {
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", line]);
-    let proc = pod.spawn(command).unwrap();
-    assert!(proc.wait(SOON).unwrap().success(), "{line}: {}", proc.stderr());
 }
 
 /// What a pod makes of its own network namespace keeps no agent from coming, and opens nothing.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use culvert_tests::dialogue::{echo, echo_to, serve};
 use culvert_tests::names::{RecordType, addresses, lookup};
-use culvert_tests::{Agent, Mesh, MeshPod, SOON, Service, Traffic, at, attempt};
+use culvert_tests::{Agent, Mesh, MeshPod, SOON, Service, Traffic, at, attempt, run_in};
 use testbed::{Serve, Token, eventually};
 
 const PORT: u16 = 8080;
@@ -254,11 +254,8 @@ fn a_stream_of_the_old_agent_outlives_its_pods_release_by_the_new_one() {
     attempt(&p.client, &p.to).unwrap();
     // Then nothing of it is left in the pod.
     eventually(SOON, || {
-        let mut show = std::process::Command::new("sh");
-        show.args(["-c", "ip rule; ip -6 rule"]);
-        let shown = p.client.spawn(show)?;
-        anyhow::ensure!(shown.wait(SOON)?.success(), "{}", shown.stderr());
-        anyhow::ensure!(!shown.stdout().contains("fwmark"), "{}", shown.stdout());
+        let rules = run_in(&p.client, "ip rule; ip -6 rule");
+        anyhow::ensure!(!rules.contains("fwmark"), "{rules}");
         Ok(())
     })
     .unwrap();

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_tests::dialogue::serve;
+pub(crate) use culvert_tests::run_in;
 use culvert_tests::{Mesh, MeshPod, Traffic, at};
 use testbed::{Capture, Puppet, Serve, Token};
 
@@ -110,16 +111,6 @@ pub(crate) fn address_of(pod: &MeshPod, like: SocketAddr) -> IpAddr {
 pub(crate) fn index_of(pod: &MeshPod, name: &str) -> u32 {
     let line = run_in(pod, &format!("ip -o link show dev {name}"));
     line.split(':').next().unwrap().parse().unwrap()
-}
-
-/// Runs a shell command in a pod, and wants it to succeed.
-pub(crate) fn run_in(pod: &MeshPod, line: &str) -> String {
-    let mut cmd = std::process::Command::new("sh");
-    cmd.args(["-c", line]);
-    let proc = pod.spawn(cmd).unwrap();
-    let status = proc.wait(culvert_tests::SOON).unwrap();
-    assert!(status.success(), "{line:?} in {pod:?}: {}", proc.stderr());
-    proc.stdout()
 }
 
 /// The leak checker on the wires, a pair of bystanders under traffic, and the logs.

@@ -136,10 +136,6 @@ impl Rules {
             from.iter().any(|ns| exported(&s.export_to, &s.name.namespace, ns))
         };
         let mut own = from.iter().filter_map(|ns| by_namespace.get(*ns)).filter_map(first);
-        let rank = |(key, s): &(&ObjectKey, &ServiceView)| {
-            let created = s.created.clone().unwrap_or_else(|| "~".to_owned());
-            (key.kind != Kind::Service, created, key.namespace.clone())
-        };
         let others = || by_namespace.values().filter_map(first).filter(is_seen).min_by_key(rank);
         own.find(is_seen).or_else(others).map(|(_, s)| s)
     }
@@ -297,6 +293,11 @@ pub fn age(o: &Object) -> (Option<&str>, &str, &str) {
     let created = o.meta.creation_timestamp.as_deref();
     // Without a time it is new: one that has a time was there before.
     (created.or(Some("~")), &o.key.name, &o.key.namespace)
+}
+
+/// Services before entries, and the older before the younger; without a time it is new.
+fn rank<'a>((key, s): &(&'a ObjectKey, &'a ServiceView)) -> (bool, &'a str, &'a str) {
+    (key.kind != Kind::Service, s.created.as_deref().unwrap_or("~"), &key.namespace)
 }
 
 /// Of two objects that stand for one service the first counts.

@@ -48,11 +48,10 @@ impl RequestView<'_> {
             _ => {}
         }
         let mut values = self.headers.get_all(name).iter();
-        let text = |v: &'_ http::HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
-        let mut joined = text(values.next()?);
+        let mut joined = String::from_utf8_lossy(values.next()?.as_bytes()).into_owned();
         for value in values {
             joined.push(',');
-            joined.push_str(&text(value));
+            joined.push_str(&String::from_utf8_lossy(value.as_bytes()));
         }
         Some(joined)
     }
