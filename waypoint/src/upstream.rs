@@ -317,7 +317,8 @@ async fn send_http2(
     }
 }
 
-/// Small writes go at once, and an end that is gone without a word is noticed within two minutes.
+/// Small writes go at once, and an end that is gone without a word is noticed within two minutes, unless something is
+/// on its way to it: then when the kernel gives up.
 pub fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let often = TcpKeepalive::new()
