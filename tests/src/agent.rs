@@ -266,19 +266,16 @@ impl Agent {
 
     /// As [`Agent::enroll`], which fails while the agent is away.
     pub fn try_enroll(&self, pod: &MeshPod) -> Result<()> {
+        self.enroll_with(pod, &[])
+    }
+
+    /// With more arguments for `culvertctl enroll`.
+    pub fn enroll_with(&self, pod: &MeshPod, more: &[&str]) -> Result<()> {
         let netns = pod.netns_path().display().to_string();
         let account = pod.account();
-        let out = self.ctl(&[
-            "enroll",
-            "--netns",
-            &netns,
-            "--namespace",
-            pod.namespace(),
-            "--name",
-            pod.name(),
-            "--service-account",
-            &account,
-        ]);
+        let args = ["enroll", "--netns", &netns, "--namespace", pod.namespace()];
+        let named = ["--name", pod.name(), "--service-account", &account];
+        let out = self.ctl(&[&args, &named[..], more].concat());
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "cannot enrol {pod:?}: {said}");
         Ok(())

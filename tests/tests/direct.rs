@@ -253,6 +253,33 @@ fn a_policy_that_changes_ends_what_it_forbids() {
     t.warm(&t.v4());
 }
 
+/// The kernel looks for what it is to end by the interface, too, where a socket is bound to one.
+#[test]
+fn a_policy_ends_connections_of_sockets_that_are_bound_to_an_interface() {
+    let t = near("direct-bound");
+    let to: SocketAddr = at(t.server.ipv4(), 8081).parse().unwrap();
+    let by_any = serve(&t.server, 8081, Serve::Script);
+    t.warm(&to.to_string());
+    // The agent's last hop comes over `lo`: only by the way past it can this one be reached.
+    by_any.close().unwrap();
+    let listener = t.server.puppet().unwrap().tcp_socket(to).unwrap();
+    listener.set(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"eth0").unwrap();
+    listener.set_int(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+    listener.bind(to).unwrap();
+    listener.listen(4).unwrap();
+    let before = t.went_direct();
+    let client = connect(&t.client, &to.to_string());
+    assert_eq!(t.went_direct(), before + 1);
+    let server = listener.accept().unwrap().into_sock().unwrap();
+    client.write(b"x").unwrap();
+    assert_eq!(server.read_exact(1).unwrap(), b"x");
+    t.nobody_to_the_server();
+    for end in [client, server] {
+        let end = end.within(SOON).read_exact(1).unwrap_err();
+        assert!(["ECONNRESET", "ECONNABORTED"].contains(&end.kind()), "{end}");
+    }
+}
+
 /// The kernel, asked to end a connection that it does not have, would find the listener by its tuple.
 #[test]
 fn a_policy_ends_connections_and_no_listener() {

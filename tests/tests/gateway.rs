@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use culvert_tests::{Answer, Ask, HttpApp, Mesh, MeshPod, SOON, Waypoint, at, dialogue};
-use testbed::{ConnectOpts, eventually};
+use testbed::{ConnectOpts, Serve, eventually};
 
 const PORT: u16 = 9080;
 
@@ -324,6 +324,70 @@ fn bytes_go_through_by_port_and_tls_by_the_name_that_is_asked_for() {
     let ended = eventually(SOON, || fetch("ended.example", &edge).map_err(anyhow::Error::msg));
     assert!(ended.unwrap().starts_with("HTTP/1.1 200"));
     assert!(fetch("other.example", &edge).is_err());
+}
+
+/// Where a side is plain TCP, too: an end would pass for all there was.
+#[test]
+fn what_is_broken_off_is_reset_on_both_sides_of_a_gateway() {
+    let s = scene("gateway-resets");
+    let (inside, outside) = (s.mesh.enrolled_pod(2, "inside"), s.mesh.pod(2, "outside"));
+    for (name, pod, port) in [("inside", &inside, 9001), ("outside", &outside, 9002)] {
+        s.mesh.service_of(name, "tcp", PORT, PORT, &[pod]);
+        let listener = dialogue::serve(pod, PORT, Serve::Manual);
+        s.apply(
+            "Gateway",
+            name,
+            &format!(
+                "{{ selector: {{ istio: ingressgateway }}, servers: [\
+                 {{ port: {{ number: {port}, name: tcp, protocol: TCP }}, hosts: [\"*\"] }}] }}"
+            ),
+        );
+        s.apply(
+            "VirtualService",
+            name,
+            &format!(
+                "{{ hosts: [\"*\"], gateways: [{name}], tcp: [{{ route: [{{ destination: {{ \
+                 host: {name}, port: {{ number: {PORT} }} }} }}] }}] }}"
+            ),
+        );
+        let to = at(s.gateway.pod.ipv4(), port);
+        let pair = || {
+            eventually(SOON, || {
+                let client = s.outsider.puppet()?.connect(&to, ConnectOpts::default())?;
+                client.write(b"there")?;
+                let app = listener.accept(std::time::Duration::from_secs(1))?;
+                anyhow::ensure!(app.read_exact(5)? == b"there");
+                Ok((client, app))
+            })
+            .unwrap()
+        };
+        let is_reset = |end: &testbed::Sock| {
+            let end = end.clone().within(SOON).read_to_end().unwrap_err();
+            assert_eq!(end.kind(), "ECONNRESET", "{name}: {end}");
+        };
+        let (client, app) = pair();
+        client.shutdown_write().unwrap();
+        assert_eq!(app.read_to_end().unwrap(), b"");
+        app.write(b"after your end").unwrap();
+        app.shutdown_write().unwrap();
+        assert_eq!(client.read_to_end().unwrap(), b"after your end");
+        let (client, app) = pair();
+        app.reset().unwrap();
+        is_reset(&client);
+        let (client, app) = pair();
+        client.reset().unwrap();
+        is_reset(&app);
+        // In mid-flow, by a policy.
+        let (client, app) = pair();
+        s.mesh.write_policy(
+            "default",
+            "nobody",
+            "{ selector: { matchLabels: { istio: ingressgateway } }, action: DENY, rules: [{}] }",
+        );
+        is_reset(&client);
+        is_reset(&app);
+        s.mesh.remove_policy("default", "nobody");
+    }
 }
 
 #[test]

@@ -118,6 +118,24 @@ fn what_goes_is_removed() {
     assert!(out.addresses.updated.is_empty());
 }
 
+/// Its connections go on; no new one is to begin there.
+#[test]
+fn a_pod_that_ends_is_no_endpoint() {
+    use prost::Message as _;
+    let status = |pod: &str| {
+        let mut compiler = Compiler::new(cluster(), Vips::default());
+        let out = compiler.apply(changes(pod));
+        let address = pb::Address::decode(&*out.addresses.updated[0].1.body).unwrap();
+        let Some(pb::address::Type::Workload(w)) = address.r#type else { panic!("no workload") };
+        w.status()
+    };
+    let lives = pod("p", "10.0.0.1", "app: web");
+    assert_eq!(status(&lives), pb::WorkloadStatus::Healthy);
+    let ends =
+        lives.replace("namespace: ns,", "namespace: ns, deletionTimestamp: 2026-01-01T00:00:00Z,");
+    assert_eq!(status(&ends), pb::WorkloadStatus::Unhealthy);
+}
+
 /// A policy that is named and not known denies, so it must be there before it is named, and go after.
 #[test]
 fn a_policy_is_served_for_as_long_as_a_workload_names_it() {

@@ -24,9 +24,11 @@ fn the_control_plane_on_an_api_server() {
         an_agents_report_becomes_an_annotation(&api, &culvertd);
         what_is_refused_says_so_in_its_status(&api);
         a_gateway_becomes_a_waypoint(&api);
+        a_gateway_takes_over_nothing_of_its_name(&api, &culvertd);
         routes_say_what_became_of_them(&api);
         the_webhook_refuses_with_field_and_remedy(&api);
         the_lease_is_held(&api);
+        an_authority_that_could_not_be_read_is_read_again(&api, &culvertd);
     }
     changes_arrive_after_the_api_server_was_away(&bed, &mut api);
     drop(api);
@@ -268,6 +270,32 @@ fn a_gateway_becomes_a_waypoint(api: &ApiServer) {
     .unwrap();
 }
 
+/// What stood there before is not written over, and the waypoint comes once it is gone.
+fn a_gateway_takes_over_nothing_of_its_name(api: &ApiServer, culvertd: &Culvertd<'_>) {
+    apply(
+        api,
+        "{apiVersion: v1, kind: Service, metadata: {name: taken, namespace: shop},
+          spec: {selector: {app: somebody}, ports: [{port: 7000}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: taken, namespace: shop},
+          spec: {gatewayClassName: culvert-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}",
+    );
+    eventually(SOON, || {
+        let log = culvertd.log();
+        ensure!(log.contains("there is a Service shop/taken already"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    let service = field(api, "service/taken", "shop", ".spec").unwrap();
+    assert!(service.contains("somebody") && service.contains("7000"), "{service}");
+    assert!(!service.contains("15008"), "{service}");
+    field(api, "deployment/taken", "shop", ".spec").unwrap_err();
+    api.kubectl(&["delete", "service", "taken", "-n", "shop"]).unwrap();
+    becomes(api, "deployment/taken", "shop", ".spec.template.spec.serviceAccountName", "taken");
+    becomes(api, "service/taken", "shop", ".spec.ports[0].port", "15008");
+    api.kubectl(&["delete", "gateway.gateway.networking.k8s.io", "taken", "-n", "shop"]).unwrap();
+}
+
 fn routes_say_what_became_of_them(api: &ApiServer) {
     let route = |backend: &str| {
         apply(
@@ -321,6 +349,60 @@ fn the_webhook_refuses_with_field_and_remedy(api: &ApiServer) {
 
 fn the_lease_is_held(api: &ApiServer) {
     becomes(api, "lease/culvertd", SYSTEM, ".spec.holderIdentity", "culvertd-0");
+}
+
+/// A Secret is told of once; that it could not be read then is not the end of it.
+fn an_authority_that_could_not_be_read_is_read_again(api: &ApiServer, culvertd: &Culvertd<'_>) {
+    let role = field(api, "role/culvertd", SYSTEM, ".rules").unwrap();
+    let rules: Vec<serde_json::Value> = serde_json::from_str(&role).unwrap();
+    let of_secrets = rules.iter().position(|r| r["resourceNames"][1] == "cacerts").unwrap();
+    let may_read = |names: &str| {
+        let path = format!("/rules/{of_secrets}/resourceNames");
+        let patch = format!(r#"[{{"op": "replace", "path": "{path}", "value": {names}}}]"#);
+        api.kubectl(&["patch", "role", "culvertd", "-n", SYSTEM, "--type=json", "-p", &patch])
+            .unwrap();
+    };
+    let account = format!("--as=system:serviceaccount:{SYSTEM}:culvertd");
+    let reads = || api.kubectl(&["auth", "can-i", "get", "secret/cacerts", "-n", SYSTEM, &account]);
+    may_read(r#"["culvert-ca"]"#);
+    eventually(SOON, || {
+        ensure!(reads().is_err(), "it may still be read");
+        Ok(())
+    })
+    .unwrap();
+    let (certificate, key) = root();
+    let secret = serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": { "name": "cacerts", "namespace": SYSTEM },
+        "stringData": {
+            "ca-cert.pem": certificate, "ca-key.pem": key, "cert-chain.pem": "",
+            "root-cert.pem": certificate,
+        },
+    });
+    apply(api, &secret.to_string());
+    eventually(SOON, || {
+        let log = culvertd.log();
+        ensure!(log.contains("reading Secret cacerts"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    let told =
+        || field(api, "configmap/istio-ca-root-cert", "shop", ".data.root-cert\\.pem").unwrap();
+    assert_ne!(told().trim(), certificate.trim(), "the one before is used on");
+    may_read(r#"["culvert-ca", "cacerts"]"#);
+    eventually(SOON, || {
+        ensure!(told().trim() == certificate.trim(), "{}", told());
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// A CA's certificate and key, as PEM.
+fn root() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
 fn changes_arrive_after_the_api_server_was_away(bed: &Bed, api: &mut ApiServer) {

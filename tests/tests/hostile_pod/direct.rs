@@ -10,7 +10,7 @@ use testbed::forge::{self, ACK, PSH, SYN};
 use testbed::{ConnectOpts, eventually, libc};
 
 use crate::listeners::hex_of;
-use crate::scene::{PORT, Scene, index_of, run_in};
+use crate::scene::{PORT, Scene, packets, run_in};
 
 fn direct(scene: &Scene, pod: &MeshPod) -> u64 {
     scene.mesh.agent_of(pod).counter(pod, "direct")
@@ -65,13 +65,7 @@ fn nobody_on_the_wire_takes_a_direct_connections_place() {
         syn_sent.with_context(|| format!("no direct connect waits in\n{table}"))
     })
     .unwrap();
-    let packets = outside.puppet().unwrap().raw_socket(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();
-    let index: u32 = index_of(&outside, "eth0");
-    let mut name = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
-    name.extend((libc::ETH_P_ALL as u16).to_be_bytes());
-    name.extend(index.to_ne_bytes());
-    name.extend([0; 12]);
-    packets.bind_to(&name).unwrap();
+    let packets = packets(&outside, &outside.puppet().unwrap());
     let before = impostors(&scene);
     let from = SocketAddr::new(client.ipv4().into(), waiting);
     for (flags, payload) in [(SYN, &b""[..]), (SYN, b"fast"), (PSH | ACK, b"evil"), (ACK, b"")] {

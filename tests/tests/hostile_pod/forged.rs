@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use culvert_tests::SOON;
 use testbed::forge::{self, ACK, FIN, Mac, PSH, RST, SYN};
-use testbed::{Puppet, RawSocket, Token, libc, sockaddr};
+use testbed::{Puppet, RawSocket, Token, eventually, libc, sockaddr};
 
-use crate::scene::{Scene, address_of, index_of};
+use crate::scene::{PORT, Scene, address_of, packets};
 
 /// A way for a packet to leave the pod.
 enum Way {
@@ -23,15 +24,8 @@ impl Way {
 
     /// `bypass` leaves out the qdisc, and with it what is attached to the interface within the pod.
     fn packet(scene: &Scene, puppet: &Puppet, bypass: bool) -> Self {
-        let socket = puppet.raw_socket(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();
+        let socket = packets(&scene.hostile, puppet);
         socket.set_int(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, bypass.into()).unwrap();
-        let index: u32 = index_of(&scene.hostile, "eth0");
-        // struct sockaddr_ll, for whatever protocol the frame says.
-        let mut address = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
-        address.extend((libc::ETH_P_ALL as u16).to_be_bytes());
-        address.extend(index.to_ne_bytes());
-        address.extend([0; 12]);
-        socket.bind_to(&address).unwrap();
         Self::Packet(socket, scene.hostile.mac())
     }
 
@@ -258,6 +252,84 @@ fn tunnels_and_vlans_do_not_leave_the_pod() {
     scene.never_heard_of(&scene.hostile);
     let dropped = scene.counted("dropped_protocol") - before.0;
     assert_eq!(dropped, sent, "{} malformed", scene.counted("dropped_malformed") - before.1);
+}
+
+/// The kernel takes a tag off, and of network 0 it reads what is within as if there had been none.
+#[test]
+fn tags_hide_no_tcp_where_other_protocols_pass() {
+    let scene = Scene::new("tags");
+    scene.mesh.unenroll(&scene.hostile);
+    scene.mesh.agent(1).enroll_with(&scene.hostile, &["--allow-other-protocols"]).unwrap();
+    scene.mesh.announce(&scene.hostile);
+    let token = Token::new();
+    let watch = scene.watch();
+    let names = ["dropped_syn", "dropped_segment", "dropped_protocol"];
+    let counted = || names.map(|n| scene.counted(n));
+    let (before, passed) = (counted(), scene.counted("passed_other"));
+    let (mut sent, mut others) = ([0; 3], 0);
+    every_way(&scene, |way, to, port| {
+        let Way::Packet(socket, mac) = way else { return };
+        let from = SocketAddr::new(scene.own(to), port);
+        let send = |vlans: &[u16], protocol, payload: &[u8]| {
+            let packet = forge::ip(from.ip(), to.ip(), protocol, payload);
+            let frame = forge::frame(*mac, next_hop(&scene, to.ip()), vlans, &packet);
+            socket.send_to(&frame, 0, &[]).unwrap();
+        };
+        for (n, flags, payload) in [(0, SYN, b"".as_slice()), (1, PSH | ACK, token.bytes())] {
+            let segment = forge::tcp(from, to, flags, 1, payload);
+            for one in [0, 7] {
+                send(&[one], forge::TCP, &segment);
+                sent[n] += 1;
+                // A second tag hides what is within.
+                send(&[one, 8], forge::TCP, &segment);
+                sent[2] += 1;
+            }
+        }
+        send(&[7], 253, b"of its own");
+        others += 1;
+    });
+    watch.ends_quietly(&[token]);
+    scene.never_heard_of(&scene.hostile);
+    let now = counted();
+    assert_eq!([0, 1, 2].map(|n| now[n] - before[n]), sent);
+    assert!(scene.counted("passed_other") - passed >= others);
+}
+
+/// What comes to a pod and may be TCP, where nobody can see of what connection, does not come in.
+#[test]
+fn what_hides_its_tuple_comes_into_no_pod() {
+    let scene = Scene::past_the_agent("hidden");
+    let outside = scene.mesh.pod(1, "outside");
+    let socket = packets(&outside, &outside.puppet().unwrap());
+    let near = &scene.near;
+    let dropped = || scene.mesh.agent(1).counter(near, "dropped_malformed");
+    let before = dropped();
+    let from = SocketAddr::new(outside.ipv6().into(), 4000);
+    let to = SocketAddr::new(near.ipv6().into(), PORT);
+    let segment = forge::tcp(from, to, SYN, 1, b"");
+    let send = |vlans: &[u16], next, payload: &[u8]| {
+        let packet = forge::ip(from.ip(), to.ip(), next, payload);
+        socket.send_to(&forge::frame(outside.mac(), near.mac(), vlans, &packet), 0, &[]).unwrap();
+    };
+    let mut chain = forge::extension(forge::TCP, &segment);
+    for _ in 0..8 {
+        chain = forge::extension(forge::DESTINATION, &chain);
+    }
+    let mut sent = 0;
+    for vlans in [[0, 0], [0, 7], [7, 0]] {
+        send(&vlans, forge::TCP, &segment);
+        sent += 1;
+    }
+    for vlans in [[].as_slice(), &[0]] {
+        send(vlans, forge::DESTINATION, &chain);
+        sent += 1;
+    }
+    eventually(SOON, || {
+        let dropped = dropped() - before;
+        anyhow::ensure!(dropped == sent, "{dropped} of {sent} were dropped");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// UDP leaves as it is, whatever is in it. What is in it is not taken for a connection by anybody who did not ask for it.

@@ -88,6 +88,58 @@ fn connects_that_hang_leave_room_for_others() {
     eventually(SOON, || Ok(attempt(&n.hostile, &at(n.server.ipv4(), PORT))?)).unwrap();
 }
 
+/// With TCP Fast Open a connect is let go at once, and begins when there is something to send.
+#[test]
+fn connects_that_are_put_off_leave_room_for_others() {
+    let n = node("room-put-off");
+    // Without a cookie, so that none has to be fetched first.
+    n.hostile.sysctl("net.ipv4.tcp_fastopen", "7").unwrap();
+    run_in(&n.hostile, "ip link set lo down");
+    let puppet = n.hostile.puppet().unwrap();
+    let to = at(n.server.ipv4(), PORT).parse().unwrap();
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
+    let put_off: Vec<_> = (0..MANY)
+        .map(|_| {
+            let socket = puppet.raw_socket(libc::AF_INET, kind, 0).unwrap();
+            socket.set_int(libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+        .collect();
+    for socket in &put_off {
+        assert_eq!(socket.send(b"x").unwrap(), 1);
+    }
+    let refused = n.mesh.agent(1).counter(&n.hostile, "announce_failed");
+    println!("{refused} of {MANY} were not announced");
+    assert!(refused > 0);
+    n.bystander_is_well();
+    drop(put_off);
+    run_in(&n.hostile, "ip link set lo up");
+    eventually(SOON, || Ok(attempt(&n.hostile, &at(n.server.ipv4(), PORT))?)).unwrap();
+}
+
+/// Both entries of a connection past the agent are its client's.
+#[test]
+fn connections_past_the_agent_take_nothing_of_their_servers_room() {
+    let n = node("room-direct");
+    let to = at(n.bystander.ipv4(), PORT);
+    let direct = || n.mesh.agent(1).counter(&n.hostile, "direct");
+    eventually(SOON, || {
+        attempt(&n.hostile, &to)?;
+        anyhow::ensure!(direct() > 0, "still by the agent");
+        Ok(())
+    })
+    .unwrap();
+    let puppet = n.hostile.puppet().unwrap();
+    let opened: Vec<_> = (0..MANY).map(|_| puppet.connect(&*to, ConnectOpts::default())).collect();
+    let (open, refused): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+    println!("{} are open, {} were refused, {} went direct", open.len(), refused.len(), direct());
+    assert!(direct() > 100 && !refused.is_empty());
+    n.bystander_is_well();
+    drop(open);
+    eventually(SOON, || Ok(attempt(&n.hostile, &to)?)).unwrap();
+}
+
 #[test]
 fn connections_into_one_pod_leave_room_for_others() {
     let n = node("room-in");

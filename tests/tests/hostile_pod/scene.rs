@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use culvert_tests::dialogue::serve;
 pub(crate) use culvert_tests::run_in;
 use culvert_tests::{Mesh, MeshPod, Traffic, at};
-use testbed::{Capture, Puppet, Serve, Token};
+use testbed::{Capture, Puppet, RawSocket, Serve, Token, libc};
 
 pub(crate) const PORT: u16 = 8080;
 
@@ -111,6 +111,18 @@ pub(crate) fn address_of(pod: &MeshPod, like: SocketAddr) -> IpAddr {
 pub(crate) fn index_of(pod: &MeshPod, name: &str) -> u32 {
     let line = run_in(pod, &format!("ip -o link show dev {name}"));
     line.split(':').next().unwrap().parse().unwrap()
+}
+
+/// A packet socket on the pod's eth0, for whatever protocol its frames say.
+pub(crate) fn packets(pod: &MeshPod, puppet: &Puppet) -> RawSocket {
+    let socket = puppet.raw_socket(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();
+    // struct sockaddr_ll
+    let mut address = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
+    address.extend((libc::ETH_P_ALL as u16).to_be_bytes());
+    address.extend(index_of(pod, "eth0").to_ne_bytes());
+    address.extend([0; 12]);
+    socket.bind_to(&address).unwrap();
+    socket
 }
 
 /// The leak checker on the wires, a pair of bystanders under traffic, and the logs.

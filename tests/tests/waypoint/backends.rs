@@ -164,3 +164,19 @@ fn an_endpoint_of_http_1_where_http_2_is_declared_is_an_answer_of_503() {
     let log = p.waypoint.log();
     assert!(!log.contains("panicked"), "{log}");
 }
+
+/// What is left of a request is on its connection still: the next would be read as a part of it.
+#[test]
+fn a_connection_whose_request_was_answered_before_its_end_carries_no_other() {
+    let p = Played::new("wp-answered-early", "http", Serve::Manual);
+    let client = p.raw();
+    let head = format!("POST / HTTP/1.1\r\nhost: played:{PORT}\r\ncontent-length: 10\r\n\r\n");
+    client.write(format!("{head}12345").as_bytes()).unwrap();
+    let app = asked(&p);
+    app.write(format!("{OK}content-length: 5\r\n\r\nearly").as_bytes()).unwrap();
+    read_until(&client, "\r\n\r\nearly");
+    // On a connection of its own, which the application takes.
+    is_well(&p);
+    drop((client, app));
+    is_well(&p);
+}

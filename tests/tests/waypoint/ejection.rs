@@ -117,6 +117,32 @@ fn a_client_that_does_not_finish_its_request_ejects_nobody() {
         let answer = read_until(&client, "\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
     }
+    // Or breaks it off, in the middle and while the answer is waited for, once it is asked for.
+    for (n, whole) in [false, false, true, true].into_iter().enumerate() {
+        let client = s.raw();
+        let key = format!("broken-{n}");
+        let head = format!(
+            "POST /?delay=500&key={key} HTTP/1.1\r\nhost: reviews\r\nexpect: 100-continue\r\n\
+             content-length: 10\r\n\r\n"
+        );
+        client.write(head.as_bytes()).unwrap();
+        read_until(&client, "HTTP/1.1 100 Continue\r\n\r\n");
+        client.write(if whole { b"1234567890" } else { b"12345" }).unwrap();
+        eventually(SOON, || {
+            // It is counted when it is there whole.
+            ensure!(!whole || s.counts(&key).iter().sum::<u64>() == 1, "not asked");
+            Ok(())
+        })
+        .unwrap();
+        client.reset().unwrap();
+    }
+    let is_told = || {
+        let log = s.waypoint.access_log();
+        let broken = log.iter().filter(|l| l["response_flags"] == "DC").count();
+        ensure!(broken == 4, "{broken} were broken off: {log:?}");
+        Ok(())
+    };
+    eventually(SOON, is_told).unwrap();
     assert!(!s.waypoint.log().contains("ejected"), "{}", s.waypoint.log());
     s.is_well();
 }

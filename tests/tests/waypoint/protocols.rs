@@ -242,6 +242,28 @@ fn interim_answers_go_from_http2_to_either_version() {
     assert!(come.starts_with("HTTP/1.1 200"), "{come}");
 }
 
+/// A client of HTTP/1 has all that was said before the stream has ended, and asks for no more.
+#[test]
+fn an_answer_whose_end_comes_late_is_whole() {
+    let p = Played::new("wp-late-end", "http2", Serve::Manual);
+    let client = p.raw();
+    client.write(format!("GET / HTTP/1.1\r\nhost: played:{PORT}\r\n\r\n").as_bytes()).unwrap();
+    let app = p.accept();
+    assert_eq!(app.read_exact(PREFACE.len()).unwrap(), PREFACE);
+    app.write(&settings(&[])).unwrap();
+    let asked = next(&app, HEADERS).stream;
+    let head = headers(asked, &[(":status", "200"), ("content-length", "4")]);
+    app.write(&[head, frame(DATA, 0, asked, b"well")].concat()).unwrap();
+    read_until(&client, "\r\n\r\nwell");
+    let told = || {
+        let log = p.waypoint.access_log();
+        let Some(line) = log.first() else { anyhow::bail!("nothing is told") };
+        anyhow::ensure!(line["response_code"] == 200 && line["response_flags"] == "-", "{line}");
+        Ok(())
+    };
+    testbed::eventually(culvert_tests::SOON, told).unwrap();
+}
+
 #[test]
 fn interim_answers_go_from_http1_to_http2() {
     let p = Played::new("wp-interim-h1", "http", Serve::Manual);

@@ -1,8 +1,9 @@
 //! What is not HTTP, and what nobody said is.
 
 use crate::scene::{PORT, Played, Scene, read_until};
-use culvert_tests::{Ask, SOON, dialogue};
-use testbed::{Serve, eventually};
+use culvert_tests::{Ask, Mesh, SOON, dialogue};
+use std::time::Duration;
+use testbed::{ConnectOpts, Serve, eventually};
 
 #[test]
 fn bytes_of_a_tcp_port_go_both_ways_and_so_do_ends_and_resets() {
@@ -43,28 +44,76 @@ fn bytes_of_a_tcp_port_go_both_ways_and_so_do_ends_and_resets() {
 #[test]
 fn a_connection_ends_when_it_is_no_longer_allowed() {
     let p = Played::new("wp-tcp-policy", "tcp", Serve::Manual);
-    let (client, app) = (p.raw(), p.accept());
-    dialogue_of(&client, &app);
-    p.mesh.write_policy(
-        "default",
-        "nobody",
-        "{ targetRefs: [{ kind: Service, group: \"\", name: played }], action: DENY, rules: [{}] }",
-    );
-    assert!(client.read_to_end().is_err(), "it goes on");
-    let _ = app.read_to_end();
-    p.mesh.write_policy(
-        "default",
-        "nobody",
-        "{ targetRefs: [{ kind: Service, group: \"\", name: played }], action: ALLOW, rules: [{}] }",
-    );
-    eventually(SOON, || {
-        let client = p.raw();
-        client.write(b"again")?;
-        let app = p.listener.accept(std::time::Duration::from_secs(1))?;
-        anyhow::ensure!(app.read_exact(5)? == b"again");
-        Ok(())
-    })
-    .unwrap();
+    // Of the service, and of the workload behind it.
+    for whose in [
+        "targetRefs: [{ kind: Service, group: \"\", name: played }]",
+        "selector: { matchLabels: { app: played } }",
+    ] {
+        let (client, app) = (p.raw(), p.accept());
+        dialogue_of(&client, &app);
+        let everybody = |action: &str| {
+            let spec = format!("{{ {whose}, action: {action}, rules: [{{}}] }}");
+            p.mesh.write_policy("default", "everybody", &spec);
+        };
+        everybody("DENY");
+        for end in [client, app] {
+            let end = end.within(SOON).read_to_end().unwrap_err();
+            assert_eq!(end.kind(), "ECONNRESET", "{whose}: {end}");
+        }
+        everybody("ALLOW");
+        eventually(SOON, || {
+            let client = p.raw();
+            client.write(b"again")?;
+            let app = p.listener.accept(Duration::from_secs(1))?;
+            anyhow::ensure!(app.read_exact(5)? == b"again");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// However they travelled: through an agent, or past all of them.
+#[test]
+fn connections_end_when_a_waypoint_comes_to_stand_before_their_server() {
+    let mesh = Mesh::new("wp-comes");
+    let (near, far) = (mesh.enrolled_pod(1, "near"), mesh.enrolled_pod(2, "far"));
+    let server = mesh.enrolled_pod(1, "server");
+    let listener = dialogue::serve(&server, PORT, Serve::Manual);
+    let service = mesh.service_of("server", "tcp", PORT, PORT, &[&server]);
+    let by_address = dialogue::at(server.ipv4(), PORT);
+    let pairs: Vec<_> = [&near, &far]
+        .into_iter()
+        .flat_map(|client| [(client, service.by_name()), (client, by_address.clone())])
+        // The first of each goes through the agent, the next of its node past it.
+        .flat_map(|(client, to)| {
+            [0, 1].map(|_| {
+                let (client, app) = dialogue::by_hand(client, &to, &listener);
+                dialogue_of(&client, &app);
+                (client, app)
+            })
+        })
+        .collect();
+    assert!(mesh.agent_of(&near).counter(&near, "direct") > 0);
+    let _waypoint = mesh.waypoint(2, "waypoint");
+    mesh.use_waypoint(Some("waypoint"));
+    for (n, (client, app)) in pairs.into_iter().enumerate() {
+        for end in [client, app] {
+            let end = end.within(SOON).read_exact(1).unwrap_err();
+            // As a reset from the wire, or by the kernel's own hand.
+            assert!(["ECONNRESET", "ECONNABORTED"].contains(&end.kind()), "{n}: {end}");
+        }
+    }
+    mesh.bound(&service, Some("waypoint"));
+    for client in [&near, &far] {
+        eventually(SOON, || {
+            let client = client.puppet()?.connect(service.by_name(), ConnectOpts::default())?;
+            client.write(b"there")?;
+            let app = listener.accept(Duration::from_secs(1))?;
+            anyhow::ensure!(app.read_exact(5)? == b"there");
+            Ok(())
+        })
+        .unwrap();
+    }
 }
 
 fn dialogue_of(client: &testbed::Sock, app: &testbed::Sock) {

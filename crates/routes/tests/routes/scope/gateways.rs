@@ -74,6 +74,22 @@ fn a_rule_for_all_hosts_counts_for_each_of_a_server() {
     }
 }
 
+/// Rules are found by whole labels of their hosts, and these have a part of one.
+#[test]
+fn a_host_with_a_part_of_a_label_is_there_after_a_change() {
+    let mut w = world();
+    gateway(&mut w, "shop/g", &format!("{{{HTTP}, hosts: [\"*\"]}}"));
+    for (name, host) in [("shop/part", "*shop.example.com"), ("shop/whole", "a.example.com")] {
+        rule(&mut w, name, "g", &format!("[\"{host}\"]"), "a");
+    }
+    for to in ["b", "a"] {
+        rule(&mut w, "shop/part", "g", "[\"*shop.example.com\"]", to);
+        let led = format!("shop/part to {to}.shop:9080");
+        assert_eq!(routes(&w, 80, "*shop.example.com"), [led]);
+        assert_eq!(routes(&w, 80, "a.example.com"), ["shop/whole to a.shop:9080"]);
+    }
+}
+
 #[test]
 fn a_port_takes_what_its_oldest_server_says_and_others_are_told() {
     let mut w = world();
