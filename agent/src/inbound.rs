@@ -3,6 +3,7 @@
 
 use crate::{
     agent::{Agent, PATIENCE},
+    cause::with_likely_cause,
     connections::{Entry, Judged, baggage, endpoint},
     fault,
     outbound::accept_each,
@@ -51,6 +52,11 @@ async fn hbone_connection(
         let _ = stream.set_zero_linger();
         return;
     };
+    let Some(_held) = pod.scope.room_for_connection(peer.ip()) else {
+        tracing::debug!(pod = %pod.uid, %peer, "it has too many connections already");
+        let _ = stream.set_zero_linger();
+        return;
+    };
     pod.scope.count_handshake();
     fault::point("handshake-accepted");
     let certified = match agent.certs.fetch(&pod.identity, PATIENCE).await {
@@ -65,7 +71,8 @@ async fn hbone_connection(
     let connection = match accepted {
         Ok(c) => c,
         Err(error) => {
-            tracing::warn!(pod = %pod.uid, %peer, %error, "HBONE handshake failed");
+            let error = with_likely_cause(&error.to_string());
+            tracing::warn!(pod = %pod.uid, %peer, error, "HBONE handshake failed");
             return;
         }
     };
@@ -222,7 +229,8 @@ async fn open_plaintext(
         incoming.verdict.allowed = false;
         incoming.denied_because(
             agent,
-            "the source is a workload of the mesh and must come by HBONE, not in plaintext",
+            "the source is a workload of the mesh and must come by HBONE, not in plaintext: its capture is not \
+             complete (is it enrolled on its node?), or somebody else has its address",
         );
         return None;
     }

@@ -4,6 +4,7 @@
 mod admin;
 mod agent;
 mod capture;
+mod cause;
 mod cni_config;
 mod connections;
 mod cri;

@@ -3,6 +3,7 @@
 use crate::{
     agent::Agent,
     capture::Asked,
+    cause::with_likely_cause,
     connections::{Entry, baggage, endpoint},
     dial::PoolKey,
     dns, netlink, parting,
@@ -466,7 +467,8 @@ fn explain(e: &PoolError, to: SocketAddr) -> (ResponseFlags, String) {
                 ResponseFlags::Connect,
                 "the destination's application did not take the connection".into(),
             ),
-            e => (ResponseFlags::Connect, format!("{to}: {e}")),
+            // A server that refuses the client's certificate says so when the handshake is over (TLS 1.3).
+            e => (ResponseFlags::Connect, with_likely_cause(&format!("{to}: {e}"))),
         },
         PoolError::Dial(e) => match &**e {
             DialError::Io(e) => (
@@ -479,28 +481,12 @@ fn explain(e: &PoolError, to: SocketAddr) -> (ResponseFlags, String) {
             ),
             DialError::Identity(why) => (ResponseFlags::IdentityError, why.to_string()),
             DialError::Client(ClientError::Handshake(_)) => {
-                (ResponseFlags::H2HandshakeFailure, format!("{to}: {e}"))
+                (ResponseFlags::H2HandshakeFailure, with_likely_cause(&format!("{to}: {e}")))
             }
             DialError::Client(e) => {
-                let said = format!("{to}: {e}");
-                (ResponseFlags::TlsFailure, said.clone() + likely_cause(&said))
+                (ResponseFlags::TlsFailure, with_likely_cause(&format!("{to}: {e}")))
             }
         },
-    }
-}
-
-/// What usually is behind a handshake that fails in this way.
-fn likely_cause(said: &str) -> &'static str {
-    let has = |words: &[&str]| words.iter().any(|w| said.contains(w));
-    if has(&["NotValidYet", "not valid yet"]) {
-        " (the other certificate begins later than now: do the two nodes' clocks agree?)"
-    } else if has(&["Expired", "expired"]) {
-        " (a certificate has run out: does the other node's agent reach the control plane, and do \
-         the two nodes' clocks agree?)"
-    } else if has(&["UnknownIssuer", "UnknownCA", "UnknownCa"]) {
-        " (the two ends do not have the same roots: was the mesh's root replaced?)"
-    } else {
-        ""
     }
 }
 

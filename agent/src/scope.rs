@@ -26,6 +26,10 @@ use tokio_util::{
 const MOST_HANDSHAKES: usize = 2048;
 const MOST_HANDSHAKES_OF_ONE: usize = 64;
 
+/// HBONE connections that one address has with a pod: with 100 streams each, 100,000 at a time. A peer that only opens
+/// them makes the agent hold some 50 MB.
+const MOST_CONNECTIONS_OF_ONE: usize = 1024;
+
 #[derive(Clone, Debug)]
 pub struct PodScope {
     owner: u32,
@@ -34,8 +38,10 @@ pub struct PodScope {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Handshakes that others have begun with the pod, by their address.
-    begun: Mutex<HashMap<IpAddr, usize>>,
+    /// Handshakes that others have begun with the pod.
+    begun: Peers,
+    /// HBONE connections that others have with it, or begin.
+    held: Peers,
     tasks: TaskTracker,
     ended: CancellationToken,
     handshakes: AtomicU64,
@@ -60,16 +66,26 @@ impl PodScope {
 
     /// Room for one more handshake that a peer at `from` has begun, until the answer is dropped; none
     /// when too many are under way.
-    pub fn room_for_handshake(&self, from: IpAddr) -> Option<Handshake> {
-        let mut begun = self.inner.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        // Few addresses have handshakes under way at a time.
-        let all: usize = begun.values().sum();
-        let own = begun.get(&from).copied().unwrap_or(0);
-        if all >= MOST_HANDSHAKES || own >= MOST_HANDSHAKES_OF_ONE {
+    pub fn room_for_handshake(&self, from: IpAddr) -> Option<Place> {
+        self.place(|of| &of.begun, from, MOST_HANDSHAKES_OF_ONE, MOST_HANDSHAKES)
+    }
+
+    /// Room for one more HBONE connection of a peer at `from`, for as long as it is held.
+    pub fn room_for_connection(&self, from: IpAddr) -> Option<Place> {
+        self.place(|of| &of.held, from, MOST_CONNECTIONS_OF_ONE, usize::MAX)
+    }
+
+    fn place(&self, of: Of, from: IpAddr, most_of_one: usize, most: usize) -> Option<Place> {
+        let from = from.to_canonical();
+        let mut peers = of(&self.inner).0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = peers.by_address.get(&from).copied().unwrap_or(0);
+        if peers.all >= most || own >= most_of_one {
             return None;
         }
-        begun.insert(from, own + 1);
-        Some(Handshake { scope: self.inner.clone(), from })
+        peers.by_address.insert(from, own + 1);
+        peers.all += 1;
+        drop(peers);
+        Some(Place { scope: self.inner.clone(), of, from })
     }
 
     pub fn count_handshake(&self) {
@@ -140,20 +156,34 @@ impl<W: Future<Output = ()>> Future for UntilEnded<W> {
     }
 }
 
-/// A handshake under way.
+/// How many of something peers have, by their address.
+#[derive(Debug, Default)]
+struct Peers(Mutex<Many>);
+
+#[derive(Debug, Default)]
+struct Many {
+    by_address: HashMap<IpAddr, usize>,
+    all: usize,
+}
+
+type Of = fn(&Inner) -> &Peers;
+
+/// One of those that a peer has; another's once it is dropped.
 #[derive(Debug)]
-pub struct Handshake {
+pub struct Place {
     scope: Arc<Inner>,
+    of: Of,
     from: IpAddr,
 }
 
-impl Drop for Handshake {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut begun = self.scope.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = begun.get_mut(&self.from) {
+        let mut peers = (self.of)(&self.scope).0.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.all = peers.all.saturating_sub(1);
+        if let Some(own) = peers.by_address.get_mut(&self.from) {
             *own = own.saturating_sub(1);
             if *own == 0 {
-                begun.remove(&self.from);
+                peers.by_address.remove(&self.from);
             }
         }
     }

@@ -210,6 +210,7 @@ impl Told<'_> {
             Some(decision) => json!({
                 "allowed": decision == policy::Decision::ThroughWaypoint,
                 "decided_by": decision.to_string(),
+                "change": policy::what_would_change(&decision, &[]),
             }),
             None => {
                 let set = self.agent.mesh.policies_for(w);

@@ -240,6 +240,15 @@ impl Demo<'_> {
         })?;
         self.until("reviews may", || Ok(self.b.get(REVIEWS)?.contains("stars")))?;
         println!("  sleep is answered 403, reviews gets its stars");
+        title("Details, by method and path");
+        let elsewhere = "http://details:9080/health";
+        self.b.get(elsewhere).context("for now it is anybody's")?;
+        self.apply(manifest!("81-details"));
+        self.until("another path is refused", || {
+            Ok(self.b.get(elsewhere).err().is_some_and(|e| format!("{e:#}").contains("403")))
+        })?;
+        self.b.get(DETAILS)?;
+        println!("  /details/0 is answered, /health is answered 403");
         Ok(())
     }
 

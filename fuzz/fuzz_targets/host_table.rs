@@ -26,6 +26,7 @@ fuzz_target!(|parts: (&[u8], &str)| {
         authority: "host",
         scheme: "http",
         headers: &headers,
+        sni: None,
         source: Source { address: None, namespace: "ns", labels: &[] },
     };
     let Some((route, matched)) = table.port(80).and_then(|p| p.route(&view)) else { return };

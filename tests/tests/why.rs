@@ -111,3 +111,22 @@ fn what_cannot_be_found_is_said_with_what_to_say_instead() {
     let outside = &why(&mesh, "default/a", "198.51.100.7:443")["answers"][0];
     assert_eq!((&outside["allowed"], &outside["transport"]), (&true.into(), &"plaintext".into()));
 }
+
+/// A pod that all take for one of the mesh, and that its node's agent has not captured.
+#[test]
+fn a_capture_that_is_not_complete_is_named() {
+    let mesh = Mesh::new("why-incomplete");
+    let server = mesh.enrolled_pod(2, "server");
+    serve(&server, PORT, Serve::Script);
+    let late = mesh.pod(1, "late");
+    mesh.announce(&late);
+    let notes = why(&mesh, "default/late", "default/server:8080")["notes"].to_string();
+    assert!(notes.contains("its capture is not complete"), "{notes}");
+    let refused = culvert_tests::attempt(&late, &culvert_tests::at(server.ipv4(), PORT));
+    assert_eq!(refused.unwrap_err().kind(), "ECONNREFUSED");
+    assert!(mesh.agent(2).counter(&server, "refused_plaintext") > 0);
+    mesh.enroll(&late);
+    culvert_tests::attempt(&late, &culvert_tests::at(server.ipv4(), PORT)).unwrap();
+    let notes = why(&mesh, "default/late", "default/server:8080")["notes"].to_string();
+    assert!(!notes.contains("its capture is not complete"), "{notes}");
+}

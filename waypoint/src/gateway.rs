@@ -127,6 +127,8 @@ enum Server<'a> {
 pub struct Shown {
     config: Arc<Config>,
     hosts: Arc<[String]>,
+    /// What the client has asked for, in lower case.
+    pub name: Option<String>,
 }
 
 impl Shown {
@@ -314,7 +316,8 @@ async fn connection(
         let server = certificate.server.clone().map_err(|why| format!("{}: {why}", asked()))?;
         let stream = Box::new(hello.into_stream(server).await.map_err(|e| e.to_string())?);
         let name = name.map(|n| n.to_ascii_lowercase());
-        let shown = Shown { config: config.clone(), hosts: certificate.hosts.clone() };
+        let hosts = certificate.hosts.clone();
+        let shown = Shown { config: config.clone(), hosts, name: name.clone() };
         Ok::<_, String>((stream, shown, certificate.bytes.then_some(name)))
     };
     match tokio::time::timeout(HANDSHAKE, Box::pin(handshake)).await {
@@ -371,7 +374,7 @@ mod tests {
         assert_eq!(of(None), None);
         let config = Arc::new(config);
         let hosts = config.certificates[0].hosts.clone();
-        let shown = Shown { config: config.clone(), hosts };
+        let shown = Shown { config: config.clone(), hosts, name: None };
         let is_for = ["x.example.com", "a.example.com", "c.example.com", "example.com"];
         assert_eq!(is_for.map(|h| shown.is_for(h)), [true, false, false, false]);
     }

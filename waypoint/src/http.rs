@@ -77,6 +77,13 @@ impl Downstream {
         }
     }
 
+    fn sni(&self) -> Option<&str> {
+        match &self.came {
+            Came::ToGateway { tls, .. } => tls.as_ref()?.name.as_deref(),
+            Came::ToService(_) => None,
+        }
+    }
+
     pub fn is_gateway(&self) -> bool {
         matches!(self.came, Came::ToGateway { .. })
     }
@@ -187,6 +194,7 @@ fn view<'a>(
         authority: &form.authority,
         scheme: downstream.scheme(),
         headers: request.headers(),
+        sni: downstream.sni(),
         source: downstream.source(),
     }
 }
@@ -194,12 +202,11 @@ fn view<'a>(
 /// Takes off what only proxies may say, and what ends here (RFC 9110, section 7.6.1); puts on who
 /// asks.
 fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchange) {
-    let internal: Vec<HeaderName> =
-        headers.keys().filter(|n| n.as_str().starts_with("x-envoy-")).cloned().collect();
-    for name in internal {
+    let taken: Vec<HeaderName> =
+        headers.keys().filter(|n| is_of_proxies(n.as_str())).cloned().collect();
+    for name in taken {
         headers.remove(name);
     }
-    headers.remove("x-forwarded-client-cert");
     if let Some(peer) = &downstream.peer {
         let own = &exchange.proxy.identity;
         if let Ok(value) = HeaderValue::from_str(&format!("By={own};URI={peer}")) {
@@ -221,6 +228,17 @@ fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchan
         headers.insert("x-request-id", value);
     }
     exchange.record.request_id = id;
+}
+
+/// What only a proxy says, or says anew. By many applications `_` is read as `-`, so such a name is one of these as
+/// well, beside or instead of what the proxy says.
+fn is_of_proxies(name: &str) -> bool {
+    const SAID_ANEW: [&str; 4] =
+        ["x-forwarded-client-cert", "x-forwarded-proto", "x-forwarded-for", "x-request-id"];
+    let dashed = name.replace('_', "-");
+    dashed.starts_with("x-envoy-")
+        || dashed == SAID_ANEW[0]
+        || dashed != name && SAID_ANEW.contains(&dashed.as_str())
 }
 
 fn judge(

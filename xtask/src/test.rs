@@ -16,7 +16,7 @@ use std::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only tests whose names contain this
+    /// Only the group of this name (`hostile_pod`, `death`, ...), or else only tests whose names contain this
     filter: Option<String>,
     /// Leave out the end-to-end tests
     #[arg(long)]
@@ -41,20 +41,24 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     eprintln!("building the programs and their tests (several minutes when cold)");
     let built = programs::all()?;
     let mut summary = Summary::default();
+    let group = args.filter.as_deref().filter(|f| built.iter().any(|t| t.target == *f));
+    let filter = if group.is_none() { args.filter.as_deref() } else { None };
+    let built: Vec<Test> =
+        built.into_iter().filter(|t| group.is_none_or(|group| t.target == group)).collect();
     // Decisions first: they are quick, and say more precisely what is wrong. What needs Kubernetes is run by `kube test`.
     let apart = ["culvert-tests", "testbed", "kubebed"];
     let (apart, unit): (Vec<_>, Vec<_>) =
         built.iter().partition(|t| apart.contains(&t.package.as_str()));
     for test in unit {
-        run_test(test, &[], args.filter.as_deref(), &mut summary)?;
+        run_test(test, &[], filter, &mut summary)?;
     }
     if !args.unit {
         for test in apart.iter().filter(|t| t.package == "testbed") {
-            run_test(test, &[], args.filter.as_deref(), &mut summary)?;
+            run_test(test, &[], filter, &mut summary)?;
         }
         let of_culvert: Vec<_> =
             apart.into_iter().filter(|t| t.package == "culvert-tests").collect();
-        end_to_end(&of_culvert, args.filter.as_deref(), &mut summary)?;
+        end_to_end(&of_culvert, filter, &mut summary)?;
     }
     report(&summary, begun)
 }

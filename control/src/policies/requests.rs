@@ -4,9 +4,12 @@
 use super::{condition as of_connection, operation, source};
 use istio_api::{Condition, MeshConfig, Operation, Rule, Source};
 use prost::Message as _;
-use routes::proto::{
-    HeaderValues, PathMatch, PolicyClause, PolicyMatch, PolicyRule, StringMatch, path_match,
-    string_match::Kind,
+use routes::{
+    execute::SNI,
+    proto::{
+        HeaderValues, PathMatch, PolicyClause, PolicyMatch, PolicyRule, StringMatch, path_match,
+        string_match::Kind,
+    },
 };
 use xds::proto::security::Match;
 
@@ -67,7 +70,8 @@ fn of_condition(c: &Condition, namespace: &str, mesh: &MeshConfig) -> PolicyMatc
         return PolicyMatch { connection: encoded(&m), ..PolicyMatch::default() };
     }
     let header = c.key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']'));
-    if let Some(name) = header {
+    let sni = (c.key == "connection.sni").then_some(SNI);
+    if let Some(name) = header.or(sni) {
         let values = HeaderValues {
             name: name.to_ascii_lowercase(),
             values: c.values.iter().map(|v| pattern(v)).collect(),
@@ -83,8 +87,7 @@ fn of_condition(c: &Condition, namespace: &str, mesh: &MeshConfig) -> PolicyMatc
         };
         return PolicyMatch { connection: encoded(&m), ..PolicyMatch::default() };
     }
-    // Of a token (request.auth.*), or of a handshake that is not the request's: it is never there. A
-    // positive never holds, and negatives alone always do.
+    // Of a token (request.auth.*): it is never there. A positive never holds, and negatives alone always do.
     PolicyMatch { unknown: !c.values.is_empty(), ..PolicyMatch::default() }
 }
 
@@ -136,5 +139,67 @@ mod tests {
         assert_eq!(asked(&["10.1.0.0/16"], &["10.0.0.0/8", "10.1.2.0/24"]), (vec![16, 24], false));
         // Nobody is in none: that is not the same as not being asked.
         assert_eq!(asked(&["10.0.0.0/8"], &["192.168.0.1"]), (vec![], true));
+    }
+
+    /// What a rule in Istio's words asks of requests, a clause each.
+    fn clauses(rule: &str) -> Vec<PolicyMatch> {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: p, namespace: ns}}\n\
+             spec: {{targetRefs: [{{kind: Service, group: \"\", name: a}}], rules: [{rule}]}}"
+        );
+        let (objects, diagnostics) = istio_api::parse_documents("p.yaml", &text);
+        assert!(diagnostics.iter().all(|d| !d.code.is_error()), "{diagnostics:?}");
+        let istio_api::Spec::AuthorizationPolicy(p) = &objects[0].spec else {
+            panic!("{objects:?}")
+        };
+        let made = super::rule(&p.rules[0], "ns", &MeshConfig::default());
+        made.clauses.into_iter().map(|c| c.matches[0].clone()).collect()
+    }
+
+    fn one(text: &str) -> Vec<StringMatch> {
+        vec![pattern(text)]
+    }
+
+    #[test]
+    fn operations_are_asked_of_requests_and_ports_of_their_connection() {
+        let m = clauses(
+            "{to: [{operation: {hosts: [A.example, \"*.b\"], notHosts: [\"c*\"], methods: [GET], \
+             notMethods: [PUT], paths: [/x, \"/y/{*}\"], notPaths: [\"*z\"], ports: [\"80\"], \
+             notPorts: [\"81\"]}}]}",
+        );
+        let m = &m[0];
+        assert_eq!(m.hosts, [one("a.example"), one("*.b")].concat());
+        assert_eq!(m.not_hosts[0].kind, Some(Kind::Prefix("c".to_owned())));
+        assert_eq!((&m.methods, &m.not_methods), (&blocks(&["GET"]), &blocks(&["PUT"])));
+        let kinds: Vec<_> = m.paths.iter().map(|p| p.kind.clone()).collect();
+        let template = path_match::Kind::Template("/y/{*}".to_owned());
+        assert_eq!(kinds, [Some(path_match::Kind::Text(pattern("/x"))), Some(template)]);
+        let suffix = StringMatch { kind: Some(Kind::Suffix("z".to_owned())) };
+        assert_eq!(m.not_paths[0].kind, Some(path_match::Kind::Text(suffix)));
+        let connection = Match::decode(&*m.connection).unwrap();
+        assert_eq!(
+            (connection.destination_ports, connection.not_destination_ports),
+            (vec![80], vec![81])
+        );
+        assert!(!m.unknown);
+    }
+
+    #[test]
+    fn conditions_are_of_headers_names_and_addresses_and_what_is_of_tokens_is_never_met() {
+        let when = |condition: &str| clauses(&format!("{{when: [{{{condition}}}]}}")).remove(0);
+        let m = when("key: \"request.headers[X-Role]\", values: [admin], notValues: [\"a*\"]");
+        let header = &m.headers[0];
+        assert_eq!((header.name.as_str(), &header.values), ("x-role", &one("admin")));
+        assert_eq!(header.not_values, one("a*"));
+        let m = when("key: connection.sni, values: [a.example]");
+        assert_eq!((m.headers[0].name.as_str(), m.unknown), (SNI, false));
+        let ips = |m: &PolicyMatch| Match::decode(&*m.connection).unwrap().source_ips.len();
+        assert_eq!(ips(&when("key: remote.ip, values: [10.0.0.0/8, \"fd00::/8\"]")), 2);
+        assert_eq!(ips(&when("key: source.ip, values: [10.0.0.1]")), 1);
+        assert!(when("key: \"request.auth.claims[x]\", values: [a]").unknown);
+        assert!(!when("key: request.auth.principal, notValues: [a]").unknown);
+        let source = clauses("{from: [{source: {requestPrincipals: [\"*\"]}}]}");
+        assert!(source[0].unknown);
     }
 }

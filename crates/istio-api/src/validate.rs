@@ -396,13 +396,19 @@ fn condition(
         }
     }
     if of_request {
-        let of_token = c.key.starts_with("request.auth.");
-        if at_waypoint && (of_token || c.key == "connection.sni") {
+        let why = match c.key.as_str() {
+            "connection.sni" => {
+                Some("within the mesh no connection has one, only at gateways that end TLS")
+            }
+            key if key.starts_with("request.auth.") => Some("no token is read here"),
+            _ => None,
+        };
+        if let Some(why) = why.filter(|_| at_waypoint) {
             found.push(
                 Code::Warning,
                 format!("{path}.key"),
                 format!("{:?}", c.key),
-                "no token and no SNI is read here: values never match, and notValues always do",
+                format!("{why}: without it values never match, and notValues always do"),
             );
         } else if !at_waypoint {
             l7(action, path, found);

@@ -65,7 +65,7 @@ pub fn explain(set: &PolicySet, request: &Request) -> Explanation {
     nearly.truncate(NEAREST);
     let because =
         deciding_rule(set, &verdict.decision).map(|r| met(r, request)).unwrap_or_default();
-    let change = what_would_change(&verdict, &nearly);
+    let change = what_would_change(&verdict.decision, &nearly);
     Explanation { verdict, applied, because, nearly, change }
 }
 
@@ -119,8 +119,9 @@ fn near_misses(set: &PolicySet, request: &Request, action: Action, most: usize) 
     near
 }
 
-fn what_would_change(verdict: &Verdict, nearly: &[Near]) -> String {
-    match &verdict.decision {
+/// In words, of a decision that was not policies' too.
+pub fn what_would_change(decision: &Decision, nearly: &[Near]) -> String {
+    match decision {
         Decision::Matched { policy, action: Action::Deny, rule } => format!(
             "rule {rule} of {policy} must not match: narrow it, or exempt this source with one of \
              its not-fields; no ALLOW policy overrides a DENY"

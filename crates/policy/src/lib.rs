@@ -10,7 +10,7 @@ mod model;
 mod set;
 
 pub use evaluate::{Applicable, Decision, Verdict, evaluate};
-pub use explain::{Applied, Explanation, Near, explain, in_words};
+pub use explain::{Applied, Explanation, Near, explain, in_words, what_would_change};
 pub use model::{
     Action, Clause, Match, Peer, Policy, PolicyName, Request, Rule, Scope, ServiceAccountMatch,
     StringMatch,

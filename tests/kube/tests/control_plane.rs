@@ -345,6 +345,20 @@ fn the_webhook_refuses_with_field_and_remedy(api: &ApiServer) {
     })
     .unwrap();
     apply(api, &bad.replace("weight: -1", "weight: 1"));
+    // Where Istio's definition is installed, nobody is to believe that it does something.
+    apply(
+        api,
+        "{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: envoyfilters.networking.istio.io},
+          spec: {group: networking.istio.io, scope: Namespaced, names: {plural: envoyfilters, singular: envoyfilter, kind: EnvoyFilter},
+          versions: [{name: v1alpha3, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]}}",
+    );
+    eventually(SOON, || {
+        let filter = "{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, metadata: {name: f, namespace: shop}, spec: {configPatches: []}}";
+        let error = api.apply(filter).err().context("taken")?.to_string();
+        ensure!(error.contains("denied the request") && error.contains("no Envoy runs here"), "{error}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 fn the_lease_is_held(api: &ApiServer) {

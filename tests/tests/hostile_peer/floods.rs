@@ -6,6 +6,9 @@ use scripted::frames::{
     PADDED, PING, PRIORITY, PROTOCOL_ERROR, RST_STREAM, WINDOW_UPDATE, block, bomb, connect, frame,
     goaway, headers, long_headers, reset, settings,
 };
+use scripted::pki::good_leaf;
+use scripted::tls::{self, H2};
+use scripted::wire::Wire;
 use std::iter::{once, repeat_n};
 use std::time::Duration;
 use testbed::eventually;
@@ -311,4 +314,30 @@ fn a_client_that_reads_nothing_holds_no_more_than_its_windows() {
     .unwrap();
     den.undisturbed("128 streams that nobody reads");
     drop(wire);
+}
+
+/// Certified connections, on which nothing is asked.
+#[test]
+fn a_peer_that_opens_connections_has_its_share_and_no_more() {
+    let den = Den::new("many-connections");
+    let mut held: Vec<_> = Vec::new();
+    den.block_on(async {
+        for _ in 0..1024 {
+            held.push(den.wire().await);
+        }
+        let (own, tcp) = (den.pki.odd(&good_leaf(&den.identity())), den.tcp().unwrap());
+        let one_more = tls::connect(tcp, tls::client_config(Some(own), H2)).await;
+        assert!(one_more.is_err(), "it is taken");
+    });
+    den.undisturbed("1,024 connections of one peer");
+    held.truncate(1000);
+    eventually(culvert_tests::SOON, || {
+        den.block_on(async {
+            let own = den.pki.odd(&good_leaf(&den.identity()));
+            let tls = tls::connect(den.tcp()?, tls::client_config(Some(own), H2)).await?;
+            Wire::client(tls).await?;
+            anyhow::Ok(())
+        })
+    })
+    .unwrap();
 }

@@ -94,9 +94,14 @@ fn servers_that_are_somebody_else_are_not_spoken_to() {
             H2,
             "no roots",
         ),
-        ("another authority", Pki::new("cluster.local").odd(&good_leaf(&id)), H2, "certificate"),
+        ("another authority", Pki::new("cluster.local").odd(&good_leaf(&id)), H2, "the same roots"),
         ("two identities", den.pki.odd(&two), H2, "more than one URI"),
-        ("expired", den.pki.odd(&scripted::pki::leaf(&[&id], now - hour * 2, hour)), H2, "xpired"),
+        (
+            "expired",
+            den.pki.odd(&scripted::pki::leaf(&[&id], now - hour * 2, hour)),
+            H2,
+            "has run out",
+        ),
         ("for clients", den.pki.odd(&for_clients), H2, "refused"),
         ("no ALPN", good(&den), &[], "ALPN"),
     ];
@@ -121,6 +126,10 @@ fn servers_that_are_somebody_else_are_not_spoken_to() {
     den.fails("an end at once", "TLS", async {
         drop(listener.accept().await.unwrap());
     });
+    // Nobody there at all: the usual reasons are named.
+    drop(listener);
+    den.fails("nobody listens", "does a NetworkPolicy block HBONE port 15008?", async {});
+    let listener = den.listener();
     // And with the right one it works, so that it was not for another reason.
     let config = tls::server_config(good(&den), H2);
     let mut through = false;

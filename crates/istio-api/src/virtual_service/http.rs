@@ -52,6 +52,10 @@ const RETRY_ON: [&str; 16] = [
     "unavailable",
 ];
 
+/// Of those, what Envoy needs more for than VirtualService says, or that nothing here speaks.
+const NEVER_MET: [&str; 3] =
+    ["retriable-headers", "envoy-ratelimited", "http3-post-connect-failure"];
+
 const METHODS: [&str; 10] =
     ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
 
@@ -246,6 +250,13 @@ fn operations(o: &HeaderOperations, request: bool, path: &str, found: &mut Found
             }
             if let Some(why) = form::header_value_error(value) {
                 found.invalid(&at, format!("{value:?}"), why);
+            } else if value.replace("%%", "").contains('%') {
+                found.push(
+                    Code::Warning,
+                    &at,
+                    format!("{value:?}"),
+                    "it is sent as it is written: no variable is put in here",
+                );
             }
         }
     }
@@ -444,6 +455,13 @@ fn retries(r: &HttpRetry, path: &str, found: &mut Found<'_>) {
                     "status codes, and {}, with commas and without blanks",
                     RETRY_ON.join(", ")
                 ),
+            );
+        } else if NEVER_MET.contains(&word) {
+            found.push(
+                Code::Warning,
+                format!("{path}.retryOn"),
+                format!("{word:?}"),
+                "no answer meets it here: name statuses, or 5xx",
             );
         }
     }

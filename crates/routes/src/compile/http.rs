@@ -312,9 +312,13 @@ fn change(
     of: impl Fn(&Headers) -> &Option<HeaderOperations>,
 ) -> Option<proto::HeaderChange> {
     let ops = h.and_then(|h| of(h).as_ref())?;
+    // The sign is written twice: one alone begins a variable, none of which is put in (validation tells).
+    let values = |all: &std::collections::BTreeMap<String, String>| {
+        all.iter().map(|(name, value)| (name.clone(), value.replace("%%", "%"))).collect()
+    };
     Some(proto::HeaderChange {
-        set: ops.set.clone(),
-        add: ops.add.clone(),
+        set: values(&ops.set),
+        add: values(&ops.add),
         remove: ops.remove.clone(),
     })
 }

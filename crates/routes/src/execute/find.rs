@@ -268,6 +268,7 @@ mod tests {
                 authority: "h",
                 scheme: "http",
                 headers: &map,
+                sni: None,
                 source: Source { address: None, namespace: "", labels: &[] },
             };
             let slowly = finder.find_slowly(&request);

@@ -20,7 +20,7 @@ pub use destination::{
 };
 pub use path::{BadPath, normalize};
 pub use policy::{HttpPolicies, HttpVerdict, LoadMatch};
-pub use request::{BadRequest, Normal, RequestView, Source, normal, without_port};
+pub use request::{BadRequest, Normal, RequestView, SNI, Source, normal, without_port};
 pub use split::Split;
 pub use table::{
     Abort, Action, Bad, DirectResponse, Fault, Forward, HostTable, Mirror, PortTable, Retry, Route,

@@ -21,6 +21,7 @@ pub struct HttpPolicies {
 struct Policy {
     name: PolicyName,
     rules: Vec<Vec<Clause>>,
+    denies: bool,
 }
 
 #[derive(Debug)]
@@ -78,6 +79,7 @@ impl HttpPolicies {
                 };
                 rules.push(r.clauses.iter().map(clause).collect::<Result<Vec<_>, _>>()?);
             }
+            let denies = p.action == proto::PolicyAction::Deny as i32;
             let name =
                 PolicyName { namespace: p.namespace.as_str().into(), name: p.name.as_str().into() };
             let of_action = match (p.dry_run, proto::PolicyAction::try_from(p.action)) {
@@ -86,7 +88,7 @@ impl HttpPolicies {
                 (false, Ok(proto::PolicyAction::Deny)) => &mut out.deny,
                 (false, Err(_)) => return Err(format!("policy {name}: an unknown action")),
             };
-            of_action.push(Policy { name, rules });
+            of_action.push(Policy { name, rules, denies });
         }
         Ok(out)
     }
@@ -144,7 +146,9 @@ impl HttpPolicies {
 impl Policy {
     fn matching(&self, r: &RequestView<'_>, c: &Request) -> Option<usize> {
         self.rules.iter().position(|clauses| {
-            clauses.iter().all(|Clause(any)| any.is_empty() || any.iter().any(|a| a.holds(r, c)))
+            clauses
+                .iter()
+                .all(|Clause(any)| any.is_empty() || any.iter().any(|a| a.holds(r, c, self.denies)))
         })
     }
 }
@@ -193,7 +197,7 @@ impl Asked {
         self.connection.as_ref().is_none_or(|m| m.holds(c)) && (!asks || of_request)
     }
 
-    fn holds(&self, r: &RequestView<'_>, c: &Request) -> bool {
+    fn holds(&self, r: &RequestView<'_>, c: &Request, denies: bool) -> bool {
         if self.unknown {
             return false;
         }
@@ -213,11 +217,19 @@ impl Asked {
             && (self.paths.is_empty() || any(&self.paths, &path))
             && !any(&self.not_paths, &path)
             && self.headers.iter().all(|(name, yes, no)| {
-                let value = r.header(name);
-                let holds = |all: &[Text]| {
-                    value.as_deref().is_some_and(|v| all.iter().any(|m| m.matches(v)))
-                };
-                (yes.is_empty() || holds(yes)) && !holds(no)
+                let lines = r.header_lines(name);
+                let meets = |all: &[Text], line: &str| all.iter().any(|m| m.matches(line));
+                // Which of several lines an application goes by nobody knows, so each must be allowed, and
+                // one is enough to be denied; as is what they are together.
+                let (is_met, is_kept) = (|l: &String| meets(yes, l), |l: &String| !meets(no, l));
+                let Some(together) = lines.first() else { return yes.is_empty() };
+                let apart = lines.get(1..).unwrap_or_default();
+                if denies {
+                    (yes.is_empty() || lines.iter().any(is_met)) && lines.iter().any(is_kept)
+                } else {
+                    let each = !apart.is_empty() && apart.iter().all(is_met);
+                    (yes.is_empty() || is_met(together) || each) && lines.iter().all(is_kept)
+                }
             })
     }
 }

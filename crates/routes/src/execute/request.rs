@@ -4,6 +4,9 @@ use super::path::{BadPath, normalize};
 use http::{HeaderMap, Method, Uri};
 use std::net::SocketAddr;
 
+/// As a policy's header it is `connection.sni`; no header has such a name.
+pub const SNI: &str = ":sni";
+
 /// What is decided upon. Everything in it has one form already.
 #[derive(Clone, Debug)]
 pub struct RequestView<'a> {
@@ -15,6 +18,8 @@ pub struct RequestView<'a> {
     pub authority: &'a str,
     pub scheme: &'a str,
     pub headers: &'a HeaderMap,
+    /// The name that a TLS client has asked for, where TLS ends here; in lower case.
+    pub sni: Option<&'a str>,
     pub source: Source<'a>,
 }
 
@@ -42,6 +47,7 @@ impl RequestView<'_> {
         match name {
             ":method" => return Some(self.method.as_str().to_owned()),
             ":authority" | "host" => return Some(self.authority.to_owned()),
+            SNI => return self.sni.map(ToOwned::to_owned),
             ":scheme" => return Some(self.scheme.to_owned()),
             ":path" if self.query.is_empty() => return Some(self.path.to_owned()),
             ":path" => return Some(format!("{}?{}", self.path, self.query)),
@@ -54,6 +60,16 @@ impl RequestView<'_> {
             joined.push_str(&String::from_utf8_lossy(value.as_bytes()));
         }
         Some(joined)
+    }
+
+    /// All values as one, and behind that each of several by itself; nothing where there is none.
+    pub fn header_lines(&self, name: &str) -> Vec<String> {
+        let mut lines: Vec<String> = self.header(name).into_iter().collect();
+        let apart = self.headers.get_all(name);
+        if apart.iter().nth(1).is_some() {
+            lines.extend(apart.iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()));
+        }
+        lines
     }
 
     /// The first value of a query parameter, unescaped as forms are.
@@ -203,6 +219,7 @@ mod tests {
             authority: "h",
             scheme: "http",
             headers: &headers,
+            sni: None,
             source: Source { address: None, namespace: "", labels: &[] },
         };
         assert_eq!(request.header("x").unwrap(), "a,b");

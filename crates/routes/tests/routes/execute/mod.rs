@@ -21,6 +21,7 @@ pub struct Ask {
     pub authority: &'static str,
     pub scheme: &'static str,
     pub headers: HeaderMap,
+    pub sni: Option<&'static str>,
     pub namespace: &'static str,
     pub labels: Vec<(Arc<str>, Arc<str>)>,
 }
@@ -33,6 +34,7 @@ pub fn get(target: &'static str) -> Ask {
         authority: "reviews:9080",
         scheme: "http",
         headers: HeaderMap::new(),
+        sni: None,
         namespace: "shop",
         labels: Vec::new(),
     }
@@ -58,6 +60,7 @@ impl Ask {
             authority: self.authority,
             scheme: self.scheme,
             headers: &self.headers,
+            sni: self.sni,
             source: Source { address: None, namespace: self.namespace, labels: &self.labels },
         }
     }

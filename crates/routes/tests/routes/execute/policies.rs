@@ -296,3 +296,55 @@ proptest! {
         prop_assert_eq!(verdict == "allowed", !denied && allowed);
     }
 }
+
+/// A rule's header, by the values that it asks for and those that it does not want.
+fn header(name: &str, values: &[&str], not_values: &[&str]) -> PolicyMatch {
+    let texts = |all: &[&str]| all.iter().map(|v| exact(v)).collect();
+    let asked = proto::HeaderValues {
+        name: name.into(),
+        values: texts(values),
+        not_values: texts(not_values),
+    };
+    PolicyMatch { headers: vec![asked], ..m() }
+}
+
+/// Which of them an application goes by nobody knows.
+#[test]
+fn of_a_header_that_comes_several_times_one_is_enough_to_deny_and_all_are_needed_to_allow() {
+    let sent = |lines: &[&str]| lines.iter().fold(get("/"), |ask, line| ask.with("x-role", line));
+    let role = |values: &[&str], not_values: &[&str]| header("x-role", values, not_values);
+    let denied = |m: PolicyMatch, lines: &[&str]| {
+        judged(&[policy("p", Deny, &[m])], &sent(lines)) != "allowed"
+    };
+    let allowed = |m: PolicyMatch, lines: &[&str]| holds(m, &sent(lines));
+    for lines in [["user", "admin"], ["admin", "user"]] {
+        assert!(denied(role(&["admin"], &[]), &lines));
+        assert!(!allowed(role(&["admin"], &[]), &lines));
+        assert!(allowed(role(&["admin", "user"], &[]), &lines));
+        // To have what is not wanted beside something else is to have it, and to be something else.
+        assert!(!allowed(role(&[], &["admin"]), &lines));
+        assert!(denied(role(&[], &["admin"]), &lines));
+    }
+    // As one text they are what they were.
+    assert!(denied(role(&["user,admin"], &[]), &["user", "admin"]));
+    assert!(allowed(role(&["user,admin"], &[]), &["user", "admin"]));
+    for (lines, is_admin) in [(&["admin"][..], true), (&["user"], false), (&[], false)] {
+        let both: [&dyn Fn(PolicyMatch, &[&str]) -> bool; 2] = [&denied, &allowed];
+        for decide in both {
+            assert_eq!(decide(role(&["admin"], &[]), lines), is_admin, "{lines:?}");
+            assert_eq!(decide(role(&[], &["admin"]), lines), !is_admin, "{lines:?}");
+        }
+    }
+}
+
+#[test]
+fn the_name_that_a_tls_client_asked_for_is_a_value_like_any() {
+    let of = |sni| Ask { sni, ..get("/") };
+    let sni = |values: &[&str], not: &[&str]| header(routes::execute::SNI, values, not);
+    assert!(holds(sni(&["a.example"], &[]), &of(Some("a.example"))));
+    assert!(!holds(sni(&["a.example"], &[]), &of(Some("b.example"))));
+    assert!(!holds(sni(&["a.example"], &[]), &of(None)));
+    assert!(holds(sni(&[], &["a.example"]), &of(None)));
+    let deny = [policy("p", Deny, &[sni(&["a.example"], &[])])];
+    assert_eq!(judged(&deny, &of(Some("a.example"))), "deny policy shop/p, rule 0");
+}
