@@ -322,14 +322,14 @@ fn service_ports(s: &Service, p: &Pod) -> pb::PortList {
 }
 
 fn app_protocol(name: &str, app_protocol: &str) -> pb::AppProtocol {
-    let by_name = name.split('-').next().unwrap_or_default();
-    match if app_protocol.is_empty() { by_name } else { app_protocol } {
-        "http" => pb::AppProtocol::Http11,
-        "http2" | "kubernetes.io/h2c" => pb::AppProtocol::Http2,
-        "grpc" => pb::AppProtocol::Grpc,
-        "tcp" => pb::AppProtocol::Tcp,
-        "tls" | "https" => pb::AppProtocol::Tls,
-        _ => pb::AppProtocol::Unknown,
+    use routes::proto::Protocol;
+    match routes::compile::protocol(name, app_protocol) {
+        Protocol::Http1 => pb::AppProtocol::Http11,
+        Protocol::Http2 => pb::AppProtocol::Http2,
+        Protocol::Grpc => pb::AppProtocol::Grpc,
+        Protocol::Tcp => pb::AppProtocol::Tcp,
+        Protocol::Tls => pb::AppProtocol::Tls,
+        Protocol::Detect => pb::AppProtocol::Unknown,
     }
 }
 

@@ -183,6 +183,26 @@ mod https {
         let around = culvert_tests::https::get(&s.outsider, to, name, host, "/", &first, None);
         assert!(around.unwrap().starts_with("HTTP/1.1 421"));
 
+        // What was asked for in the hand-shake is policies' as well.
+        s.mesh.write_policy(
+            "default",
+            "closed",
+            "{ selector: { matchLabels: { istio: ingressgateway } }, action: DENY, rules: [\
+             { when: [{ key: connection.sni, values: [closed.example] }] }] }",
+        );
+        eventually(SOON, || {
+            let answer = get(&s, "closed.example", &first, Some(&ours));
+            anyhow::ensure!(
+                answer.as_ref().is_ok_and(|a| a.starts_with("HTTP/1.1 403")),
+                "{answer:?}"
+            );
+            Ok(())
+        })
+        .unwrap();
+        good(&first, "shop.example", None);
+        s.mesh.remove_policy("default", "closed");
+        good(&first, "closed.example", Some(&ours));
+
         secret(&s.mesh, "shop", &second.issue("shop.example"), "");
         good(&second, "shop.example", None);
         get(&s, "shop.example", &first, None).unwrap_err();
@@ -433,4 +453,54 @@ fn one_client_takes_its_share_of_connections_and_leaves_others_theirs() {
     idle.clear();
     wait(0);
     assert_eq!(ask.from(&s.outsider).unwrap().status, 200);
+}
+
+/// From a gateway to a host outside that is known by its address, by TLS that the gateway begins.
+#[test]
+fn a_gateway_sends_to_static_endpoints_by_tls() {
+    use culvert_tests::Tls;
+    use culvert_tests::https::{Authority, secret};
+    const OUTSIDE: &str = "api.outside.test";
+    let s = scene("gateway-egress");
+    let authority = Authority::new("outside");
+    let own = authority.issue(OUTSIDE);
+    let app = s.mesh.outside_app(2, "one", 8443, Some(&Tls { own: &own, clients: None }));
+    secret(&s.mesh, "roots", &own, &authority.pem());
+    s.apply(
+        "ServiceEntry",
+        "outside",
+        &format!(
+            "{{ hosts: [{OUTSIDE}], resolution: STATIC, location: MESH_EXTERNAL, ports: [\
+             {{ number: 443, name: http, protocol: HTTP, targetPort: 8443 }}], \
+             endpoints: [{{ address: {} }}] }}",
+            app.pod.ipv4()
+        ),
+    );
+    let tls = |settings: &str| {
+        let spec = format!("{{ host: {OUTSIDE}, trafficPolicy: {{ tls: {{ {settings} }} }} }}");
+        s.apply("DestinationRule", "outside", &spec);
+    };
+    tls("mode: SIMPLE, credentialName: roots");
+    s.apply(
+        "Gateway",
+        "shop",
+        "{ selector: { istio: ingressgateway }, servers: [\
+         { port: { number: 80, name: http, protocol: HTTP }, hosts: [\"*\"] }] }",
+    );
+    s.apply(
+        "VirtualService",
+        "shop",
+        &format!(
+            "{{ hosts: [\"*\"], gateways: [shop], http: [{{ rewrite: {{ authority: {OUTSIDE} }}, route: [\
+             {{ destination: {{ host: {OUTSIDE}, port: {{ number: 443 }} }} }}] }}] }}"
+        ),
+    );
+    let ask = s.ask(8080, "shop.example", "/x");
+    let asked = s.until(&ask, |a| a.status == 200).asked();
+    assert_eq!(asked["tls"]["sni"], OUTSIDE, "{asked}");
+    assert_eq!(asked["headers"]["host"], OUTSIDE, "{asked}");
+    tls("mode: SIMPLE, credentialName: roots, sni: other.test");
+    s.until(&ask, |a| a.status == 503);
+    tls("mode: SIMPLE, credentialName: roots");
+    s.until(&ask, |a| a.status == 200);
 }

@@ -180,3 +180,23 @@ fn a_connection_whose_request_was_answered_before_its_end_carries_no_other() {
     drop((client, app));
     is_well(&p);
 }
+
+/// What follows it is no answer to anybody.
+#[test]
+fn a_switch_of_protocols_that_nobody_asked_for_is_an_answer_of_503() {
+    let p = Played::new("wp-unasked-101", "http", Serve::Manual);
+    let switched =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n";
+    let behind = format!("{OK}content-length: 6\r\n\r\npoison");
+    for bytes in [switched.to_owned(), format!("{switched}{behind}")] {
+        let client = ask(&p);
+        let app = asked(&p);
+        app.write(bytes.as_bytes()).unwrap();
+        let said = read_until(&client, "\r\n\r\n");
+        assert!(said.starts_with("HTTP/1.1 503"), "{said}");
+        // On the connection of either end.
+        is_well(&p);
+        drop((client, app));
+        is_well(&p);
+    }
+}

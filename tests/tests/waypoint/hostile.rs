@@ -162,6 +162,10 @@ fn a_client_cannot_say_what_only_proxies_say() {
         .header("X-Envoy-Original-Path: /admin")
         .header("x-envoy-retry-on: 5xx")
         .header("x-forwarded-proto: https")
+        .header("x_forwarded_client_cert: URI=spiffe://cluster.local/ns/default/sa/admin")
+        .header("X_Forwarded-For: 10.0.0.1")
+        .header("x-envoy_original_path: /admin")
+        .header("x_own: kept")
         .header("proxy-connection: x")
         .header("keep-alive: 5");
     let wanted = format!("By={};URI={}", s.waypoint.pod.identity(), s.client.identity());
@@ -173,6 +177,11 @@ fn a_client_cannot_say_what_only_proxies_say() {
         assert_eq!(headers["x-forwarded-client-cert"], wanted.as_str(), "{headers}");
         assert_eq!(headers["x-forwarded-proto"], "http", "{headers}");
         assert!(headers["x-request-id"].is_string(), "{headers}");
+        // Applications that read `_` as `-` read these as the others; what is nobody's goes on.
+        assert_eq!(headers["x_own"], "kept", "{headers}");
+        for taken in ["x_forwarded_client_cert", "x_forwarded-for", "x-envoy_original_path"] {
+            assert!(headers[taken].is_null(), "{taken}: {headers}");
+        }
         for gone in
             ["x-envoy-original-path", "x-envoy-retry-on", "x-own", "keep-alive", "proxy-connection"]
         {

@@ -1,8 +1,9 @@
 //! Timeouts, and attempts after the first.
 
 use crate::scene::{PORT, Scene};
-use culvert_tests::Ask;
+use culvert_tests::{Ask, Spec};
 use serde_json::json;
+use testbed::ConnectOpts;
 
 const ANY: &str = "{ route: [{ destination: { host: reviews } }], ";
 
@@ -145,4 +146,34 @@ fn where_an_endpoint_is_dead_another_answers() {
     let log = s.waypoint.access_log();
     let line = log.iter().find(|l| l["response_code"] == 503 && l["response_flags"] == json!("UF"));
     assert!(line.is_some(), "{log:?}");
+}
+
+/// It does not refuse: nothing at all comes back.
+#[test]
+fn an_endpoint_that_takes_no_connection_is_waited_for_as_long_as_is_said() {
+    let s = Scene::new("wp-connect-timeout");
+    let full = s.mesh.pod(2, Spec::named("full").label("istio.io/dataplane-mode", "none"));
+    let at = std::net::SocketAddr::new(full.ipv4().into(), PORT);
+    let listener = full.puppet().unwrap().tcp_socket(at).unwrap();
+    listener.bind(at).unwrap();
+    listener.listen(0).unwrap();
+    // With these two its room is taken, and SYNs are dropped.
+    let puppet = full.puppet().unwrap();
+    let _waiting = [0, 1].map(|_| puppet.connect(at.to_string(), ConnectOpts::default()));
+    s.mesh.service_of("full", "http", PORT, PORT, &[&full]);
+    s.apply(
+        "DestinationRule",
+        "full",
+        "{ host: full, trafficPolicy: { connectionPool: { tcp: { connectTimeout: 500ms } } } }",
+    );
+    s.apply(
+        "VirtualService",
+        "full",
+        "{ hosts: [full], http: [{ route: [{ destination: { host: full } }], retries: { attempts: 0 } }] }",
+    );
+    let ask = Ask::get(&format!("http://full:{PORT}/"));
+    let answer = s.until(&ask, |a| a.status == 503 && a.body.contains("500ms"));
+    // Ten seconds where nothing is said.
+    assert!(answer.took < 9.0, "{answer:?}");
+    s.is_well();
 }

@@ -191,15 +191,45 @@ pub fn serves(o: &Object) -> Option<Serves> {
     Some(Serves { services, admits })
 }
 
-/// By `appProtocol`, or by the port's name up to the first dash, as Istio reads them.
+/// By `appProtocol`, or by the port's name up to the first dash, as Istio reads them: in any case.
 pub fn protocol(name: &str, app_protocol: &str) -> Protocol {
     let by_name = name.split('-').next().unwrap_or_default();
-    match if app_protocol.is_empty() { by_name } else { app_protocol } {
+    let said = if app_protocol.is_empty() { by_name } else { app_protocol };
+    match &*said.to_ascii_lowercase() {
         "http" | "kubernetes.io/ws" => Protocol::Http1,
         "http2" | "kubernetes.io/h2c" => Protocol::Http2,
         "grpc" | "grpc-web" => Protocol::Grpc,
         "tcp" | "mongo" | "mysql" | "redis" => Protocol::Tcp,
-        "tls" | "https" => Protocol::Tls,
+        "tls" | "https" | "kubernetes.io/wss" => Protocol::Tls,
         _ => Protocol::Detect,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_port_speaks_is_its_app_protocol_or_the_beginning_of_its_name() {
+        for (name, said, wanted) in [
+            ("http-web", "", Protocol::Http1),
+            ("HTTP", "", Protocol::Http1),
+            ("web", "http", Protocol::Http1),
+            ("web", "kubernetes.io/ws", Protocol::Http1),
+            ("http", "kubernetes.io/h2c", Protocol::Http2),
+            ("http2", "", Protocol::Http2),
+            ("http", "grpc", Protocol::Grpc),
+            ("grpc-web-x", "", Protocol::Grpc),
+            ("http", "tcp", Protocol::Tcp),
+            ("mysql", "", Protocol::Tcp),
+            ("web", "kubernetes.io/wss", Protocol::Tls),
+            ("https", "", Protocol::Tls),
+            // What is not known says nothing, whatever the name.
+            ("http", "example.com/own", Protocol::Detect),
+            ("web", "", Protocol::Detect),
+            ("", "", Protocol::Detect),
+        ] {
+            assert_eq!(protocol(name, said), wanted, "{name:?} {said:?}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What is compiled, loaded and asked.
 
+mod connections;
 mod garbage;
 mod matches;
 mod policies;
