@@ -253,6 +253,25 @@ fn a_policy_that_changes_ends_what_it_forbids() {
     t.warm(&t.v4());
 }
 
+/// A way holds no longer than the certificates of both pods, though nobody encrypts anything.
+#[test]
+fn without_a_control_plane_ways_end_with_the_certificates() {
+    let mesh = Mesh::builder("direct-expiry").cert_ttl_seconds(15).build();
+    let (client, server) = (mesh.pod(1, "client"), mesh.pod(1, "server"));
+    serve(&server, PORT, Serve::Script);
+    mesh.enroll_all(&[client.clone(), server.clone()]);
+    let t = Near { mesh, client, server };
+    t.warm(&t.v4());
+    let open = echo_to(&t.client, &t.v4()).unwrap();
+    echo(&open, 1000, 1).unwrap();
+    t.mesh.control.kill();
+    until(Duration::from_secs(60), "nobody to connect", || attempt(&t.client, &t.v4()).is_err());
+    until(SOON, "the end of what is open", || echo(&open, 10, 2).is_err());
+    t.mesh.control.restart(&t.mesh.bed);
+    until(SOON, "connections again", || attempt(&t.client, &t.v4()).is_ok());
+    t.warm(&t.v4());
+}
+
 /// The kernel looks for what it is to end by the interface, too, where a socket is bound to one.
 #[test]
 fn a_policy_ends_connections_of_sockets_that_are_bound_to_an_interface() {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use culvert_tests::dialogue::connect;
 use culvert_tests::names::{RecordType, addresses, ask, asker, lookup, parse, question, server_of};
 use culvert_tests::{Mesh, MeshPod, SOON, Service};
-use testbed::{Puppet, RawSocket, Sock, eventually, libc, sockaddr};
+use testbed::{Puppet, RawSocket, Serve, Sock, eventually, libc, sockaddr};
 
 const FABRIC4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 254);
 
@@ -232,6 +232,24 @@ fn everything_else_passes_byte_for_byte_to_the_server_and_back() {
         client.send(&asked).unwrap();
         server.serves(&asked, &t.pod, &answer);
         assert_eq!(client.receive(65_535).unwrap(), answer, "{length} bytes");
+    }
+}
+
+/// What is framed over TCP is the same.
+#[test]
+fn everything_else_passes_byte_for_byte_over_tcp_too() {
+    let t = one("dns-tcp-bytes");
+    let at = SocketAddr::new(FABRIC4.into(), 53);
+    let server = t.mesh.bed.fabric_puppet().unwrap().listen(at, Serve::Manual).unwrap();
+    let client = connect(&t.pod, &at.to_string());
+    let mut app: Option<Sock> = None;
+    for (n, asked) in strange(&t).into_iter().enumerate() {
+        let answer: Vec<u8> = asked.iter().rev().copied().chain([n as u8]).collect();
+        client.write(&framed(&asked)).unwrap();
+        let app = app.get_or_insert_with(|| server.accept(SOON).unwrap());
+        assert_eq!(read_framed(app), asked, "number {n}");
+        app.write(&framed(&answer)).unwrap();
+        assert_eq!(read_framed(&client), answer, "number {n}");
     }
 }
 

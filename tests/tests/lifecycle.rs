@@ -240,6 +240,41 @@ fn the_control_plane_may_go_and_come_back() {
     attempt(&late, &p.to).unwrap();
 }
 
+/// Tokens are read anew for each attempt: one that has run out is nothing but a control plane that is away.
+#[test]
+fn a_token_that_is_no_longer_good_costs_nothing_and_the_next_one_counts() {
+    let p = pair(Mesh::new("token"));
+    let agent = p.mesh.agent(1);
+    let file = agent.node.dir().join("token");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let live = echo_to(&p.client, &p.to).unwrap();
+    std::fs::write(&file, "one that has run out").unwrap();
+    p.mesh.control.kill();
+    p.mesh.control.restart(&p.mesh.bed);
+    p.mesh.write_policy(
+        "default",
+        "closed",
+        "{ action: DENY, rules: [{ to: [{ operation: { ports: ['9999'] } }] }] }",
+    );
+    let is_refused = || {
+        let (log, status) = (agent.log(), agent.status());
+        anyhow::ensure!(log.to_lowercase().contains("unauthenticated"), "{log}");
+        anyhow::ensure!(status["discovery_connected"] == false, "{status}");
+        Ok(())
+    };
+    eventually(SOON, is_refused).unwrap();
+    // What it has of before holds.
+    echo(&live, 100_000, 1).unwrap();
+    attempt(&p.client, &p.to).unwrap();
+    let knows = agent.rows("policies").unwrap();
+    assert!(!knows.iter().any(|p| p["name"] == "default/closed"), "{knows:?}");
+    std::fs::write(&file, good).unwrap();
+    p.mesh.policy_known("default/closed");
+    let late = p.mesh.enrolled_pod(1, "late");
+    attempt(&late, &p.to).unwrap();
+    echo(&live, 100_000, 2).unwrap();
+}
+
 /// Kills the agent of one node under traffic in both directions, then starts it again.
 fn killed_and_back(p: &Pair, number: usize) {
     let tokens = [Token::new(), Token::new()];
