@@ -25,12 +25,8 @@ static BASE: LazyLock<Vec<Object>> = LazyLock::new(|| {
 
 fuzz_target!(|text: &str| {
     let (given, _) = parse_documents("fuzz", text);
-    let all: Objects = BASE
-        .iter()
-        .cloned()
-        .chain(given)
-        .map(|o| (o.key.clone(), Arc::new(o)))
-        .collect();
+    let all: Objects =
+        BASE.iter().cloned().chain(given).map(|o| (o.key.clone(), Arc::new(o))).collect();
     let mesh = MeshConfig::default();
     let view = View { objects: &all, mesh: &mesh, domain: "cluster.local" };
     let changes: Vec<Changed<'_>> =
