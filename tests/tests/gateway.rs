@@ -10,7 +10,7 @@ struct Scene {
     /// Not of the mesh.
     outsider: MeshPod,
     gateway: Waypoint,
-    _apps: Vec<HttpApp>,
+    apps: Vec<HttpApp>,
     mesh: Mesh,
 }
 
@@ -27,7 +27,7 @@ fn scene_with(name: &str, args: &[&str]) -> Scene {
     mesh.service_of("reviews", "http", PORT, PORT, &pods);
     let outsider = mesh.pod(2, "outsider");
     let gateway = mesh.gateway_with(1, "ingress", "ingressgateway", args);
-    Scene { outsider, gateway, _apps: apps, mesh }
+    Scene { outsider, gateway, apps: apps, mesh }
 }
 
 impl Scene {
@@ -503,4 +503,66 @@ fn a_gateway_sends_to_static_endpoints_by_tls() {
     s.until(&ask, |a| a.status == 503);
     tls("mode: SIMPLE, credentialName: roots");
     s.until(&ask, |a| a.status == 200);
+}
+
+/// Routes, listeners and certificates that change, and the end of the process, while clients ask.
+#[test]
+fn changes_and_a_drain_under_load_drop_nothing() {
+    use culvert_tests::https::{Authority, secret};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut s = scene("gateway-life");
+    let authority = Authority::new("edge");
+    let gateway = |more: &str| {
+        format!(
+            "{{ selector: {{ istio: ingressgateway }}, servers: [\
+             {{ port: {{ number: 80, name: http, protocol: HTTP }}, hosts: [\"*\"] }}{more}] }}"
+        )
+    };
+    let route = |n: usize| {
+        format!(
+            "{{ hosts: [\"*\"], gateways: [shop], http: [{{ match: [{{ uri: {{ exact: /n }} }}], \
+             directResponse: {{ status: 299, body: {{ string: \"{n}\" }} }} }}, \
+             {{ route: [{{ destination: {{ host: reviews }} }}] }}] }}"
+        )
+    };
+    s.apply("Gateway", "shop", &gateway(""));
+    s.apply("VirtualService", "shop", &route(0));
+    let (ask, marker) = (s.ask(8080, "shop.example", "/"), s.ask(8080, "shop.example", "/n"));
+    s.until(&ask, |a| a.status == 200);
+    let stop = AtomicBool::new(false);
+    let all = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut all = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                all.extend(ask.times(&s.outsider, 50).unwrap());
+            }
+            all
+        });
+        for n in 1..=15 {
+            secret(&s.mesh, "edge", &authority.issue("shop.example"), "");
+            let tls = ", { port: { number: 8443, name: s, protocol: HTTPS }, hosts: [shop.example], \
+                       tls: { mode: SIMPLE, credentialName: edge } }";
+            s.apply("Gateway", "shop", &gateway(if n % 2 == 0 { "" } else { tls }));
+            s.apply("VirtualService", "shop", &route(n));
+            s.until(&marker, |a| a.body == n.to_string());
+        }
+        stop.store(true, Ordering::Relaxed);
+        asking.join().unwrap()
+    });
+    let bad: Vec<_> = all.iter().filter(|a| a.status != 200).collect();
+    assert!(bad.is_empty(), "{} of {}: {:?}", bad.len(), all.len(), bad.first());
+    // What is under way when it is told to end is answered.
+    let slow = s.ask(8080, "shop.example", "/?delay=2000&key=slow");
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| slow.from(&s.outsider).unwrap());
+        eventually(SOON, || {
+            let asked: u64 = s.apps.iter().map(|a| a.count(PORT, "slow")).sum();
+            anyhow::ensure!(asked == 1, "{asked} asked");
+            Ok(())
+        })
+        .unwrap();
+        s.gateway.begin_to_end();
+        assert_eq!(asking.join().unwrap().status, 200);
+    });
+    s.gateway.ends();
 }

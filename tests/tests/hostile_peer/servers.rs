@@ -85,6 +85,15 @@ fn servers_that_are_somebody_else_are_not_spoken_to() {
     let other = "spiffe://cluster.local/ns/default/sa/client";
     let mut for_clients = good_leaf(&id);
     for_clients.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let mut no_uri = good_leaf(&id);
+    no_uri.subject_alt_names =
+        vec![rcgen::SanType::DnsName("mallory.default.svc".try_into().unwrap())];
+    let own_key = rcgen::KeyPair::generate().unwrap();
+    let self_signed = (vec![good_leaf(&id).self_signed(&own_key).unwrap().der().clone()], own_key);
+    let (mut orphan, orphan_key) = den.pki.intermediate().odd(&good_leaf(&id));
+    orphan.truncate(1);
+    let uri = |u: &str| den.pki.odd(&good_leaf(u));
+    let early = scripted::pki::leaf(&[&id], now + hour, hour * 2);
     let two = scripted::pki::leaf(&[&id, other], now - hour, hour * 2);
     let cases: Vec<(&str, Presented, &[&[u8]], &str)> = vec![
         ("another identity", den.pki.odd(&good_leaf(other)), H2, "was expected"),
@@ -102,6 +111,23 @@ fn servers_that_are_somebody_else_are_not_spoken_to() {
             H2,
             "has run out",
         ),
+        ("valid in an hour", den.pki.odd(&early), H2, "clocks agree"),
+        ("no URI", den.pki.odd(&no_uri), H2, "no SPIFFE id"),
+        (
+            "NUL in the URI",
+            uri("spiffe://cluster.local/ns/default/sa/mallory\0.x"),
+            H2,
+            "character",
+        ),
+        (
+            "an upper case domain",
+            uri("spiffe://Cluster.Local/ns/default/sa/mallory"),
+            H2,
+            "character",
+        ),
+        ("an escaped slash", uri("spiffe://cluster.local/ns/default/sa/a%2fb"), H2, "character"),
+        ("self-signed", self_signed, H2, "the same roots"),
+        ("an intermediate that is missing", (orphan, orphan_key), H2, "the same roots"),
         ("for clients", den.pki.odd(&for_clients), H2, "refused"),
         ("no ALPN", good(&den), &[], "ALPN"),
     ];

@@ -236,20 +236,45 @@ fn requests_are_counted_and_told_in_istios_words() {
     };
     let (ok, not_found) = (total("200"), total("404"));
     assert!(ok.ends_with(" 1") && not_found.ends_with(" 1"), "{ok}\n{not_found}");
-    for label in [
-        "reporter=\"waypoint\"",
-        "source_workload=\"client\"",
-        "source_workload_namespace=\"default\"",
-        &format!("source_principal=\"{}\"", s.client.identity()),
-        &format!("destination_workload=\"{by}\""),
-        "destination_service_name=\"reviews\"",
-        "destination_service_namespace=\"default\"",
-        &format!("destination_service=\"{}\"", s.service.hostname()),
-        "connection_security_policy=\"mutual_tls\"",
-        "request_protocol=\"http\"",
-        "response_flags=\"-\"",
+    let version = by.trim_start_matches("reviews-");
+    let labels = [
+        ("reporter", "waypoint"),
+        ("source_workload", "client"),
+        ("source_canonical_service", "client"),
+        ("source_canonical_revision", "latest"),
+        ("source_workload_namespace", "default"),
+        ("source_principal", &s.client.identity()),
+        ("source_app", "client"),
+        ("source_version", "latest"),
+        ("source_cluster", "Kubernetes"),
+        ("destination_workload", &by),
+        ("destination_canonical_service", "reviews"),
+        ("destination_canonical_revision", version),
+        ("destination_workload_namespace", "default"),
+        ("destination_principal", &s.apps[0].pod.identity()),
+        ("destination_app", "reviews"),
+        ("destination_version", version),
+        ("destination_cluster", "Kubernetes"),
+        ("destination_service", &s.service.hostname()),
+        ("destination_service_name", "reviews"),
+        ("destination_service_namespace", "default"),
+        ("request_protocol", "http"),
+        ("response_code", "200"),
+        ("grpc_response_status", ""),
+        ("response_flags", "-"),
+        ("connection_security_policy", "mutual_tls"),
+    ]
+    .map(|(name, value)| format!("{name}=\"{value}\""))
+    .join(",");
+    assert_eq!(ok, format!("istio_requests_total{{{labels}}} 1"));
+    for (name, value) in [
+        ("istio_request_bytes_count", 1),
+        ("istio_request_bytes_sum", 5),
+        ("istio_response_bytes_sum", answer.body.len()),
+        ("istio_request_duration_milliseconds_count", 1),
     ] {
-        assert!(ok.contains(label), "{label}: {ok}");
+        let line = format!("{name}{{{labels}}} {value}");
+        assert!(metrics.lines().any(|l| l == line), "no {line} in {metrics}");
     }
     // A client that is gone before the answer.
     let gone = s.raw();

@@ -187,3 +187,37 @@ fn an_endpoint_that_takes_no_connection_is_waited_for_as_long_as_is_said() {
     eventually(SOON, told).unwrap();
     s.is_well();
 }
+
+/// A try may not take longer than all of them together.
+#[test]
+fn the_time_of_all_attempts_ends_one_that_has_more() {
+    let s = Scene::new("wp-try-longer");
+    s.routes(&format!(
+        "{ANY} timeout: 1s, retries: {{ attempts: 3, perTryTimeout: 30s, retryOn: 5xx }} }}"
+    ));
+    let late = s.get("/?delay=20000&key=late");
+    assert_eq!((late.status, late.body.as_str()), (504, "upstream request timeout"));
+    assert_eq!(s.counts("late").iter().sum::<u64>(), 1);
+    s.is_well();
+}
+
+/// All that fail are ejected, and asked no more; retries do not go on and on among them.
+#[test]
+fn retries_under_ejection_come_to_an_end() {
+    let s = Scene::new("wp-storm");
+    s.destination(
+        "outlierDetection: { consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 300s, \
+         maxEjectionPercent: 100 }",
+    );
+    s.routes(&format!("{ANY} retries: {{ attempts: 5, retryOn: 5xx }} }}"));
+    let failing = Ask::get(&s.url("/?status=503&key=storm"));
+    let all = failing.at_once(&s.client, 50).unwrap();
+    assert!(all.iter().all(|a| a.status == 503), "{all:?}");
+    let asked: u64 = s.counts("storm").iter().sum();
+    assert!((50..=300).contains(&asked), "{asked} of 50 with 5 more each");
+    // Who is left out is asked by nobody.
+    let answer = s.ask(&failing);
+    assert_eq!(answer.status, 503);
+    assert_eq!(s.counts("storm").iter().sum::<u64>(), asked, "{answer:?}");
+    assert_eq!(s.waypoint.log().matches("ejected").count(), 2);
+}
