@@ -110,7 +110,7 @@ impl Direct {
         }
         let key = key(source, asked);
         let mut state = lock(&self.state);
-        if state.ways.contains_key(&key) || state.ways.len() >= MOST_WAYS {
+        if state.ways.contains_key(&key) || !has_room(&state.ways, source.owner) {
             return;
         }
         // What changes from here on makes the way one of an earlier generation.
@@ -249,6 +249,14 @@ impl Direct {
         }
         state.renew(agent)
     }
+}
+
+/// Of what there is a pod takes no more than it leaves free: one that connects to ever more ports keeps nobody else's
+/// connections from going by themselves.
+fn has_room<K>(ways: &HashMap<WayKey, K>, owner: u32) -> bool {
+    let free = MOST_WAYS.saturating_sub(ways.len());
+    // Counted only where it can be too many.
+    ways.len() < free || ways.keys().filter(|key| key.owner == owner).count() < free
 }
 
 impl State {
@@ -668,3 +676,29 @@ const TCP_TIME_WAIT: u32 = 6;
 const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LAST_ACK: u32 = 9;
 const TCP_CLOSING: u32 = 11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capture_abi::Addr;
+
+    #[test]
+    fn a_pod_takes_no_more_ways_than_it_leaves_to_others() {
+        let mut ways: HashMap<WayKey, ()> = HashMap::new();
+        let way = |owner: u32, n: u32| WayKey { owner, port: 80, address: Addr::v4(n) };
+        let mut take = |owner: u32| {
+            let taken = (0..u32::MAX).take_while(|n| {
+                let room = has_room(&ways, owner);
+                if room {
+                    ways.insert(way(owner, *n), ());
+                }
+                room
+            });
+            taken.count()
+        };
+        assert_eq!(take(1), MOST_WAYS / 2);
+        assert_eq!(take(2), MOST_WAYS / 4);
+        assert_eq!(take(1), 0);
+        assert!(take(3) > 0);
+    }
+}

@@ -27,7 +27,7 @@ fn scene_with(name: &str, args: &[&str]) -> Scene {
     mesh.service_of("reviews", "http", PORT, PORT, &pods);
     let outsider = mesh.pod(2, "outsider");
     let gateway = mesh.gateway_with(1, "ingress", "ingressgateway", args);
-    Scene { outsider, gateway, apps: apps, mesh }
+    Scene { outsider, gateway, apps, mesh }
 }
 
 impl Scene {

@@ -1,7 +1,7 @@
 //! Endpoints that break the rules: whoever has asked them gets an answer that says so, and nobody else notices.
 
 use crate::scene::{PORT, Played, read_until};
-use culvert_tests::SOON;
+use culvert_tests::{Ask, Mesh, SOON};
 use std::{thread, time::Duration};
 use testbed::{Serve, Sock, eventually};
 
@@ -199,4 +199,70 @@ fn a_switch_of_protocols_that_nobody_asked_for_is_an_answer_of_503() {
         drop((client, app));
         is_well(&p);
     }
+}
+
+/// Whoever answers at an endpoint's address must be who lives there.
+#[test]
+fn an_endpoint_with_anothers_certificate_is_sent_nothing() {
+    use scripted::{
+        pki::{Pki, good_leaf},
+        tls::{self, H2},
+    };
+    use tokio::io::AsyncReadExt as _;
+    let mesh = Mesh::new("wp-impostor");
+    let (mallory, client) = (mesh.pod(1, "played"), mesh.enrolled_pod(2, "client"));
+    mesh.service_of("played", "http", PORT, PORT, &[&mallory]);
+    mesh.announce(&mallory);
+    mesh.apply(
+        "destinationrule-played",
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+         metadata: { namespace: default, name: played }\nspec: { host: played, trafficPolicy: { \
+         connectionPool: { tcp: { connectTimeout: 1s } } } }\n",
+    );
+    let waypoint = mesh.waypoint(2, "waypoint");
+    mesh.use_waypoint(Some("waypoint"));
+    let (certificate, key) = mesh.control.authority();
+    let pki = Pki::from_pem("cluster.local", &certificate, &key);
+    let at = std::net::SocketAddr::new(mallory.ipv4().into(), 15008);
+    let listener = mallory.inside(|| Ok(std::net::TcpListener::bind(at)?)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let url = format!("http://played:{PORT}/");
+    for (identity, is_it) in [(client.identity(), false), (mallory.identity(), true)] {
+        let listener = listener.try_clone().unwrap();
+        let config = tls::server_config(pki.odd(&good_leaf(&identity)), H2);
+        let heard = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| Ask::get(&url).from(&client));
+            let heard = runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                // Every attempt, until one is taken for good or all have failed.
+                let serving = async {
+                    loop {
+                        let (tcp, _) = listener.accept().await.unwrap();
+                        let Ok(mut tls) = tls::accept(tcp, config.clone()).await else { continue };
+                        let mut first = [0; 1];
+                        if tls.read_exact(&mut first).await.is_ok() {
+                            return Some(first);
+                        }
+                    }
+                };
+                let answered = async {
+                    while !asking.is_finished() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                tokio::select! {
+                    heard = serving => heard,
+                    () = answered => None,
+                }
+            });
+            let answer = asking.join().unwrap().unwrap();
+            assert_eq!(answer.status, 503, "{identity}: {answer:?}");
+            heard
+        });
+        assert_eq!(heard.is_some(), is_it, "{identity}: {heard:?}");
+    }
+    let log = waypoint.access_log();
+    let why = |l: &serde_json::Value| l["response_code_details"].to_string();
+    assert!(log.iter().any(|l| why(l).contains("was expected")), "{log:?}");
 }

@@ -8,7 +8,11 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ENHANCE_YOUR_CALM: u8 = 11;
+const PADDED: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -53,7 +57,18 @@ fn requests_that_are_taken_back_at_once_cost_only_whoever_sends_them() {
         frames.extend(frame(HEADERS, END_STREAM | END_HEADERS, 2 * n + 1, &get()));
         frames.extend(frame(RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8]));
     }
-    flood(&s, &frames);
+    let sock = flood(&s, &frames);
+    // It is told to calm down, where its own rush has not torn the connection before it has read that.
+    let mut said = Vec::new();
+    let is_torn = loop {
+        match sock.read_some(64 * 1024) {
+            Ok(part) if part.is_empty() => break false,
+            Ok(part) => said.extend(part),
+            Err(_) => break true,
+        }
+    };
+    let is_goaway = |w: &[u8]| w[3] == GOAWAY && w[13..17] == [0, 0, 0, ENHANCE_YOUR_CALM];
+    assert!(is_torn || said.windows(17).any(is_goaway), "{said:?}");
     s.is_well();
 }
 
@@ -119,4 +134,42 @@ fn frames_that_ask_for_answers_and_frames_that_are_none_harm_nobody() {
         frames.extend(bad);
         flood(&s, &frames);
     }
+}
+
+/// Bodies in parts that are next to nothing, and words about streams that nobody needs.
+#[test]
+fn small_change_without_end_disturbs_nobody() {
+    let s = Scene::new("wp-small-change");
+    let mut post = vec![0x83, 0x86, 0x84, 0x01, 7];
+    post.extend(b"reviews");
+    let begun = || [begin(), frame(HEADERS, END_HEADERS, 1, &post)].concat();
+    let many = |one: Vec<u8>| [begun(), one.repeat(50_000)].concat();
+    for flood_of in [
+        many(frame(0, 0, 1, &[])),
+        many(frame(0, 0, 1, b"x")),
+        many(frame(0, PADDED, 1, &[200; 201])),
+        many(frame(2, 0, 3, &[0, 0, 0, 1, 7])),
+        many(frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1])),
+        [begun(), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat(),
+        [begun(), frame(WINDOW_UPDATE, 0, 0, &[0; 4])].concat(),
+        many(frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
+        many(frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0xff, 0xff])),
+        // Padding that is longer than its frame.
+        [begun(), frame(0, PADDED, 1, &[200; 100])].concat(),
+    ] {
+        drop(flood(&s, &flood_of));
+    }
+    // Cookies crumb by crumb are one, and there are as many as fields may be.
+    let crumbs = |n: usize| {
+        let mut block = get();
+        for _ in 0..n {
+            block.extend(b"\x00\x06cookie\x03a=b");
+        }
+        [begin(), frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)].concat()
+    };
+    for n in [100, 5_000] {
+        drop(flood(&s, &crumbs(n)));
+    }
+    let log = s.waypoint.access_log();
+    assert!(!log.iter().any(|l| l["response_code"] == 500), "{log:?}");
 }

@@ -2,6 +2,7 @@
 
 mod delegates;
 mod destination_rules;
+mod fields;
 mod gateways;
 mod idle;
 mod policies;
