@@ -247,6 +247,15 @@ fn a_private_host_is_known_in_its_own_namespace_alone() {
     unknown(&a, "api.outside.example.default.svc.cluster.local");
 }
 
+/// One question to the pod's own server, and its answer.
+fn over_tcp(pod: &MeshPod, asked: &[u8]) -> Vec<u8> {
+    let sock = culvert_tests::dialogue::connect(pod, &server_of(pod).to_string());
+    sock.write(&(asked.len() as u16).to_be_bytes()).unwrap();
+    sock.write(asked).unwrap();
+    let length = sock.read_exact(2).unwrap();
+    sock.read_exact(u16::from_be_bytes([length[0], length[1]]).into()).unwrap()
+}
+
 #[test]
 fn a_pod_may_keep_its_dns_to_itself() {
     let mesh = Mesh::new("dns-opt-out");
@@ -259,6 +268,8 @@ fn a_pod_may_keep_its_dns_to_itself() {
     let before = mesh.agent(1).metric("istio_dns_requests_total", &[]);
     unknown(&own, "api.outside.example");
     assert!(own.puppet().unwrap().resolve("api.outside.example").is_err());
+    let asked = question(3, "api.outside.example", RecordType::A, None);
+    assert_eq!(addresses(&parse(&over_tcp(&own, &asked))), Vec::<IpAddr>::new());
     assert_eq!(mesh.agent(1).metric("istio_dns_requests_total", &[]), before);
 }
 
@@ -285,13 +296,7 @@ fn an_answer_that_is_too_large_for_udp_is_whole_over_tcp() {
         assert!(answer.truncated() && bytes.len() <= limit, "{} bytes of {limit}", bytes.len());
         assert_eq!(answer.extensions().is_some(), payload.is_some());
     }
-    let sock = culvert_tests::dialogue::connect(&a, &server_of(&a).to_string());
-    let asked = question(8, name, RecordType::A, None);
-    sock.write(&(asked.len() as u16).to_be_bytes()).unwrap();
-    sock.write(&asked).unwrap();
-    let length = sock.read_exact(2).unwrap();
-    let length = u16::from_be_bytes([length[0], length[1]]);
-    let answer = parse(&sock.read_exact(length.into()).unwrap());
+    let answer = parse(&over_tcp(&a, &question(8, name, RecordType::A, None)));
     assert!(!answer.truncated());
     let wanted: Vec<IpAddr> = (1..=120).map(|i| IpAddr::from([198, 51, 100, i])).collect();
     assert_eq!(addresses(&answer), wanted);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use culvert_tests::dialogue::serve;
 use culvert_tests::{Mesh, MeshPod, SOON, Traffic, at, exchange};
-use testbed::{Capture, LeakVerdict, Serve, Token, eventually};
+use testbed::{Capture, LeakVerdict, Serve, Token, eventually, libc, sockaddr};
 
 const PORT: u16 = 8080;
 const BY_HAND: u16 = 8081;
@@ -127,6 +127,25 @@ fn other_protocols_pass_and_are_counted() {
     p.mesh.bed.dns("x.default.svc.cluster.local", &[p.b.ipv4().into()]);
     assert_eq!(p.a.puppet().unwrap().resolve("x").unwrap(), [IpAddr::from(p.b.ipv4())]);
     assert!(agent.counter(&p.a, "passed_udp") > before);
+    // Echo requests of both families, and their answers.
+    let v4 = [8, 0, 0xf7, 0xfd, 0, 1, 0, 1];
+    let v6 = [128, 0, 0, 0, 0, 1, 0, 1];
+    for (domain, protocol, to, asked) in [
+        (libc::AF_INET, libc::IPPROTO_ICMP, IpAddr::from(p.b.ipv4()), v4),
+        (libc::AF_INET6, libc::IPPROTO_ICMPV6, p.b.ipv6().into(), v6),
+    ] {
+        let before = agent.counter(&p.a, "passed_icmp");
+        let socket = p.a.puppet().unwrap().raw_socket(domain, libc::SOCK_RAW, protocol).unwrap();
+        socket.patience(Duration::from_secs(5)).unwrap();
+        socket.send_to(&asked, 0, &sockaddr(SocketAddr::new(to, 0))).unwrap();
+        // Among the kernel's own, such as neighbour solicitations.
+        let is_answer = |got: &[u8]| match domain {
+            libc::AF_INET => got.get(20) == Some(&0),
+            _ => got.first() == Some(&129),
+        };
+        while !is_answer(&socket.receive(100).unwrap()) {}
+        assert!(agent.counter(&p.a, "passed_icmp") > before, "{to}");
+    }
 }
 
 #[test]

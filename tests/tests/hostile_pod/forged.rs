@@ -231,9 +231,15 @@ fn tunnels_and_vlans_do_not_leave_the_pod() {
             let kind = if to.is_ipv4() { forge::IPIP } else { forge::SIT };
             let ethertype: u16 = if to.is_ipv4() { 0x0800 } else { 0x86dd };
             let gre = [&[0, 0], ethertype.to_be_bytes().as_slice(), &inner].concat();
-            for (protocol, payload) in
-                [(kind, &inner), (forge::GRE, &gre), (132, &segment), (253, &segment)]
-            {
+            // Tunnels, ESP and AH, SCTP, and one that is nobody's.
+            for (protocol, payload) in [
+                (kind, &inner),
+                (forge::GRE, &gre),
+                (50, &segment),
+                (51, &segment),
+                (132, &segment),
+                (253, &segment),
+            ] {
                 let packet = forge::ip(from.ip(), to.ip(), protocol, payload);
                 way.send(&packet, to.ip(), next_hop(&scene, to.ip()));
                 sent += 1;

@@ -169,3 +169,17 @@ fn the_guard_goes_on_the_pods_own_interface_and_on_no_other() {
     attempt(&scene.far, &at(victim.ipv4(), PORT)).unwrap();
     watch.ends_quietly(&[]);
 }
+
+/// Where there is nothing to put the guard on, nothing is captured: it would be a promise that nobody keeps.
+#[test]
+fn a_pod_with_an_interface_that_cannot_be_guarded_is_not_enrolled() {
+    let mesh = culvert_tests::Mesh::new("unguarded");
+    let pod = mesh.pod(1, "odd");
+    culvert_tests::run_in(&pod, "ip link add net1 type bridge");
+    culvert_tests::run_in(&pod, "ip link set net1 up");
+    let refused = format!("{:#}", mesh.try_capture(&pod).unwrap_err());
+    assert!(refused.contains("the pod's interface net1 is bridge"), "{refused}");
+    assert!(refused.contains("give the pod a veth"), "{refused}");
+    culvert_tests::run_in(&pod, "ip link del net1");
+    mesh.enroll(&pod);
+}
