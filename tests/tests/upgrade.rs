@@ -261,6 +261,9 @@ fn a_stream_of_the_old_agent_outlives_its_pods_release_by_the_new_one() {
     .unwrap();
 }
 
+/// Connections that an agent carries when it dies end with it: one at a time is made here, and one may be in its queue.
+const MOST_AT_DEATH: u64 = 2;
+
 #[test]
 fn a_new_agent_may_die_at_any_step_and_the_old_one_goes_on() {
     let p = pair("new-dies");
@@ -276,12 +279,17 @@ fn a_new_agent_may_die_at_any_step_and_the_old_one_goes_on() {
         "handover-offering",
     ] {
         let pid = p.mesh.agent(1).pid();
-        p.mesh.agent(1).challenged_to_die_at(point).dies();
         let traffic = Traffic::start(&p.client, &p.to, token);
+        traffic.succeeds(5);
+        p.mesh.agent(1).challenged_to_die_at(point).dies();
         p.works();
+        let meanwhile = traffic.tally().failed;
         traffic.succeeds(20);
         let tally = traffic.stop();
-        assert_eq!(tally.failed, 0, "after {point}: {tally:?}");
+        // What the new one had accepted ends with it; before it serves it has accepted nothing.
+        let accepts = ["handover-serving", "handover-offering"].contains(&point);
+        let most = if accepts { MOST_AT_DEATH } else { 0 };
+        assert!(meanwhile <= most && tally.failed == meanwhile, "{point}: {meanwhile}, {tally:?}");
         echo(&stream, 100_000, 1).unwrap();
         assert!(p.mesh.agent(1).is_running() && p.mesh.agent(1).pid() == pid);
         assert_eq!(holdings(p.mesh.agent(1), &p.client), before, "after {point}");
@@ -308,12 +316,17 @@ fn an_old_agent_may_die_at_any_step_and_the_new_one_goes_on() {
         agent.kill();
         agent.restart_to_die_at(point);
         p.works();
-        agent.challenged().survives();
         let traffic = Traffic::start(&p.client, &p.to, token);
+        traffic.succeeds(5);
+        agent.challenged().survives();
         p.works();
+        let meanwhile = traffic.tally().failed;
         traffic.succeeds(20);
         let tally = traffic.stop();
-        assert_eq!(tally.failed, 0, "after {point}: {tally:?}");
+        assert!(
+            meanwhile <= MOST_AT_DEATH && tally.failed == meanwhile,
+            "{point}: {meanwhile}, {tally:?}"
+        );
         assert_eq!(holdings(agent, &p.client).len(), before.len(), "after {point}");
         agent.upgrade();
         p.works();
