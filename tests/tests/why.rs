@@ -130,3 +130,22 @@ fn a_capture_that_is_not_complete_is_named() {
     let notes = why(&mesh, "default/late", "default/server:8080")["notes"].to_string();
     assert!(!notes.contains("its capture is not complete"), "{notes}");
 }
+
+#[test]
+fn who_goes_around_a_waypoint_is_told_how_to_go_through_it() {
+    let mesh = Mesh::new("why-waypoint");
+    let _a = mesh.enrolled_pod(1, "a");
+    let server = mesh.enrolled_pod(2, "server");
+    serve(&server, PORT, Serve::Script);
+    let service = mesh.service("server", PORT, PORT, &[&server]);
+    let _waypoint = mesh.waypoint(2, "waypoint");
+    mesh.use_waypoint(Some("waypoint"));
+    mesh.bound(&service, Some("waypoint"));
+    let around = &why(&mesh, "default/a", "default/server:8080")["answers"][0];
+    assert_eq!(around["allowed"], false, "{around}");
+    assert!(told(&around["decided_by"]).contains("waypoint"), "{around}");
+    assert!(told(&around["change"]).contains("connect to the service"), "{around}");
+    let through = why(&mesh, "default/a", &format!("server:{PORT}"));
+    assert_eq!(through["answers"][0]["allowed"], true, "{through}");
+    assert!(through["notes"].to_string().contains("go through its waypoint"), "{through}");
+}

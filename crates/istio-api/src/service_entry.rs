@@ -6,6 +6,7 @@ use crate::{
     parse::Found,
     security::{Resolution, ServiceEntry, WorkloadEntry},
     validate::{is_block, port},
+    virtual_service::export_to,
 };
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -92,6 +93,10 @@ pub(crate) fn service_entry(s: &ServiceEntry, found: &mut Found<'_>) {
         found.push(code, format!("spec.addresses[{i}]"), format!("{a:?}"), remedy);
     }
     service_ports(s, found);
+    // Of a ServiceEntry alone it may be said that nobody sees it.
+    if s.export_to != ["~"] {
+        export_to(&s.export_to, "spec.exportTo", found);
+    }
     let by_name = matches!(s.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
     for (i, e) in s.endpoints.iter().enumerate() {
         let path = format!("spec.endpoints[{i}]");

@@ -398,3 +398,87 @@ fn gateways_are_held_to_istios_rules() {
         "spec.servers[0].tls.credentialName",
     );
 }
+
+#[test]
+fn what_is_taken_and_does_nothing_is_warned_of() {
+    let kind = "VirtualService";
+    let set = |value: &str| http(&format!("headers: {{request: {{set: {{x-a: '{value}'}}}}}}"));
+    let at = "spec.http[0].headers.request.set.x-a";
+    for variable in ["%REQ(x-b)%", "a %DOWNSTREAM_REMOTE_ADDRESS% b"] {
+        warned(kind, &set(variable), at);
+    }
+    good(kind, &set("100%%"));
+    for never in ["retriable-headers", "5xx,envoy-ratelimited", "http3-post-connect-failure"] {
+        let retries = format!("retries: {{attempts: 1, retryOn: '{never}'}}");
+        warned(kind, &http(&retries), "spec.http[0].retries.retryOn");
+    }
+    good(kind, &http("retries: {attempts: 1, retryOn: '5xx,reset,503'}"));
+}
+
+#[test]
+fn service_entries_are_held_to_istios_rules() {
+    let entry = |more: &str| {
+        format!(
+            "{{hosts: [a.example], ports: [{{number: 80, name: http, protocol: HTTP}}], \
+             resolution: STATIC, endpoints: [{{address: 192.0.2.1}}], {more}}}"
+        )
+    };
+    for export_to in ["['.']", "['*']", "[a, b]", "['~']"] {
+        good("ServiceEntry", &entry(&format!("exportTo: {export_to}")));
+    }
+    for (export_to, path, words) in [
+        ("['*', a]", "spec.exportTo[0]", "stands alone"),
+        ("[a, a]", "spec.exportTo[1]", "twice"),
+        ("['~', a]", "spec.exportTo[0]", "a namespace"),
+        ("[A_b]", "spec.exportTo[0]", "a namespace"),
+    ] {
+        let spec = entry(&format!("exportTo: {export_to}"));
+        bad("ServiceEntry", &[(&spec, path, words)]);
+    }
+    let with =
+        |ports: &str, more: &str| format!("{{hosts: [a.example], ports: [{ports}], {more}}}");
+    let port = "{number: 80, name: http, protocol: HTTP}";
+    let cases = [
+        (with(port, "resolution: STATIC"), "spec.endpoints", "STATIC needs endpoints"),
+        (with("{number: 0, name: http}", ""), "spec.ports[0].number", "1 to 65535"),
+        (with("{number: 80, name: ''}", ""), "spec.ports[0].name", "give the port a name"),
+        (with("{number: 80, name: a, protocol: HTP}", ""), "spec.ports[0].protocol", "one of TCP"),
+        (
+            with("{number: 80, name: a}, {number: 80, name: b}", ""),
+            "spec.ports[1].number",
+            "each port has its own",
+        ),
+        (
+            with("{number: 80, name: a}, {number: 81, name: a}", ""),
+            "spec.ports[1].name",
+            "each port has its own",
+        ),
+        (with(port, "addresses: [nowhere]"), "spec.addresses[0]", "an IP address"),
+        (
+            with(port, "resolution: NONE, endpoints: [{address: 192.0.2.1}]"),
+            "spec.endpoints",
+            "use STATIC",
+        ),
+        (
+            with(port, "resolution: STATIC, endpoints: [{address: somewhere}]"),
+            "spec.endpoints[0].address",
+            "an IP address",
+        ),
+        (
+            "{hosts: ['*.example'], ports: [{number: 80, name: http}], resolution: DNS}".to_owned(),
+            "spec.hosts[0]",
+            "cannot be resolved",
+        ),
+        (
+            with(
+                port,
+                "resolution: STATIC, endpoints: [{address: 192.0.2.1}], workloadSelector: {labels: {a: b}}",
+            ),
+            "spec.workloadSelector",
+            "use one of the two",
+        ),
+    ];
+    for (spec, path, words) in &cases {
+        bad("ServiceEntry", &[(spec, path, words)]);
+    }
+}
