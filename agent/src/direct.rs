@@ -140,6 +140,8 @@ impl Direct {
 
     /// Ways from and to a pod that leaves the mesh.
     pub fn forget(&self, agent: &Agent, owner: u32) {
+        // By them it is known whose the connections were that have come and gone: those have lines of the log, too.
+        self.hear(agent);
         let mut state = lock(&self.state);
         state.ways.retain(|key, kept| {
             let stays = key.owner != owner && kept.ends.iter().all(|e| e.pod.owner != owner);

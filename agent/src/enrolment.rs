@@ -443,8 +443,6 @@ pub async fn unenroll(agent: &Arc<Agent>, uid: &str) -> anyhow::Result<()> {
 async fn release(agent: &Arc<Agent>, pod: &Arc<Pod>) {
     withdraw(agent, pod);
     pod.release();
-    // While it is known whose they were: connections past the agent that are over have lines of the log as well.
-    agent.direct.hear(agent);
     lock(&agent.pods.all).remove(&pod.netns.cookie());
     // Once more: the last connection that was captured may have made one.
     agent.direct.forget(agent, pod.owner);
@@ -478,7 +476,6 @@ const LET_GO: Duration = Duration::from_millis(100);
 fn withdraw(agent: &Agent, pod: &Pod) {
     let cookie = pod.netns.cookie();
     agent.capture.unenroll(cookie);
-    agent.direct.hear(agent);
     agent.direct.forget(agent, pod.owner);
     agent.capture.pod_programs().detach(pod.owner);
     agent.capture.retain_earlier(pod.owner, |_, _| false);

@@ -43,7 +43,7 @@ fuzz_target!(|text: &str| {
                 let d = proto::Destination::decode(&*body).expect("it was encoded");
                 Destination::load(&d).map(drop)
             }
-            // Of these whatever can be decoded is taken.
+            // Listeners and what is told: the waypoint itself loads those.
             _ => Ok(()),
         };
         assert_eq!(loaded, Ok(()), "{name} of {text}");

@@ -41,6 +41,16 @@ impl Scene {
         );
     }
 
+    /// Gateway `shop`: port 80, of which the gateway's is 8080, for all hosts.
+    fn opens_http(&self) {
+        self.apply(
+            "Gateway",
+            "shop",
+            "{ selector: { istio: ingressgateway }, servers: [\
+             { port: { number: 80, name: http, protocol: HTTP }, hosts: [\"*\"] }] }",
+        );
+    }
+
     fn ask(&self, port: u16, host: &str, path: &str) -> Ask {
         let at = at(self.gateway.pod.ipv4(), port);
         Ask::get(&format!("http://{at}{path}")).header(&format!("host: {host}"))
@@ -413,12 +423,7 @@ fn what_is_broken_off_is_reset_on_both_sides_of_a_gateway() {
 #[test]
 fn one_client_takes_its_share_of_connections_and_leaves_others_theirs() {
     let s = scene_with("gateway-doors", &["--max-connections", "20"]);
-    s.apply(
-        "Gateway",
-        "shop",
-        "{ selector: { istio: ingressgateway }, servers: [\
-         { port: { number: 80, name: http, protocol: HTTP }, hosts: [\"*\"] }] }",
-    );
+    s.opens_http();
     s.apply(
         "VirtualService",
         "shop",
@@ -481,12 +486,7 @@ fn a_gateway_sends_to_static_endpoints_by_tls() {
         s.apply("DestinationRule", "outside", &spec);
     };
     tls("mode: SIMPLE, credentialName: roots");
-    s.apply(
-        "Gateway",
-        "shop",
-        "{ selector: { istio: ingressgateway }, servers: [\
-         { port: { number: 80, name: http, protocol: HTTP }, hosts: [\"*\"] }] }",
-    );
+    s.opens_http();
     s.apply(
         "VirtualService",
         "shop",

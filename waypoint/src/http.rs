@@ -233,12 +233,14 @@ fn clean(headers: &mut HeaderMap, downstream: &Downstream, exchange: &mut Exchan
 /// What only a proxy says, or says anew. By many applications `_` is read as `-`, so such a name is one of these as
 /// well, beside or instead of what the proxy says.
 fn is_of_proxies(name: &str) -> bool {
+    const CERTIFICATE: &str = "x-forwarded-client-cert";
     const SAID_ANEW: [&str; 4] =
-        ["x-forwarded-client-cert", "x-forwarded-proto", "x-forwarded-for", "x-request-id"];
+        [CERTIFICATE, "x-forwarded-proto", "x-forwarded-for", "x-request-id"];
+    if !name.contains('_') {
+        return name.starts_with("x-envoy-") || name == CERTIFICATE;
+    }
     let dashed = name.replace('_', "-");
-    dashed.starts_with("x-envoy-")
-        || dashed == SAID_ANEW[0]
-        || dashed != name && SAID_ANEW.contains(&dashed.as_str())
+    dashed.starts_with("x-envoy-") || SAID_ANEW.contains(&dashed.as_str())
 }
 
 fn judge(

@@ -72,10 +72,15 @@ fn of_condition(c: &Condition, namespace: &str, mesh: &MeshConfig) -> PolicyMatc
     let header = c.key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']'));
     let sni = (c.key == "connection.sni").then_some(SNI);
     if let Some(name) = header.or(sni) {
+        // Names of hosts have no case.
+        let value = |v: &String| match sni {
+            Some(_) => pattern(&v.to_ascii_lowercase()),
+            None => pattern(v),
+        };
         let values = HeaderValues {
             name: name.to_ascii_lowercase(),
-            values: c.values.iter().map(|v| pattern(v)).collect(),
-            not_values: c.not_values.iter().map(|v| pattern(v)).collect(),
+            values: c.values.iter().map(value).collect(),
+            not_values: c.not_values.iter().map(value).collect(),
         };
         return PolicyMatch { headers: vec![values], ..PolicyMatch::default() };
     }
@@ -192,8 +197,9 @@ mod tests {
         let header = &m.headers[0];
         assert_eq!((header.name.as_str(), &header.values), ("x-role", &one("admin")));
         assert_eq!(header.not_values, one("a*"));
-        let m = when("key: connection.sni, values: [a.example]");
+        let m = when("key: connection.sni, values: [A.Example]");
         assert_eq!((m.headers[0].name.as_str(), m.unknown), (SNI, false));
+        assert_eq!(m.headers[0].values, one("a.example"));
         let ips = |m: &PolicyMatch| Match::decode(&*m.connection).unwrap().source_ips.len();
         assert_eq!(ips(&when("key: remote.ip, values: [10.0.0.0/8, \"fd00::/8\"]")), 2);
         assert_eq!(ips(&when("key: source.ip, values: [10.0.0.1]")), 1);

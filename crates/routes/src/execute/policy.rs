@@ -217,18 +217,21 @@ impl Asked {
             && (self.paths.is_empty() || any(&self.paths, &path))
             && !any(&self.not_paths, &path)
             && self.headers.iter().all(|(name, yes, no)| {
-                let lines = r.header_lines(name);
-                let meets = |all: &[Text], line: &str| all.iter().any(|m| m.matches(line));
-                // Which of several lines an application goes by nobody knows, so each must be allowed, and
-                // one is enough to be denied; as is what they are together.
-                let (is_met, is_kept) = (|l: &String| meets(yes, l), |l: &String| !meets(no, l));
-                let Some(together) = lines.first() else { return yes.is_empty() };
-                let apart = lines.get(1..).unwrap_or_default();
+                let Some(together) = r.header(name) else { return yes.is_empty() };
+                let apart = r.apart(name);
+                let (is_met, is_kept) = (
+                    |line: &str| yes.is_empty() || yes.iter().any(|m| m.matches(line)),
+                    |line: &str| !no.iter().any(|m| m.matches(line)),
+                );
+                // Which of several lines an application goes by nobody knows: one is enough to be denied, or all of
+                // them together, and each must be allowed.
                 if denies {
-                    (yes.is_empty() || lines.iter().any(is_met)) && lines.iter().any(is_kept)
+                    (is_met(&together) || apart.iter().any(|l| is_met(l)))
+                        && (is_kept(&together) || apart.iter().any(|l| is_kept(l)))
                 } else {
-                    let each = !apart.is_empty() && apart.iter().all(is_met);
-                    (yes.is_empty() || is_met(together) || each) && lines.iter().all(is_kept)
+                    (is_met(&together) || !apart.is_empty())
+                        && is_kept(&together)
+                        && apart.iter().all(|l| is_met(l) && is_kept(l))
                 }
             })
     }

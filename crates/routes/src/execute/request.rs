@@ -2,7 +2,7 @@
 
 use super::path::{BadPath, normalize};
 use http::{HeaderMap, Method, Uri};
-use std::net::SocketAddr;
+use std::{borrow::Cow, net::SocketAddr};
 
 /// As a policy's header it is `connection.sni`; no header has such a name.
 pub const SNI: &str = ":sni";
@@ -62,14 +62,13 @@ impl RequestView<'_> {
         Some(joined)
     }
 
-    /// All values as one, and behind that each of several by itself; nothing where there is none.
-    pub fn header_lines(&self, name: &str) -> Vec<String> {
-        let mut lines: Vec<String> = self.header(name).into_iter().collect();
-        let apart = self.headers.get_all(name);
-        if apart.iter().nth(1).is_some() {
-            lines.extend(apart.iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()));
+    /// Each value of a header that has several; nothing of one that has none or one.
+    pub fn apart(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let all = self.headers.get_all(name);
+        match all.iter().nth(1) {
+            Some(_) => all.iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect(),
+            None => Vec::new(),
         }
-        lines
     }
 
     /// The first value of a query parameter, unescaped as forms are.

@@ -325,9 +325,17 @@ fn of_a_header_that_comes_several_times_one_is_enough_to_deny_and_all_are_needed
         assert!(!allowed(role(&[], &["admin"]), &lines));
         assert!(denied(role(&[], &["admin"]), &lines));
     }
-    // As one text they are what they were.
+    // What they are as one text denies as well, and allows nothing: `admin*` would hold of it.
     assert!(denied(role(&["user,admin"], &[]), &["user", "admin"]));
-    assert!(allowed(role(&["user,admin"], &[]), &["user", "admin"]));
+    assert!(!allowed(role(&["user,admin"], &[]), &["user", "admin"]));
+    let begins = proto::HeaderValues {
+        name: "x-role".into(),
+        values: vec![prefix("admin")],
+        not_values: Vec::new(),
+    };
+    let begins = PolicyMatch { headers: vec![begins], ..m() };
+    assert!(allowed(begins.clone(), &["admin", "admin2"]));
+    assert!(!allowed(begins, &["admin", "root"]));
     for (lines, is_admin) in [(&["admin"][..], true), (&["user"], false), (&[], false)] {
         let decided = |m: PolicyMatch| [denied(m.clone(), lines), allowed(m, lines)];
         assert_eq!(decided(role(&["admin"], &[])), [is_admin; 2], "{lines:?}");
