@@ -211,7 +211,7 @@ fn an_endpoint_with_anothers_certificate_is_sent_nothing() {
     use tokio::io::AsyncReadExt as _;
     let mesh = Mesh::new("wp-impostor");
     let (mallory, client) = (mesh.pod(1, "played"), mesh.enrolled_pod(2, "client"));
-    mesh.service_of("played", "http", PORT, PORT, &[&mallory]);
+    let service = mesh.service_of("played", "http", PORT, PORT, &[&mallory]);
     mesh.announce(&mallory);
     mesh.apply(
         "destinationrule-played",
@@ -221,6 +221,7 @@ fn an_endpoint_with_anothers_certificate_is_sent_nothing() {
     );
     let waypoint = mesh.waypoint(2, "waypoint");
     mesh.use_waypoint(Some("waypoint"));
+    mesh.bound(&service, Some("waypoint"));
     let (certificate, key) = mesh.control.authority();
     let pki = Pki::from_pem("cluster.local", &certificate, &key);
     let at = std::net::SocketAddr::new(mallory.ipv4().into(), 15008);

@@ -164,7 +164,6 @@ fn an_endpoint_that_takes_no_connection_is_waited_for_as_long_as_is_said() {
         let opts = ConnectOpts { timeout: Duration::from_millis(500), ..ConnectOpts::default() };
         puppet.connect(at.to_string(), opts)
     });
-    s.mesh.service_of("full", "http", PORT, PORT, &[&full]);
     s.apply(
         "DestinationRule",
         "full",
@@ -175,9 +174,12 @@ fn an_endpoint_that_takes_no_connection_is_waited_for_as_long_as_is_said() {
         "full",
         "{ hosts: [full], http: [{ route: [{ destination: { host: full } }], retries: { attempts: 0 } }] }",
     );
+    s.mesh.service_of("full", "http", PORT, PORT, &[&full]);
     let ask = Ask::get(&format!("http://full:{PORT}/"));
-    s.until(&ask, |a| a.status == 503);
+    // One that the rules were not in force for yet says ten seconds, and the next is asked.
     let told = || {
+        let status = ask.from(&s.client)?.status;
+        anyhow::ensure!(status == 503, "{status}");
         let log = s.waypoint.access_log();
         let why = |l: &serde_json::Value| l["response_code_details"].to_string();
         let is_it = |l: &serde_json::Value| why(l).contains("no connection within 500ms");
