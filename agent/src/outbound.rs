@@ -194,7 +194,7 @@ async fn open(begun: &Begun<'_>, downstream: TcpStream, elsewhere: bool) -> Opti
 /// Where it goes. The kernel has chosen among all endpoints of a service already; what it leaves to
 /// the agent is for those that it cannot reach by itself.
 fn resolve(begun: &Begun<'_>, own: &Workload, elsewhere: bool) -> Resolved {
-    let resolve = || begun.agent.mesh.resolve(own, begun.asked);
+    let resolve = || begun.agent.mesh.resolve(own, begun.asked, &mut rand::rng());
     let mut resolved = resolve();
     if elsewhere {
         let is_here = |w: &Workload| begun.agent.direct.leads_to(begun.pod, begun.asked, &w.uid);

@@ -7,6 +7,7 @@ use culvert_fuzz::messages;
 use libfuzzer_sys::fuzz_target;
 use mesh::{Local, Mesh, Resolved, Workload};
 use prost::Message as _;
+use rand::{SeedableRng as _, rngs::SmallRng};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -70,7 +71,8 @@ fn check(mesh: &Mesh) {
 }
 
 fn resolved(mesh: &Mesh, source: &Workload, to: SocketAddr) {
-    match mesh.resolve(source, to) {
+    // The same choice of every run: what is found is found again.
+    match mesh.resolve(source, to, &mut SmallRng::seed_from_u64(to.port().into())) {
         Resolved::Workload { workload, address, service } => {
             let held = mesh.workload(&workload.uid);
             assert_eq!(held.as_deref(), Some(&*workload), "the version that is held");

@@ -11,6 +11,7 @@ mod access_log;
 mod attempts;
 mod cast;
 mod churn;
+mod delay;
 mod judge;
 mod report;
 mod scene;

@@ -1,7 +1,10 @@
 //! Trouble, one kind after the other, with calm between: the network's, the agents', the control
 //! plane's.
 
-use crate::scene::{Outage, Scene, Span};
+use crate::{
+    delay::Delay,
+    scene::{Outage, Scene, Span},
+};
 use anyhow::{Context as _, ensure};
 use culvert_tests::Agent;
 use std::{
@@ -18,12 +21,15 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 type Kind = (&'static str, fn(&Scene));
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 9] = [
     ("slow network", slow),
     ("first agent killed", |s| kill(s, 1)),
     ("packets lost", lossy),
+    ("nodes far from one another", far),
     ("second agent drained", |s| drain(s, 2)),
     ("nodes apart", apart),
+    // Nobody is to notice.
+    ("first agent upgraded", |s| s.mesh.agent(1).upgrade()),
     ("control plane killed", control_plane),
     ("second agent killed, packets lost", |s| {
         let _loss = Rules::new(s, &loss());
@@ -51,6 +57,12 @@ fn slow(scene: &Scene) {
 
 fn lossy(scene: &Scene) {
     let _loss = Rules::new(scene, &loss());
+    scene.pause(TROUBLE);
+}
+
+/// Half a world away, by ways of different length.
+fn far(scene: &Scene) {
+    let _late: Vec<Delay> = nodes(scene).map(|n| Delay::new(n, 30..80).unwrap()).collect();
     scene.pause(TROUBLE);
 }
 

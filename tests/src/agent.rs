@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use testbed::{Node, Proc, Signal, eventually};
 
 use crate::control::DISCOVERY;
-use crate::{MeshPod, SOON, binary, http};
+use crate::{Clock, MeshPod, SOON, binary, http};
 
 const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
@@ -29,13 +29,20 @@ pub struct Agent {
     pub node: Node,
     run_dir: PathBuf,
     args: Vec<String>,
+    clock: Option<Clock>,
     running: Mutex<Option<Proc>>,
     /// The output of all that have run.
     outputs: Mutex<Vec<PathBuf>>,
 }
 
 impl Agent {
-    pub(crate) fn start(node: Node, root_cert: &Path, token: &Path, more: &[String]) -> Self {
+    pub(crate) fn start(
+        node: Node,
+        root_cert: &Path,
+        token: &Path,
+        more: &[String],
+        clock: Option<Clock>,
+    ) -> Self {
         let run_dir = node.dir().join("run");
         let mut args = vec!["run".to_owned()];
         let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
@@ -48,8 +55,14 @@ impl Agent {
         flag("token", token.display().to_string());
         flag("cluster", "Kubernetes".to_owned());
         args.extend_from_slice(more);
-        let agent =
-            Self { node, run_dir, args, running: Mutex::default(), outputs: Mutex::default() };
+        let agent = Self {
+            node,
+            run_dir,
+            args,
+            clock,
+            running: Mutex::default(),
+            outputs: Mutex::default(),
+        };
         agent.begin();
         agent
     }
@@ -71,6 +84,9 @@ impl Agent {
         cmd.args(&self.args);
         if let Some(point) = fault {
             cmd.env("CULVERT_FAULT", point);
+        }
+        if let Some(clock) = &self.clock {
+            clock.keep(&mut cmd);
         }
         let proc = self.node.spawn(cmd).unwrap();
         self.outputs.lock().unwrap().push(proc.stdout_path().to_owned());
@@ -171,6 +187,11 @@ impl Agent {
         self.running.lock().unwrap().as_ref().expect("the agent is not running").pid()
     }
 
+    /// That of its machine, in a mesh that has [`crate::mesh::Builder::clocks`].
+    pub fn clock(&self) -> &Clock {
+        self.clock.as_ref().expect("this agent goes by the machine's clock")
+    }
+
     /// Its process, unless it has been ended.
     pub fn running_pid(&self) -> Option<i32> {
         self.running.lock().unwrap().as_ref().map(Proc::pid)
@@ -181,6 +202,15 @@ impl Agent {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// What all its threads have spent, in the kernel and outside.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // proc(5): behind the name, which may hold anything; fields 14 and 15, in hundredths.
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let ticks = fields.split(' ').skip(11).take(2).map(|f| f.parse::<u64>().unwrap());
+        Duration::from_millis(ticks.sum::<u64>() * 10)
     }
 
     /// Open descriptors.

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use testbed::{Bed, Proc, eventually};
 
-use crate::{SOON, binary, http};
+use crate::{Clock, SOON, binary, http};
 
 pub(crate) const DISCOVERY: &str = "172.18.0.254:15012";
 const MONITOR: &str = "172.18.0.254:15014";
@@ -19,13 +19,20 @@ pub struct Control {
     netns: PathBuf,
     args: Vec<String>,
     state: PathBuf,
+    clock: Option<Clock>,
     running: Mutex<Option<Proc>>,
     /// The output of all that have run.
     outputs: Mutex<Vec<PathBuf>>,
 }
 
 impl Control {
-    pub(crate) fn start(bed: &Bed, config: &Path, tokens: &Path, ttl: Option<u32>) -> Self {
+    pub(crate) fn start(
+        bed: &Bed,
+        config: &Path,
+        tokens: &Path,
+        ttl: Option<u32>,
+        clock: Option<Clock>,
+    ) -> Self {
         let state = bed.dir().join("control");
         std::fs::create_dir_all(&state).unwrap();
         let text = |p: &Path| p.display().to_string();
@@ -45,6 +52,7 @@ impl Control {
             netns: bed.fabric_netns_path(),
             args,
             state,
+            clock,
             running: Mutex::default(),
             outputs: Mutex::default(),
         };
@@ -72,6 +80,9 @@ impl Control {
     pub fn restart(&self, bed: &Bed) {
         let mut cmd = Command::new(binary("culvertd"));
         cmd.args(&self.args);
+        if let Some(clock) = &self.clock {
+            clock.keep(&mut cmd);
+        }
         let proc = bed.spawn_fabric(cmd).unwrap();
         self.outputs.lock().unwrap().push(proc.stdout_path().to_owned());
         eventually(SOON, || {
@@ -85,6 +96,11 @@ impl Control {
         })
         .unwrap();
         *self.running.lock().unwrap() = Some(proc);
+    }
+
+    /// That of its machine, in a mesh that has [`crate::mesh::Builder::clocks`].
+    pub fn clock(&self) -> &Clock {
+        self.clock.as_ref().expect("culvertd goes by the machine's clock")
     }
 
     /// What the monitor port says: status and body.

@@ -9,6 +9,7 @@
 
 mod agent;
 mod bins;
+mod clock;
 mod control;
 pub mod dialogue;
 mod gateway;
@@ -28,6 +29,7 @@ mod waypoint;
 
 pub use agent::Agent;
 pub use bins::binary;
+pub use clock::Clock;
 pub use control::Control;
 pub use dialogue::{any, at, attempt, denied, echo, fetch, whoami};
 pub use kubelet::{Kubelet, Runs};

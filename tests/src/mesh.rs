@@ -11,13 +11,14 @@ use testbed::{Bed, LeakCheck, Token, eventually};
 
 use crate::logs::ShownOnPanic;
 use crate::manifest::{self, Manifests};
-use crate::{Agent, Control, MeshPod, SOON, Service, Spec};
+use crate::{Agent, Clock, Control, MeshPod, SOON, Service, Spec};
 
 /// How a [`Mesh`] is to be.
 pub struct Builder {
     name: String,
     ttl: Option<u32>,
     agent_args: Vec<String>,
+    clocks: bool,
 }
 
 /// Two nodes, `n1` and `n2`, with an agent each, and a control plane that both follow.
@@ -45,6 +46,12 @@ impl Builder {
         self
     }
 
+    /// The nodes and the control plane have clocks that can be set: [`Agent::clock`], [`Control::clock`].
+    pub fn clocks(mut self) -> Self {
+        self.clocks = true;
+        self
+    }
+
     pub fn build(self) -> Mesh {
         let bed = Bed::new(&self.name).unwrap();
         let logs = ShownOnPanic { dir: bed.dir().to_owned() };
@@ -58,14 +65,15 @@ impl Builder {
         let token = |name: &str| format!("token-of-{name}-in-{}", bed.id());
         let lines: Vec<String> = names.iter().map(|n| format!("{n} {}\n", token(n))).collect();
         fs::write(&tokens, lines.concat()).unwrap();
-        let control = Control::start(&bed, manifests.dir(), &tokens, self.ttl);
+        let clock = |name: &str| self.clocks.then(|| Clock::new(bed.dir(), name));
+        let control = Control::start(&bed, manifests.dir(), &tokens, self.ttl, clock("control"));
         let agents: Vec<Agent> = names
             .iter()
             .map(|name| {
                 let node = bed.node(name).unwrap();
                 let file = node.dir().join("token");
                 fs::write(&file, token(name)).unwrap();
-                Agent::start(node, &control.root_cert(), &file, &self.agent_args)
+                Agent::start(node, &control.root_cert(), &file, &self.agent_args, clock(name))
             })
             .collect();
         for agent in &agents {
@@ -77,7 +85,7 @@ impl Builder {
 
 impl Mesh {
     pub fn builder(name: &str) -> Builder {
-        Builder { name: name.to_owned(), ttl: None, agent_args: Vec::new() }
+        Builder { name: name.to_owned(), ttl: None, agent_args: Vec::new(), clocks: false }
     }
 
     pub fn new(name: &str) -> Self {

@@ -47,7 +47,7 @@ impl Stage {
         fs::write(&token, "any").unwrap();
         let control = serve(&bed, &pki);
         let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
-        let agent = Agent::start(node, &root, &token, &args);
+        let agent = Agent::start(node, &root, &token, &args, None);
         Self { _logs: logs, control: Some(control), pki, agent, bed }
     }
 

@@ -488,6 +488,47 @@ fn flows_outlive_an_agent_that_comes_back_and_not_its_lease() {
     assert_eq!(open.within(SOON).read_exact(12).unwrap(), b"still there?");
 }
 
+/// More opens and ends while the agent looks away than the kernel keeps news of: it says how much was
+/// lost, and believes in nothing that is over.
+#[test]
+fn news_that_were_lost_leave_no_connection_behind() {
+    const MANY: u32 = 4000;
+    let t = near("direct-lost");
+    let echoes = at(t.server.ipv4(), 8090);
+    let _listener = t.server.puppet().unwrap().listen(culvert_tests::any(8090), Serve::Echo);
+    let puppet = t.client.puppet().unwrap();
+    let connect = |n: u32| puppet.short_connections(&*echoes, n, 8, SOON);
+    until(SOON, "the way is taken", || {
+        let before = t.went_direct();
+        connect(1).unwrap();
+        t.went_direct() > before
+    });
+    let agent = t.mesh.agent_of(&t.client);
+    let untold = || agent.metric("culvert_direct_untold", &[]);
+    assert!(untold() < 1.0);
+    let pid = nix::unistd::Pid::from_raw(agent.pid());
+    let before = t.went_direct();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let report = connect(MANY);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    let report = report.unwrap();
+    assert_eq!(report.ok, u64::from(MANY), "{report:?}");
+    assert_eq!(t.went_direct() - before, u64::from(MANY));
+    assert!(untold() > 0.0);
+    let left = || {
+        let rows = agent.connections();
+        rows.iter().filter(|r| r["transport"] == "direct").count()
+    };
+    until(SOON, "nothing is open", || left() == 0);
+    // What opens after that is heard of, from its beginning to its end.
+    t.warm(&t.v4());
+    until(SOON, "nothing is open", || left() == 0);
+    let open = echo_to(&t.client, &t.v4()).unwrap();
+    until(SOON, "the next one is seen", || left() == 2);
+    open.reset().unwrap();
+    until(SOON, "its end is seen", || left() == 0);
+}
+
 #[test]
 fn a_pod_that_leaves_takes_its_ways_along() {
     let t = near("direct-leaves");

@@ -8,7 +8,7 @@ use culvert_tests::names::{
     RecordType, ResponseCode, addresses, ask, asker, lookup, parse, question, server_of,
 };
 use culvert_tests::stage::record;
-use culvert_tests::{Mesh, MeshPod, SOON, Spec, Stage, attempt};
+use culvert_tests::{Mesh, MeshPod, SOON, Spec, Stage, attempt, run_in};
 use scripted::messages::{response, service, workload};
 use serde_json::json;
 use testbed::{Serve, eventually};
@@ -233,6 +233,36 @@ fn search_lists_are_the_pods_own() {
     assert_eq!(of(&alone, "alone.example"), wanted);
     // The other namespace's search list is not this one's.
     assert!(of(&a, "other.svc.cluster.local").is_empty());
+}
+
+/// However many dots make a name whole for a pod, its libraries find what they look for.
+#[test]
+fn names_are_found_with_any_ndots() {
+    let mesh = Mesh::new("dns-ndots");
+    let (a, server) = (mesh.enrolled_pod(1, "a"), mesh.pod(1, "web"));
+    let web = mesh.service("web", 80, PORT, &[&server]);
+    mesh.bed.dns("plain.example", &[[192, 0, 2, 1].into()]);
+    // Only the mesh knows it.
+    mesh.bed.dns(&web.hostname(), &[]);
+    let wanted: Vec<IpAddr> = vec![web.ipv4.into(), web.ipv6.into()];
+    found(&a, &web.hostname(), RecordType::A);
+    for ndots in [0, 1, 2, 5, 15] {
+        let server = a.node().gateway4();
+        let config = format!(
+            "nameserver {server}\\nsearch default.svc.cluster.local svc.cluster.local\\n\
+             options ndots:{ndots}\\n"
+        );
+        run_in(&a, &format!("printf '{config}' > /etc/resolv.conf"));
+        let puppet = a.puppet().unwrap();
+        for name in ["web", "web.default", "web.default.svc.cluster.local."] {
+            let mut resolved = puppet.resolve(name).unwrap();
+            resolved.sort();
+            assert_eq!(resolved, wanted, "{name} with ndots:{ndots}");
+        }
+        let plain = puppet.resolve("plain.example").unwrap();
+        assert_eq!(plain, [IpAddr::from([192, 0, 2, 1])], "ndots:{ndots}");
+        assert_eq!(puppet.resolve("nobody.example").unwrap_err().kind(), "resolve");
+    }
 }
 
 #[test]

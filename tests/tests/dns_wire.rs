@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use culvert_tests::dialogue::connect;
-use culvert_tests::names::{RecordType, addresses, ask, asker, lookup, parse, question, server_of};
+use culvert_tests::names::{
+    RecordType, ResponseCode, addresses, ask, asker, lookup, parse, question, server_of,
+};
 use culvert_tests::{Mesh, MeshPod, SOON, Service};
 use testbed::{Puppet, RawSocket, Serve, Sock, eventually, libc, sockaddr};
 
@@ -251,6 +253,69 @@ fn everything_else_passes_byte_for_byte_over_tcp_too() {
         app.write(&framed(&answer)).unwrap();
         assert_eq!(read_framed(&client), answer, "number {n}");
     }
+}
+
+/// As SPECIFICATION.md has it: 512 wait, more hear SERVFAIL, and after ten seconds nobody waits.
+#[test]
+fn questions_that_nobody_answers_have_their_room_and_their_time() {
+    let t = one("dns-room");
+    let other = t.mesh.enrolled_pod(1, "other");
+    let silent = Server::new(t.mesh.bed.fabric_puppet().unwrap(), FABRIC4);
+    let [(of_mesh, mesh_ip), (plain, plain_ip)] = t.questions();
+    let said = |asker: &RawSocket, asked: &[u8]| anyhow::Ok(parse(&ask(asker, asked)?));
+    let puppet = t.pod.puppet().unwrap();
+    let client = || {
+        let client = puppet.udp_socket(silent.at).unwrap();
+        client.connect(silent.at).unwrap();
+        client
+    };
+    let clients: Vec<RawSocket> = (0..512).map(|_| client()).collect();
+    let all_ask = || -> Vec<SocketAddr> {
+        let heard = clients.iter().map(|client| {
+            client.send(&plain).unwrap();
+            silent.socket.receive_from(4096).unwrap()
+        });
+        let heard = heard.map(|(asked, from)| {
+            assert_eq!(asked, plain);
+            from
+        });
+        heard.collect()
+    };
+    let refused = |asker: &RawSocket| {
+        let heard = said(asker, &plain)?;
+        anyhow::ensure!(heard.response_code() == ResponseCode::ServFail, "{heard}");
+        Ok(())
+    };
+    // By whichever server, as it is the pod's room that is full. A slow machine may need another try:
+    // the first of them wait no more when the last one asks.
+    let (far, near) = (client(), asker(&t.pod, server_of(&t.pod)));
+    let waiting = eventually(SOON, || {
+        let waiting = all_ask();
+        refused(&far)?;
+        refused(&near)?;
+        Ok(waiting)
+    })
+    .unwrap();
+    // What the mesh knows takes no room, who waits may ask more, and other pods have room of their own.
+    assert_eq!(addresses(&said(&near, &of_mesh).unwrap()), [mesh_ip]);
+    let elsewhere = asker(&other, server_of(&other));
+    assert_eq!(addresses(&said(&elsewhere, &plain).unwrap()), [plain_ip]);
+    clients[0].send(&plain).unwrap();
+    assert_eq!(silent.socket.receive_from(4096).unwrap(), (plain.clone(), waiting[0]));
+    for (client, from) in clients.iter().zip(waiting) {
+        silent.socket.send_to(b"late", 0, &sockaddr(from)).unwrap();
+        assert_eq!(client.receive(100).unwrap(), b"late");
+    }
+    let has_room = || {
+        let heard = said(&near, &plain)?;
+        anyhow::ensure!(addresses(&heard) == [plain_ip], "{heard}");
+        Ok(())
+    };
+    eventually(SOON, has_room).unwrap();
+    // Nobody answers these: who asks when their time is over has room again.
+    all_ask();
+    eventually(SOON, has_room).unwrap();
+    drop(clients);
 }
 
 #[test]

@@ -110,6 +110,8 @@ pub fn require_test_programs() -> anyhow::Result<()> {
         ("psql", "postgresql"),
         ("go", "golang-go"),
         ("runuser", "util-linux"),
+        // Clocks that jump.
+        ("faketime", "faketime"),
     ])
 }
 

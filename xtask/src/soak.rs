@@ -14,6 +14,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     host::require_root()?;
     host::require_build_tools()?;
     host::require_network_tools()?;
+    host::require_packages(&[("iptables-legacy", "iptables")])?;
     ebpf::build()?;
     eprintln!("building the programs (several minutes when cold)");
     let mut build = host::cargo();

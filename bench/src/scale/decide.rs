@@ -88,7 +88,10 @@ fn choice(name: &str, count: u32, serving: Serving) -> anyhow::Result<()> {
     let mesh = mesh_with(resources)?;
     let source = mesh::workload_from_proto(&workload("source", 0x0aff_0000))?;
     let to = SocketAddr::from((VIP, 80));
-    ensure!(matches!(mesh.resolve(&source, to), Resolved::Workload { .. }), "nothing is chosen");
+    ensure!(
+        matches!(mesh.resolve(&source, to, &mut rand::rng()), Resolved::Workload { .. }),
+        "nothing is chosen"
+    );
     let name = match serving {
         Serving::All => format!("choice among {name} endpoints"),
         Serving::ATenth => format!("choice among {name} endpoints, a tenth serves the port"),
@@ -97,7 +100,7 @@ fn choice(name: &str, count: u32, serving: Serving) -> anyhow::Result<()> {
         }
     };
     measure(&name, 1e9, || {
-        black_box(mesh.resolve(&source, black_box(to)));
+        black_box(mesh.resolve(&source, black_box(to), &mut rand::rng()));
     });
     Ok(())
 }

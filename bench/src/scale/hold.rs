@@ -176,13 +176,13 @@ fn resolve(mesh: &Mesh, shape: Shape) -> anyhow::Result<()> {
     for (name, address) in kinds {
         let asked: Vec<SocketAddr> = (0..BATCH).map(|_| address(rng.random())).collect();
         for to in &asked {
-            let found = mesh.resolve(&source, *to);
+            let found = mesh.resolve(&source, *to, &mut rand::rng());
             ensure!(matches!(found, Resolved::Workload { .. }), "{to} leads to {found:?}");
         }
         for _ in 0..ROUNDS {
             let begun = Instant::now();
             for to in &asked {
-                black_box(mesh.resolve(&source, black_box(*to)));
+                black_box(mesh.resolve(&source, black_box(*to), &mut rand::rng()));
             }
             say(name, begun.elapsed().as_secs_f64() * 1e9 / BATCH as f64);
         }

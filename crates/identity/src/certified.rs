@@ -140,8 +140,17 @@ impl Certified {
 
     /// Half of the life that the certificate had when it came has passed at this moment. Not half
     /// of what it says: a CA backdates, for the sake of slow clocks.
-    pub fn half_life(&self) -> SystemTime {
+    fn half_life(&self) -> SystemTime {
         self.obtained + self.not_after.duration_since(self.obtained).unwrap_or_default() / 2
+    }
+
+    /// How long it may be kept before another is asked for. Nothing: half of its life has passed, or
+    /// it begins later than now, as the clock was set back, and no peer takes it.
+    pub(crate) fn rests(&self, now: SystemTime) -> Duration {
+        if now < self.not_before {
+            return Duration::ZERO;
+        }
+        self.half_life().duration_since(now).unwrap_or_default()
     }
 
     pub fn expired(&self, now: SystemTime) -> bool {

@@ -198,23 +198,25 @@ impl Renewal {
             match certify(&*self.ca, &self.identity, self.roots.load_full()).await {
                 Ok(certified) => {
                     pause = BACKOFF.0;
-                    let renew_at = certified.half_life();
+                    let certified = Arc::new(certified);
                     self.state.send_replace(State {
-                        certified: Some(Arc::new(certified)),
+                        certified: Some(certified.clone()),
                         last_error: None,
                     });
                     // A CA that hands out certificates past their half life is not asked in a spin.
                     sleep(BACKOFF.0).await;
                     // In steps: the clock on the wall may be set meanwhile.
-                    while let Ok(left) = renew_at.duration_since(SystemTime::now())
-                        && !left.is_zero()
-                    {
-                        if self.rest(left.min(CLOCK_CHECK)).await == LeadsToRoot::No {
+                    loop {
+                        let rests = certified.rests(SystemTime::now());
+                        if rests.is_zero()
+                            || self.rest(rests.min(CLOCK_CHECK)).await == LeadsToRoot::No
+                        {
                             break;
                         }
                     }
                 }
-                Err(why) => {
+                Err(mut why) => {
+                    why.push_str(likely_cause(&why));
                     // Quoted: the CA's words are one line, whatever is in them.
                     tracing::warn!(identity = %self.identity, why, "no new certificate");
                     self.state.send_modify(|s| s.last_error = Some(why.into()));
@@ -253,6 +255,15 @@ impl Renewal {
         tracing::info!(identity = %self.identity,
             "the certificate leads to none of the new roots; asking for another");
         LeadsToRoot::No
+    }
+}
+
+/// What is new is good from now on, and so is who gives it.
+fn likely_cause(why: &str) -> &'static str {
+    if ["not valid yet", "NotValidYet", "expired", "Expired"].iter().any(|w| why.contains(w)) {
+        " (do this node's clock and the control plane's agree?)"
+    } else {
+        ""
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{
     model::{Service, Workload},
     state::Mesh,
 };
+use rand::Rng;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -59,18 +60,23 @@ pub enum Unreachable {
 
 impl Mesh {
     /// `source` is the workload that asks: what a name or address means, and what may be reached,
-    /// depends on it.
-    pub fn resolve(&self, source: &Workload, destination: SocketAddr) -> Resolved {
+    /// depends on it. Of endpoints that are as good as one another, `dice` choose.
+    pub fn resolve(
+        &self,
+        source: &Workload,
+        destination: SocketAddr,
+        dice: &mut impl Rng,
+    ) -> Resolved {
         let ip = destination.ip().to_canonical();
         let destination = SocketAddr::new(ip, destination.port());
         let t = self.tables();
         if let Some(service) = t.service_by_address(source, ip) {
             if let Some(waypoint) = &service.waypoint
-                && let Some(way) = t.through(source, waypoint, destination, Some(service))
+                && let Some(way) = t.through(source, waypoint, destination, Some(service), dice)
             {
                 return way;
             }
-            return match t.choose(service, destination, &mut rand::rng()) {
+            return match t.choose(service, destination, dice) {
                 Ok((workload, address)) => Resolved::Workload {
                     workload: workload.clone(),
                     address,
@@ -82,7 +88,7 @@ impl Mesh {
         if let Some(w) = t.workload_by_address(&source.network, ip) {
             if let Some(waypoint) = &w.waypoint
                 && w.uid != source.uid
-                && let Some(way) = t.through(source, waypoint, destination, None)
+                && let Some(way) = t.through(source, waypoint, destination, None, dice)
             {
                 return way;
             }

@@ -6,6 +6,7 @@ use crate::{
     state::{Mesh, Tables},
 };
 use identity::SpiffeId;
+use rand::Rng;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
@@ -170,6 +171,7 @@ impl Tables {
         waypoint: &Waypoint,
         asked: SocketAddr,
         service: Option<&Arc<Service>>,
+        dice: &mut impl Rng,
     ) -> Option<Resolved> {
         let unreachable = || Resolved::Unreachable(Unreachable::NoWaypoint(waypoint.to_string()));
         let Some(key) = self.waypoint_key(waypoint) else { return Some(unreachable()) };
@@ -178,7 +180,7 @@ impl Tables {
         }
         let Some(proxies) = self.service(key) else { return Some(unreachable()) };
         let at = SocketAddr::new(asked.ip(), WAYPOINT_PORT);
-        let chosen = self.choose(proxies, at, &mut rand::rng()).ok();
+        let chosen = self.choose(proxies, at, dice).ok();
         let Some((proxy, address)) = chosen.filter(|(w, _)| w.hbone) else {
             return Some(unreachable());
         };

@@ -310,7 +310,7 @@ fn weak_keys_and_old_versions_are_refused() {
 /// Streams that are open while their certificates are renewed, at both ends, go on over the connections that they have.
 #[test]
 fn renewal_leaves_thousands_of_live_streams_alone() {
-    const STREAMS: usize = 4_000;
+    const STREAMS: usize = 10_000;
     let mesh = Mesh::builder("renewal").cert_ttl_seconds(120).build();
     let (client, server) = (mesh.pod(1, "client"), mesh.pod(2, "server"));
     serve(&server, PORT, testbed::Serve::Script);

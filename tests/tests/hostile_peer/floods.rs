@@ -22,6 +22,10 @@ enum End {
     Answers(usize),
 }
 
+/// What a flood may cost the agent in processor time, the bystander's traffic meanwhile with it; without
+/// optimisation, on a slow machine.
+const MOST_SPENT: Duration = Duration::from_secs(2);
+
 /// Both ends say a few frames in any case: SETTINGS, their acknowledgement, a window, a GOAWAY.
 const COURTESIES: usize = 16;
 
@@ -109,8 +113,11 @@ fn floods_end_their_connection_or_are_answered_one_for_one() {
         ),
     ];
     for (what, frames, end) in floods {
+        let before = den.mesh.agent(2).processor_time();
         let siege = den.block_on(async { den.wire().await.assault(frames).await });
-        println!("{what}: {siege:?}");
+        let spent = den.mesh.agent(2).processor_time() - before;
+        println!("{what}: {siege:?}, {spent:?} of the agent's processor time");
+        assert!(spent < MOST_SPENT, "{what}: {spent:?}");
         match end {
             End::Goodbye(codes) => {
                 let code = siege.goodbye.unwrap_or_else(|| panic!("{what}: no GOAWAY: {siege:?}"));

@@ -3,6 +3,7 @@
 use crate::den::Den;
 use culvert_tests::SOON;
 use scripted::frames::PREFACE;
+use scripted::tls::{self, H2};
 use scripted::wire::Wire;
 use testbed::eventually;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -95,6 +96,52 @@ fn what_is_no_tls_and_no_http2_is_refused_at_once() {
     });
     den.told(2, &["HBONE handshake failed", "HTTP/2"]);
     den.undisturbed("other protocols");
+}
+
+/// A ClientHello as rustls makes it, whose server name is then made into something else.
+#[test]
+fn server_names_that_are_none_end_their_handshake_alone() {
+    let den = Den::new("server-names");
+    let name = "absurd.example";
+    let mut config = std::sync::Arc::unwrap_or_clone(tls::client_config(None, H2));
+    config.enable_sni = true;
+    let server = rustls::pki_types::ServerName::try_from(name).unwrap();
+    let mut client = rustls::ClientConnection::new(config.into(), server).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let at = hello.windows(name.len()).position(|w| w == name.as_bytes()).unwrap();
+    // RFC 6066, 3: length of the list, kind of the name, its length, the name.
+    let odd = |range: std::ops::Range<usize>, bytes: &[u8]| {
+        let mut odd = hello.clone();
+        odd[range].copy_from_slice(bytes);
+        odd
+    };
+    let end = at + name.len();
+    for (what, hello) in [
+        ("NULs", odd(at..end, &[0; 14])),
+        ("no text", odd(at..end, &[0xff; 14])),
+        ("dots alone", odd(at..end, &[b'.'; 14])),
+        ("an address", odd(at..end, b"192.168.100.10")),
+        ("a line break", odd(at..at + 2, b"\r\n")),
+        ("no length", odd(at - 2..at, &[0, 0])),
+        ("a length beyond the list", odd(at - 2..at, &[0, 15])),
+        ("a length beyond everything", odd(at - 2..at, &[0xff, 0xff])),
+        ("a kind that nobody has", odd(at - 3..at - 2, &[9])),
+        ("an empty list", odd(at - 5..at - 3, &[0, 0])),
+        ("a list beyond its extension", odd(at - 5..at - 3, &[0xff, 0xff])),
+    ] {
+        let answer = den.block_on(async {
+            let mut tcp = den.tcp().unwrap();
+            tcp.write_all(&hello).await.unwrap();
+            tcp.shutdown().await.unwrap();
+            let mut answer = vec![];
+            let _ = tcp.read_to_end(&mut answer).await;
+            answer
+        });
+        // An alert (21), or a ServerHello (22) to a client that then went away: names are not looked at.
+        assert!(matches!(answer.first(), Some(21 | 22)), "{what}: {answer:x?}");
+        den.undisturbed(what);
+    }
 }
 
 /// The agent's own HTTP/1 (metrics, readiness) upgrades nothing and has no body to smuggle a request in.

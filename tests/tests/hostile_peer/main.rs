@@ -33,7 +33,7 @@
 //! | RSA-1024, SHA-1 by another library, TLS 1.2 | `certificates::weak_keys_and_old_versions_are_refused` |
 //! | renewal under live streams | `certificates::renewal_leaves_thousands_of_live_streams_alone` |
 //! | what a CA may answer | `hostile_control_plane`: `certificates` |
-//! | TLS 1.2 alone, groups without ML-KEM, absurd SNI, other ALPN; renegotiation is not in TLS 1.3 | `certificates::tls_is_1_3_with_h2_and_nothing_before_it` |
+//! | TLS 1.2 alone, groups without ML-KEM, absurd SNI, other ALPN; renegotiation is not in TLS 1.3 | `certificates::tls_is_1_3_with_h2_and_nothing_before_it`, `handshakes::server_names_that_are_none_…` |
 //! | 0-RTT | `certificates::no_ticket_is_given_with_which_early_data_could_be_sent` |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 

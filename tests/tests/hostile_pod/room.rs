@@ -1,8 +1,9 @@
 //! The kernel's table of connections is shared by a node's pods: one of them must not take all of its room.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use culvert_tests::dialogue::serve;
+use culvert_tests::dialogue::{echo, echo_to, serve};
 use culvert_tests::{Mesh, MeshPod, SOON, at, attempt};
 use testbed::{ConnectOpts, Serve, Sock, eventually, libc};
 
@@ -167,4 +168,57 @@ fn streams_into_one_pod_leave_room_for_others() {
     n.bystander_is_well();
     drop(open);
     eventually(SOON, || Ok(attempt(&n.server, &to)?)).unwrap();
+}
+
+/// The kernel's table of connections from before enrolments has 65,536 places on a node. A pod gets half
+/// of what is left, at most; those of its connections that get none carry nothing, and others have room.
+#[test]
+fn connections_from_before_enrolment_leave_room_for_others() {
+    const ROOM: usize = 32_768;
+    const OF_EACH: usize = ROOM / 2 + 500;
+    let mesh = Mesh::new("room-earlier");
+    let (many, few) = (mesh.pod(1, "many"), mesh.pod(1, "few"));
+    // Nobody accepts them, and no process has them all: it may have fewer descriptors than that.
+    let servers = [mesh.pod(2, "left"), mesh.pod(2, "right")];
+    let mut listening = Vec::new();
+    let mut open: Vec<Sock> = Vec::new();
+    let processes = [many.puppet().unwrap(), many.stray_puppet().unwrap()];
+    for (server, puppet) in servers.iter().zip(&processes) {
+        run_in(server, "echo 65535 > /proc/sys/net/core/somaxconn");
+        let to = SocketAddr::new(server.ipv4().into(), 7000);
+        let listener = server.puppet().unwrap().tcp_socket(to).unwrap();
+        listener.bind(to).unwrap();
+        listener.listen(65_535).unwrap();
+        listening.push(listener);
+        let one = || puppet.connect(to.to_string(), ConnectOpts::default()).unwrap();
+        open.extend((0..OF_EACH).map(|_| one()));
+    }
+    serve(&servers[0], PORT, Serve::Script);
+    let other = echo_to(&few, &at(servers[0].ipv4(), PORT)).unwrap();
+    mesh.enroll(&many);
+    mesh.enroll(&few);
+    let told = format!("open={} room={ROOM}", 2 * OF_EACH);
+    let log = mesh.agent(1).log();
+    let line = log.lines().find(|l| l.contains("more connections from before its enrolment"));
+    assert!(line.is_some_and(|l| l.contains(&told) && l.contains(&many.uid())), "{log}");
+    echo(&other, 1000, 1).unwrap();
+    for sock in &open {
+        sock.write(b"x").unwrap();
+    }
+    // What has not come is still to be acknowledged.
+    let carried = || -> usize {
+        let all_sent = "ss -Htn state established dport = :7000 | awk '$2 == 0' | wc -l";
+        run_in(&many, all_sent).trim().parse().unwrap()
+    };
+    eventually(SOON, || {
+        let carried = carried();
+        anyhow::ensure!(carried == ROOM, "{carried} carry");
+        Ok(())
+    })
+    .unwrap();
+    // A pod is no worse off for its past.
+    serve(&many, PORT, Serve::Script);
+    attempt(&servers[1], &at(many.ipv4(), PORT)).unwrap();
+    attempt(&many, &at(servers[0].ipv4(), PORT)).unwrap();
+    assert_eq!(carried(), ROOM);
 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use culvert_tests::dialogue::{connect, serve};
-use culvert_tests::{SOON, attempt};
-use testbed::{PuppetError, RawSocket, Serve, Token, eventually, forge, libc};
+use culvert_tests::{MeshPod, SOON, attempt};
+use testbed::{Puppet, PuppetError, RawSocket, Serve, Token, eventually, forge, libc};
 
 use crate::scene::{PORT, Scene, address_of, index_of, run_in};
 
@@ -180,6 +180,71 @@ fn mptcp_sockets_from_elsewhere_do_not_get_out() {
         }
     }
     watch.ends_quietly(&[token]);
+}
+
+/// A connection of MPTCP that is older than the enrolment goes on by the subflows that it has; what the
+/// kernel would add to it is captured as any connection is, and is none of that one's.
+#[test]
+fn an_earlier_mptcp_connection_gets_no_more_subflows() {
+    let scene = Scene::new("mptcp-subflows");
+    let (old, peer) = (scene.mesh.pod(1, "old"), scene.mesh.pod(2, "peer"));
+    for pod in [&old, &peer] {
+        run_in(pod, "ip mptcp limits set subflows 8 add_addr_accepted 8");
+    }
+    let mptcp = |puppet: &Puppet| {
+        puppet.raw_socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap()
+    };
+    let at = SocketAddr::new(peer.ipv4().into(), 9000);
+    let (puppet, at_peer) = (old.puppet().unwrap(), peer.puppet().unwrap());
+    let listener = mptcp(&at_peer);
+    listener.bind(at).unwrap();
+    listener.listen(8).unwrap();
+    let there = mptcp(&puppet);
+    there.connect(at).unwrap();
+    let here = listener.accept().unwrap();
+    let carries = || {
+        for (from, to) in [(&there, &here), (&here, &there)] {
+            from.send(b"over the first subflow").unwrap();
+            assert_eq!(to.receive(100).unwrap(), b"over the first subflow");
+        }
+    };
+    carries();
+    let more = |pod: &MeshPod, address: &str, how: &str| {
+        run_in(pod, &format!("ip addr add {address}/32 dev eth0"));
+        run_in(pod, &format!("ip mptcp endpoint add {address} dev eth0 {how}"));
+    };
+    let joins = |pod: &MeshPod, which: &str| -> u64 {
+        let all = run_in(pod, "cat /proc/net/netstat");
+        let lines: Vec<&str> = all.lines().filter(|l| l.starts_with("MPTcpExt:")).collect();
+        let at = lines[0].split(' ').position(|name| name == which).unwrap();
+        lines[1].split(' ').nth(at).unwrap().parse().unwrap()
+    };
+    // Before the enrolment it gets one: what follows would work.
+    more(&old, "10.10.1.201", "subflow");
+    eventually(SOON, || {
+        anyhow::ensure!(joins(&peer, "MPJoinSynRx") == 1, "no subflow came");
+        Ok(())
+    })
+    .unwrap();
+    scene.mesh.enroll(&old);
+    scene.mesh.enroll(&peer);
+    let watch = scene.watch();
+    carries();
+    more(&old, "10.10.1.202", "subflow");
+    // Those that the other end offers are joined from this one.
+    more(&peer, "10.10.2.203", "signal");
+    eventually(SOON, || {
+        let tried = joins(&old, "MPJoinSynTx") + joins(&old, "MPJoinSynTxConnectErr");
+        anyhow::ensure!(tried == 3, "{tried} subflows were tried");
+        // What they were connected to instead does not know them.
+        let given_up = joins(&old, "MPRstTx");
+        anyhow::ensure!(given_up == 2, "{given_up} subflows were given up");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(joins(&peer, "MPJoinSynRx"), 1);
+    carries();
+    watch.ends_quietly(&[]);
 }
 
 #[test]

@@ -132,7 +132,7 @@ impl Feed for Mesh {
     }
 
     fn ask(&self, to: &str) -> Resolved {
-        self.resolve(&client(), to.parse().unwrap())
+        self.resolve(&client(), to.parse().unwrap(), &mut rand::rng())
     }
 
     fn reach(&self, to: &str) -> Vec<String> {

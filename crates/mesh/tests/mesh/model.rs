@@ -212,7 +212,7 @@ impl Reference {
 }
 
 fn asked(mesh: &Mesh, to: SocketAddr) -> String {
-    match mesh.resolve(&client(), to) {
+    match mesh.resolve(&client(), to, &mut rand::rng()) {
         Resolved::Outside(_) => "outside".to_owned(),
         other => show(&other),
     }

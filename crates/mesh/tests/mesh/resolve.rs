@@ -289,7 +289,7 @@ fn a_private_service_is_for_its_own_namespace() {
     m.put(workload("a", "10.0.0.1"));
     m.put(pb::Service { visibility: pb::Visibility::Namespace as i32, ..service() });
     assert_eq!(m.reach(TO), ["not visible"]);
-    let own = m.resolve(&source("ns", ""), at(VIP, 80));
+    let own = m.resolve(&source("ns", ""), at(VIP, 80), &mut rand::rng());
     assert_eq!(show(&own), "a 10.0.0.1:8080");
     m.put(service());
     assert_eq!(m.reach(TO), ["a 10.0.0.1:8080"]);
@@ -301,9 +301,10 @@ fn networks_have_addresses_of_their_own() {
     m.put(workload("a", "10.0.0.1"));
     m.put(pb::Workload { network: "other".to_owned(), ..workload("b", "10.0.0.1") });
     assert_eq!(m.reach("10.0.0.1:1"), ["a 10.0.0.1:1"]);
-    let there = m.resolve(&source("ns", "other"), at("10.0.0.1", 1));
+    let there = m.resolve(&source("ns", "other"), at("10.0.0.1", 1), &mut rand::rng());
     assert_eq!(show(&there), "b 10.0.0.1:1");
-    assert_eq!(show(&m.resolve(&source("ns", "third"), at("10.0.0.1", 1))), "outside 10.0.0.1:1");
+    let nowhere = m.resolve(&source("ns", "third"), at("10.0.0.1", 1), &mut rand::rng());
+    assert_eq!(show(&nowhere), "outside 10.0.0.1:1");
 }
 
 #[test]

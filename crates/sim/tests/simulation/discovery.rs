@@ -137,7 +137,7 @@ impl World {
         for name in bad {
             assert!(named.contains(name.as_str()), "{name} is not among the rejected: {named}");
         }
-        self.check();
+        self.check(run);
         // Whoever has a live connection is told to look again.
         let after = self.live();
         let ended = before.iter().find(|key| after.get(key.0) == Some(&false) && *key.1);
@@ -164,7 +164,7 @@ impl World {
         self.mesh.policies_for(w).evaluate(&request(peer, port)).allowed
     }
 
-    fn check(&self) {
+    fn check(&self, run: &mut Run) {
         let synced = *self.mesh.synced().borrow();
         assert_eq!(synced.ready(), TYPES.iter().all(|t| self.view.answered.contains(t)));
         for (namespace, network, source) in &self.sources {
@@ -174,7 +174,7 @@ impl World {
                     let right = self.view.resolve(namespace, network, to);
                     // A choice is random: once for each endpoint that there can be.
                     for _ in 0..right.len() {
-                        let said = show(&self.mesh.resolve(source, to));
+                        let said = show(&self.mesh.resolve(source, to, &mut run.rng));
                         assert!(right.contains(&said), "{to} leads to {said}, not {right:?}");
                     }
                 }
@@ -223,10 +223,10 @@ impl World {
                 self.deliver(run, &response);
             }
         }
-        self.holds_the_truth();
+        self.holds_the_truth(run);
     }
 
-    fn holds_the_truth(&self) {
+    fn holds_the_truth(&self, run: &mut Run) {
         let of = |t: &'static str| self.control.all(t);
         let truth: BTreeMap<String, Object> =
             TYPES.into_iter().flat_map(of).map(|(n, o)| (n.clone(), o.clone())).collect();
@@ -244,7 +244,7 @@ impl World {
         let held: BTreeSet<String> =
             self.mesh.policies().iter().map(|p| p.name.to_string()).collect();
         assert_eq!(held, names(|b| matches!(b, Body::Policy(_))));
-        self.check();
+        self.check(run);
     }
 }
 
