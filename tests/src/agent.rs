@@ -24,6 +24,13 @@ pub(crate) fn killed(proc: &Proc) {
     assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}\n{}", proc.stderr());
 }
 
+/// Resident memory of a process in KiB.
+pub(crate) fn resident_kib(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// `culvert-agent` on one node. It may be killed and started again; what it pinned stays.
 pub struct Agent {
     pub node: Node,
@@ -199,9 +206,7 @@ impl Agent {
 
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        resident_kib(self.pid())
     }
 
     /// What all its threads have spent, in the kernel and outside.

@@ -105,6 +105,11 @@ impl Waypoint {
         self.process().pid()
     }
 
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        crate::agent::resident_kib(self.pid())
+    }
+
     pub fn wait_until_ready(&self) {
         eventually(SOON, || {
             if let Some(status) = self.process().try_wait()? {

@@ -52,9 +52,15 @@ pub struct Connections {
 
 struct Idle {
     send: http1::SendRequest<OutBody>,
-    since: Instant,
+    until: Instant,
     fresh_until: Option<Instant>,
     requests: u32,
+}
+
+impl Idle {
+    fn is_usable(&self, now: Instant) -> bool {
+        now < self.until && is_fresh(self.fresh_until) && !self.send.is_closed()
+    }
 }
 
 /// A connection of HTTP/2, whose requests share it.
@@ -64,6 +70,9 @@ struct Shared {
     requests: u32,
     /// Held for each request under way.
     places: Arc<()>,
+    /// When it was last known to have any.
+    used: Instant,
+    idle_for: Duration,
 }
 
 impl Shared {
@@ -88,6 +97,9 @@ const IDLE: usize = 64;
 /// How long they are kept, where nothing is said (Envoy's default is an hour; an application's own
 /// patience is often less than a minute, and a connection that it has just closed costs a retry).
 const IDLE_FOR: Duration = Duration::from_secs(60);
+
+/// The same for HTTP/2, where who closes says first that he will (GOAWAY).
+const SHARED_IDLE_FOR: Duration = Duration::from_secs(3600);
 
 /// Why an attempt came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +129,7 @@ pub struct GoesBack {
     fresh_until: Option<Instant>,
     requests: u32,
     most: Option<u32>,
+    idle_for: Duration,
     _slot: Slot,
 }
 
@@ -126,8 +139,8 @@ impl GoesBack {
         if self.most.is_some_and(|most| self.requests >= most) || self.send.is_closed() {
             return;
         }
-        let Self { send, fresh_until, requests, .. } = self;
-        let idle = Idle { send, since: Instant::now(), fresh_until, requests };
+        let Self { send, fresh_until, requests, idle_for, .. } = self;
+        let idle = Idle { send, until: Instant::now() + idle_for, fresh_until, requests };
         let mut all = lock(&self.proxy.connections.idle);
         let own = all.entry(self.key).or_default();
         if own.len() < IDLE {
@@ -144,17 +157,23 @@ impl Connections {
     /// Closes what has been idle for too long.
     pub fn sweep(&self, now: Instant) {
         lock(&self.idle).retain(|_, own| {
-            own.retain(|i| {
-                now.saturating_duration_since(i.since) < IDLE_FOR
-                    && !i.send.is_closed()
-                    && is_fresh(i.fresh_until)
-            });
+            own.retain(|i| i.is_usable(now));
             !own.is_empty()
         });
         lock(&self.shared).retain(|_, own| {
-            // One stays for the next request; of the others those that are in use.
+            // One stays for the next request, for its time; of the others those that are in use.
             let mut first = true;
-            own.retain_mut(|s| s.is_usable() && (std::mem::take(&mut first) || s.under_way() > 0));
+            own.retain_mut(|s| {
+                if !s.is_usable() {
+                    return false;
+                }
+                let spare = !std::mem::take(&mut first);
+                if s.under_way() > 0 {
+                    s.used = now;
+                    return true;
+                }
+                !spare && now.saturating_duration_since(s.used) < s.idle_for
+            });
             !own.is_empty()
         });
     }
@@ -169,6 +188,7 @@ impl Connections {
         let at = own.iter().position(|s| s.under_way() < s.send.at_a_time())?;
         let shared = own.get_mut(at)?;
         shared.requests += 1;
+        shared.used = Instant::now();
         let taken = (shared.send.clone(), shared.places.clone());
         if most.is_some_and(|most| shared.requests >= most) {
             own.remove(at);
@@ -176,12 +196,11 @@ impl Connections {
         Some(taken)
     }
 
-    fn take(&self, key: &Key, idle_for: Duration) -> Option<Idle> {
+    fn take(&self, key: &Key) -> Option<Idle> {
         let mut all = lock(&self.idle);
         let own = all.get_mut(key)?;
         while let Some(idle) = own.pop() {
-            let is_young = idle.since.elapsed() < idle_for && is_fresh(idle.fresh_until);
-            if !idle.send.is_closed() && is_young {
+            if idle.is_usable(Instant::now()) {
                 return Some(idle);
             }
         }
@@ -239,7 +258,7 @@ pub async fn send(
         return Err(TryError::Connect { to, why: "no room for a connection".to_owned() });
     };
     // One that the endpoint closes just now has not taken the request: the next is tried.
-    while let Some(mut idle) = proxy.connections.take(&key, idle_for) {
+    while let Some(mut idle) = proxy.connections.take(&key) {
         // One whose endpoint has answered, and does not read what is left of the request, is never ready.
         let ready = tokio::time::timeout(attempt.connect_timeout, idle.send.ready());
         if !matches!(ready.await, Ok(Ok(()))) {
@@ -255,6 +274,7 @@ pub async fn send(
                     fresh_until: idle.fresh_until,
                     requests,
                     most,
+                    idle_for,
                     _slot: slot,
                 };
                 return Ok(Answered { response: response.map(Received::Http1), back: Some(back) });
@@ -276,7 +296,16 @@ pub async fn send(
     match send.try_send_request(request).await {
         Ok(response) => {
             let proxy = proxy.clone();
-            let back = GoesBack { proxy, key, send, fresh_until, requests: 1, most, _slot: slot };
+            let back = GoesBack {
+                proxy,
+                key,
+                send,
+                fresh_until,
+                requests: 1,
+                most,
+                idle_for,
+                _slot: slot,
+            };
             Ok(Answered { response: response.map(Received::Http1), back: Some(back) })
         }
         Err(e) => Err(TryError::Reset { to, why: e.error().to_string() }),
@@ -301,7 +330,14 @@ async fn send_http2(
             let places = Arc::new(());
             let place = places.clone();
             if most != Some(1) {
-                let shared = Shared { send: send.clone(), fresh_until, requests: 1, places };
+                let shared = Shared {
+                    send: send.clone(),
+                    fresh_until,
+                    requests: 1,
+                    places,
+                    used: Instant::now(),
+                    idle_for: attempt.idle_timeout.unwrap_or(SHARED_IDLE_FOR),
+                };
                 lock(&proxy.connections.shared).entry(key).or_default().push(shared);
             }
             (send, place)

@@ -3,8 +3,10 @@
 
 mod backends;
 mod connections;
+mod destinations;
 mod egress;
 mod ejection;
+mod endpoints;
 mod families;
 mod faults;
 mod floods;

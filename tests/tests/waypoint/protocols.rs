@@ -185,7 +185,7 @@ fn interim_answers_come_before_the_answer() {
 
 /// The next frame of this kind, with what it is of HTTP/2 before it.
 #[track_caller]
-fn next(sock: &Sock, kind: u8) -> Frame {
+pub fn next(sock: &Sock, kind: u8) -> Frame {
     loop {
         let head = sock.read_exact(9).unwrap();
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
