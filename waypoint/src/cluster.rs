@@ -49,6 +49,8 @@ struct Known {
 pub enum Overflow {
     #[error("as many requests are under way as connectionPool.http.http2MaxRequests allows")]
     Requests,
+    #[error("as many connections are open as connectionPool.tcp.maxConnections allows")]
+    Connections,
     #[error("as many requests wait as connectionPool.http.http1MaxPendingRequests allows")]
     Pending,
 }
@@ -240,20 +242,23 @@ impl Cluster {
         Counted::take(&self.retries, limit)
     }
 
+    /// Room for a connection, now or not at all: those of bytes last for as long as their ends like.
+    pub fn connection(self: &Arc<Self>) -> Result<Slot, Overflow> {
+        let most = self.settings.policy.max_connections;
+        let counted = Counted::take(&self.connections, most).ok_or(Overflow::Connections)?;
+        Ok(Slot { cluster: self.clone(), counted: Some(counted) })
+    }
+
     /// Room for a connection of HTTP/1, waited for as far as others may be waiting.
     pub async fn slot(self: &Arc<Self>) -> Result<Slot, Overflow> {
         let policy = &self.settings.policy;
-        let take = || {
-            let counted = Counted::take(&self.connections, policy.max_connections)?;
-            Some(Slot { cluster: self.clone(), counted: Some(counted) })
-        };
-        if let Some(slot) = take() {
+        if let Ok(slot) = self.connection() {
             return Ok(slot);
         }
         let _waiting = Counted::take(&self.waiting, policy.max_pending).ok_or(Overflow::Pending)?;
         loop {
             let freed = self.freed.notified();
-            if let Some(slot) = take() {
+            if let Ok(slot) = self.connection() {
                 return Ok(slot);
             }
             freed.await;

@@ -16,6 +16,7 @@ mod http;
 mod http2;
 mod inbound;
 mod interim;
+mod parting;
 mod proxy;
 mod reply;
 mod retry;

@@ -153,7 +153,7 @@ async fn carry<I: AsyncRead + AsyncWrite + Resets + Unpin + Send>(
     let weighted = route.pick().ok_or_else(none)?;
     let cluster = resolve(proxy, &weighted.target).map_err(Broken::failed)?;
     told.cluster = cluster.name().clone();
-    let _connection = cluster.slot().await.map_err(|o| Broken::failed(o.into()))?;
+    let _connection = cluster.connection().map_err(|o| Broken::failed(o.into()))?;
     let endpoints = cluster.endpoints(proxy, &downstream.own).await;
     let mut tried: Vec<Arc<Endpoint<Arc<Workload>>>> = Vec::new();
     // A connection that could not be made may go elsewhere: nothing has been sent.

@@ -6,6 +6,7 @@ use crate::{
     cluster::{Slot, To},
     http2::client::Requests,
     interim::ToClient,
+    parting::{InOrder, Parting},
     proxy::Proxy,
     tls::{ClientTls, Within},
 };
@@ -55,6 +56,7 @@ struct Idle {
     until: Instant,
     fresh_until: Option<Instant>,
     requests: u32,
+    in_order: InOrder,
 }
 
 impl Idle {
@@ -130,17 +132,20 @@ pub struct GoesBack {
     requests: u32,
     most: Option<u32>,
     idle_for: Duration,
+    in_order: InOrder,
     _slot: Slot,
 }
 
 impl GoesBack {
     /// The answer has been read whole, and the request sent: the connection can be used again.
     pub fn finished(self) {
+        self.in_order.set(true);
         if self.most.is_some_and(|most| self.requests >= most) || self.send.is_closed() {
             return;
         }
-        let Self { send, fresh_until, requests, idle_for, .. } = self;
-        let idle = Idle { send, until: Instant::now() + idle_for, fresh_until, requests };
+        let Self { send, fresh_until, requests, idle_for, in_order, .. } = self;
+        let until = Instant::now() + idle_for;
+        let idle = Idle { send, until, fresh_until, requests, in_order };
         let mut all = lock(&self.proxy.connections.idle);
         let own = all.entry(self.key).or_default();
         if own.len() < IDLE {
@@ -180,7 +185,12 @@ impl Connections {
 
     /// A connection for one more request; one that has carried as many as it may is given up to those
     /// that it carries still.
-    fn share(&self, key: &Key, most: Option<u32>) -> Option<(Requests, Arc<()>)> {
+    fn share(
+        &self,
+        key: &Key,
+        most: Option<u32>,
+        idle_for: Duration,
+    ) -> Option<(Requests, Arc<()>)> {
         let mut all = lock(&self.shared);
         let own = all.get_mut(key)?;
         own.retain_mut(Shared::is_usable);
@@ -188,7 +198,7 @@ impl Connections {
         let at = own.iter().position(|s| s.under_way() < s.send.at_a_time())?;
         let shared = own.get_mut(at)?;
         shared.requests += 1;
-        shared.used = Instant::now();
+        (shared.used, shared.idle_for) = (Instant::now(), idle_for);
         let taken = (shared.send.clone(), shared.places.clone());
         if most.is_some_and(|most| shared.requests >= most) {
             own.remove(at);
@@ -201,6 +211,7 @@ impl Connections {
         let own = all.get_mut(key)?;
         while let Some(idle) = own.pop() {
             if idle.is_usable(Instant::now()) {
+                idle.in_order.set(false);
                 return Some(idle);
             }
         }
@@ -275,6 +286,7 @@ pub async fn send(
                     requests,
                     most,
                     idle_for,
+                    in_order: idle.in_order,
                     _slot: slot,
                 };
                 return Ok(Answered { response: response.map(Received::Http1), back: Some(back) });
@@ -287,6 +299,8 @@ pub async fn send(
     }
     let io = attempt.connect(proxy, &key).await?;
     let fresh_until = io.fresh_until();
+    let in_order = InOrder::default();
+    let io = Parting::new(io, in_order.clone());
     let shaken = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (mut send, connection) =
         shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
@@ -304,6 +318,7 @@ pub async fn send(
                 requests: 1,
                 most,
                 idle_for,
+                in_order,
                 _slot: slot,
             };
             Ok(Answered { response: response.map(Received::Http1), back: Some(back) })
@@ -320,12 +335,16 @@ async fn send_http2(
 ) -> Result<Answered, TryError> {
     let to = attempt.to.address;
     let most = attempt.most_requests;
-    let (send, place) = match proxy.connections.share(&key, most) {
+    let idle_for = attempt.idle_timeout.unwrap_or(SHARED_IDLE_FOR);
+    let (send, place) = match proxy.connections.share(&key, most, idle_for) {
         Some(shared) => shared,
         None => {
             let io = attempt.connect(proxy, &key).await?;
             let fresh_until = io.fresh_until();
-            let shaken = Requests::connect(io).await;
+            // HTTP/2 ends only when nothing is under way, or with a word of its own.
+            let in_order = InOrder::default();
+            in_order.set(true);
+            let shaken = Requests::connect(Parting::new(io, in_order)).await;
             let send = shaken.map_err(|e| TryError::Connect { to, why: e.to_string() })?;
             let places = Arc::new(());
             let place = places.clone();
@@ -336,7 +355,7 @@ async fn send_http2(
                     requests: 1,
                     places,
                     used: Instant::now(),
-                    idle_for: attempt.idle_timeout.unwrap_or(SHARED_IDLE_FOR),
+                    idle_for,
                 };
                 lock(&proxy.connections.shared).entry(key).or_default().push(shared);
             }

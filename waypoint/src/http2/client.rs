@@ -8,7 +8,7 @@ use h2::{
     Reason,
     client::{Builder, SendRequest},
 };
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use std::{
     future::poll_fn,
@@ -101,8 +101,13 @@ impl Requests {
             false => Some(Box::pin(super::send(body, stream))),
         };
         let response = poll_fn(|cx| {
-            if let Some(client) = &interim {
-                while let Poll::Ready(Some(Ok(i))) = response.poll_informational(cx) {
+            // Taken even where nobody wants to hear of them: no window holds them back.
+            while let Poll::Ready(Some(Ok(i))) = response.poll_informational(cx) {
+                // There is none in HTTP/2 (RFC 9113, section 8.6).
+                if i.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    return Poll::Ready(Err(Reason::PROTOCOL_ERROR.into()));
+                }
+                if let Some(client) = &interim {
                     client.send(i.status(), i.headers());
                 }
             }
