@@ -233,6 +233,86 @@ mod https {
         .unwrap();
         good(&first, "closed.example", Some(&ours));
     }
+
+    #[test]
+    fn versions_of_tls_and_of_http_are_agreed_on_with_each_client() {
+        use culvert_tests::https::{get_by_http2, shake};
+        use rustls::version::{TLS12, TLS13};
+        let s = scene("gateway-versions");
+        let authority = Authority::new("authority");
+        for name in ["old", "new"] {
+            secret(&s.mesh, name, &authority.issue(&format!("{name}.example")), "");
+        }
+        s.apply(
+            "Gateway",
+            "shop",
+            "{ selector: { istio: ingressgateway }, servers: [\
+             { port: { number: 8443, name: https, protocol: HTTPS }, hosts: [old.example], \
+               tls: { mode: SIMPLE, credentialName: old } }, \
+             { port: { number: 8443, name: https-new, protocol: HTTPS }, hosts: [new.example], \
+               tls: { mode: SIMPLE, credentialName: new, minProtocolVersion: TLSV1_3 } }] }",
+        );
+        s.apply(
+            "VirtualService",
+            "shop",
+            "{ hosts: [old.example, new.example], gateways: [shop], http: [\
+             { route: [{ destination: { host: reviews } }] }] }",
+        );
+        let to = (s.gateway.pod.ipv4(), 8443).into();
+        for name in ["old.example", "new.example"] {
+            eventually(SOON, || get(&s, name, &authority, None).map_err(anyhow::Error::msg))
+                .unwrap();
+        }
+        let with = |name: &str, version, alpn: &[&[u8]]| {
+            shake(&s.outsider, to, name, version, alpn, &authority)
+        };
+        let (h1, h2) = (&b"http/1.1"[..], &b"h2"[..]);
+        for (version, old, new) in [(&TLS13, true, true), (&TLS12, true, false)] {
+            assert_eq!(with("old.example", version, &[]).is_ok(), old, "{version:?}");
+            assert_eq!(with("new.example", version, &[]).is_ok(), new, "{version:?}");
+            // HTTP/2 for those who know it, whichever they name first.
+            assert_eq!(with("old.example", version, &[h1, h2]), Ok(Some(h2.to_vec())));
+            assert_eq!(with("old.example", version, &[h1]), Ok(Some(h1.to_vec())));
+            assert_eq!(with("old.example", version, &[]), Ok(None));
+            with("old.example", version, &[b"h3"]).unwrap_err();
+        }
+        let paths: Vec<String> = (0..50).map(|n| format!("/public/{n}?delay=200")).collect();
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let all = get_by_http2(&s.outsider, to, "new.example", &paths, &authority);
+        for ((status, body), path) in all.iter().zip(&paths) {
+            let asked: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!((*status, asked["path"].as_str()), (200, Some(*path)), "{asked}");
+            assert_eq!(asked["headers"]["x-forwarded-proto"], "https");
+            assert_eq!(asked["headers"]["host"], "new.example");
+        }
+    }
+
+    #[test]
+    fn clients_that_may_show_a_certificate_are_let_in_without_and_not_with_a_wrong_one() {
+        let s = scene("gateway-optional");
+        let (authority, clients) = (Authority::new("authority"), Authority::new("clients"));
+        let (ours, theirs) = (clients.issue("somebody"), authority.issue("somebody"));
+        secret(&s.mesh, "shop", &authority.issue("shop.example"), &clients.pem());
+        s.apply(
+            "Gateway",
+            "shop",
+            "{ selector: { istio: ingressgateway }, servers: [\
+             { port: { number: 8443, name: https, protocol: HTTPS }, hosts: [shop.example], \
+               tls: { mode: OPTIONAL_MUTUAL, credentialName: shop } }] }",
+        );
+        s.apply(
+            "VirtualService",
+            "shop",
+            "{ hosts: [shop.example], gateways: [shop], http: [\
+             { route: [{ destination: { host: reviews } }] }] }",
+        );
+        let ask = |own| get(&s, "shop.example", &authority, own);
+        let answer = eventually(SOON, || ask(None).map_err(anyhow::Error::msg)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let answer = ask(Some(&ours)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        ask(Some(&theirs)).unwrap_err();
+    }
 }
 
 #[test]
