@@ -10,7 +10,7 @@ use crate::{
         validate::{grpc_route, http_route, kubernetes_gateway},
     },
     kinds::{Object, Spec},
-    kubernetes::Labels,
+    kubernetes::{LabelSelector, Labels},
     parse::Found,
     security::{AuthorizationAction, AuthorizationPolicy, PeerAuthentication, Source},
     service_entry::{service_entry, workload_entry},
@@ -139,9 +139,16 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
             "AUDIT",
             "it decides nothing; what it would log is not logged at L4",
         ),
+        AuthorizationAction::Deny if p.rules.is_empty() => found.push(
+            Code::MissingValue,
+            "spec.rules",
+            "DENY without rules",
+            "nothing would ever be denied: use rules: [{}] for everything",
+        ),
         AuthorizationAction::Allow | AuthorizationAction::Deny => {}
     }
     targets(p, found);
+    selector(p.selector.as_ref(), found);
     if p.provider.is_some() && p.action != AuthorizationAction::Custom {
         found.push(Code::InvalidValue, "spec.provider", "set", "it goes with action CUSTOM only");
     }
@@ -160,6 +167,13 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
             if o.has_l7() && !p.has_targets() {
                 l7(p.action, &path, found);
             }
+            let lists = [
+                ("hosts", &o.hosts),
+                ("notHosts", &o.not_hosts),
+                ("methods", &o.methods),
+                ("notMethods", &o.not_methods),
+            ];
+            no_empty(&lists, &path, found);
             for (field, list) in [("paths", &o.paths), ("notPaths", &o.not_paths)] {
                 for (k, value) in list.iter().enumerate() {
                     path_pattern(value, &format!("{path}.{field}[{k}]"), found);
@@ -172,6 +186,32 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
         for (j, when) in rule.when.iter().enumerate() {
             let path = format!("spec.rules[{i}].when[{j}]");
             condition(when, p.action, p.has_targets(), &path, found);
+        }
+    }
+}
+
+/// Items that say nothing match nothing that anybody means.
+fn no_empty(lists: &[(&str, &Vec<String>)], path: &str, found: &mut Found<'_>) {
+    for (field, list) in lists {
+        for (k, _) in list.iter().enumerate().filter(|(_, v)| v.is_empty()) {
+            found.invalid(
+                format!("{path}.{field}[{k}]"),
+                "\"\"",
+                "a value: an empty one matches nothing",
+            );
+        }
+    }
+}
+
+/// Labels are compared whole.
+fn selector(selector: Option<&LabelSelector>, found: &mut Found<'_>) {
+    for (key, value) in selector.iter().flat_map(|s| &s.match_labels) {
+        if key.is_empty() || key.contains('*') || value.contains('*') {
+            found.invalid(
+                "spec.selector.matchLabels",
+                format!("{key:?}: {value:?}"),
+                "a label and its value as they are: there are no wildcards here",
+            );
         }
     }
 }
@@ -254,6 +294,11 @@ fn source(s: &Source, path: &str, found: &mut Found<'_>) {
             );
         }
     }
+    let lists = [
+        ("requestPrincipals", &s.request_principals),
+        ("notRequestPrincipals", &s.not_request_principals),
+    ];
+    no_empty(&lists, path, found);
     let domains = [
         ("trustDomains", &s.trust_domains, &s.principals),
         ("notTrustDomains", &s.not_trust_domains, &Vec::new()),
@@ -448,6 +493,7 @@ fn condition(
 }
 
 fn peer_authentication(p: &PeerAuthentication, found: &mut Found<'_>) {
+    selector(p.selector.as_ref(), found);
     for name in p.port_level_mtls.keys().filter(|n| !is_port(n)) {
         port(found, "spec.portLevelMtls", name);
     }
