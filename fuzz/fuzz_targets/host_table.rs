@@ -15,6 +15,8 @@ fuzz_target!(|parts: (&[u8], &str)| {
     if let Ok(d) = proto::Destination::decode(bytes) {
         let _ = Destination::load(&d);
     }
+    let _ = culvert_waypoint::fuzzing::listener(bytes, path);
+    let _ = culvert_waypoint::fuzzing::telemetry(bytes);
     let Ok(table) = proto::HostTable::decode(bytes) else { return };
     let load = |bytes: &[u8]| mesh::match_from_bytes(bytes).map_err(|e| e.to_string());
     let Ok(table) = HostTable::load(&table, &load, 7) else { return };

@@ -6,20 +6,23 @@ use istio_api::{MeshConfig, Object, parse_documents};
 use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 use routes::{
-    DESTINATION_TYPE, HOST_TABLE_TYPE,
+    DESTINATION_TYPE, HOST_TABLE_TYPE, LISTENER_TYPE, TELEMETRY_TYPE,
     compile::{Changed, Compiler, Objects, View},
     execute::{Destination, HostTable},
     proto,
 };
 use std::sync::{Arc, LazyLock};
 
-/// A service and a waypoint before it.
+/// A service and a waypoint before it, and a gateway's pod.
 static BASE: LazyLock<Vec<Object>> = LazyLock::new(|| {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {istio.io/use-waypoint: w}}\n\
                 spec: {ports: [{port: 80, name: http}]}\n---\n\
                 apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w}\n\
                 spec: {gatewayClassName: istio-waypoint, \
-                listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+                listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n---\n\
+                apiVersion: v1\nkind: Pod\nmetadata: {name: g, labels: {istio: ingressgateway, \
+                gateway.networking.k8s.io/gateway-name: g}}\n\
+                spec: {serviceAccountName: g}\n";
     parse_documents("base", text).0
 });
 
@@ -37,14 +40,15 @@ fuzz_target!(|text: &str| {
         let loaded = match type_url {
             HOST_TABLE_TYPE => {
                 let table = proto::HostTable::decode(&*body).expect("it was encoded");
-                HostTable::load(&table, &load, 0).map(drop)
+                HostTable::load(&table, &load, 0).map(drop).map_err(|e| e.to_string())
             }
             DESTINATION_TYPE => {
                 let d = proto::Destination::decode(&*body).expect("it was encoded");
-                Destination::load(&d).map(drop)
+                Destination::load(&d).map(drop).map_err(|e| e.to_string())
             }
-            // Listeners and what is told: the waypoint itself loads those.
-            _ => Ok(()),
+            LISTENER_TYPE => culvert_waypoint::fuzzing::listener(&body, "a.example"),
+            TELEMETRY_TYPE => culvert_waypoint::fuzzing::telemetry(&body),
+            other => panic!("{other} is not known"),
         };
         assert_eq!(loaded, Ok(()), "{name} of {text}");
     }

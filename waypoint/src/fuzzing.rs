@@ -1,8 +1,10 @@
 //! What clients' bytes go through, for fuzz targets: no mesh, and nobody to send to.
 
 use crate::{
+    gateway,
     head::{self, Head},
     inbound,
+    telling::Telling,
     trace::{Context, is_of_it},
 };
 use bytes::Bytes;
@@ -10,8 +12,12 @@ use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, client::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use rand::{SeedableRng as _, rngs::SmallRng};
-use routes::execute::{Normal, normal};
+use routes::{
+    execute::{Normal, normal},
+    proto,
+};
 use std::{
     convert::Infallible,
     io,
@@ -153,6 +159,18 @@ async fn forwarded(head: &Head, body: &[u8]) -> ((String, String), Vec<u8>) {
     assert_eq!(rest.len(), length, "more than one request: {:?}", String::from_utf8_lossy(&all));
     let method = parsed.method.unwrap_or_default().to_owned();
     ((method, one("host").unwrap_or_default()), rest.to_vec())
+}
+
+/// What a port of a gateway does, as discovery says it: who is served by it, or why nobody can be.
+pub fn listener(body: &[u8], name: &str) -> Result<(), String> {
+    let listener = proto::Listener::decode(body).map_err(|e| e.to_string())?;
+    gateway::loads(&listener, name);
+    Ok(())
+}
+
+/// What is logged and traced, as discovery says it.
+pub fn telemetry(body: &[u8]) -> Result<(), String> {
+    Telling::load(body).map(drop)
 }
 
 /// Headers about traces: whatever a client says, what goes on is one trace in every form.

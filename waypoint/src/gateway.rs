@@ -118,6 +118,19 @@ impl Config {
     }
 }
 
+/// Loads it, and finds what a client that asks for `name` would be shown: whose certificate cannot be
+/// served has a reason.
+#[cfg(feature = "fuzzing")]
+pub fn loads(l: &proto::Listener, name: &str) {
+    let config = Config::load(l);
+    for asked in [Some(name), None] {
+        if let Some(Server::Ended(c)) = config.server(asked) {
+            assert!(c.server.as_ref().err().is_none_or(|why| !why.is_empty()), "no reason");
+        }
+    }
+    let _ = Config::load(l).keeping(&config);
+}
+
 enum Server<'a> {
     Passed,
     Ended(&'a Certificate),
