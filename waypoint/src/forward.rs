@@ -10,7 +10,7 @@ use crate::{
     interim::ToClient,
     proxy::Proxy,
     reply::Refusal,
-    retry::{Tried, wanted},
+    retry::{Attempts, Tried},
     upstream::{self, Answered, Attempt, GoesBack, TryError},
 };
 use hbone::StreamIo;
@@ -52,9 +52,6 @@ pub struct Forwarded {
     pub active: Active<Arc<Workload>>,
     pub request: Counted,
 }
-
-/// Longest pause before a retry, in base intervals (Envoy's default).
-const LONGEST_BACKOFF: u32 = 10;
 
 pub fn telemetry_end(
     address: Option<SocketAddr>,
@@ -114,19 +111,18 @@ async fn attempts(
     let request = cluster.begin_request()?;
     let (hash, cookie) = hash_of(given, cluster);
     let mut tried: Vec<Arc<To>> = Vec::new();
+    let mut attempts = Attempts::new(route.retry.as_ref());
     let mut retrying: Option<Counted> = None;
     loop {
-        let number = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-        record.attempts = number + 1;
-        // One retry ends where the next begins. Without room for that, what there is is the answer.
+        record.attempts = attempts.number();
         let mut again = |tried: Tried<'_>| {
+            // One retry ends where the next begins.
             drop(retrying.take());
-            let retry = route.retry.as_ref()?;
-            if number >= retry.attempts || !wanted(retry, tried) {
-                return None;
-            }
-            retrying = cluster.begin_retry();
-            (retrying.is_some() && body.again()).then_some(retry)
+            let room = || {
+                retrying = cluster.begin_retry();
+                retrying.is_some() && body.again()
+            };
+            attempts.next(tried, room, rand::rng().random_range(0.0..1.0))
         };
         let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body, asked).await;
         *asked = None;
@@ -135,7 +131,7 @@ async fn attempts(
             Ok(tried) => tried,
         };
         record.upstream_host = Some(to.address);
-        let retry = match outcome {
+        let pause = match outcome {
             Ok(Answered { mut response, back }) => {
                 let status = response.status();
                 match again(Tried::Answered(status.as_u16(), response.headers())) {
@@ -145,9 +141,9 @@ async fn attempts(
                         }
                         return Ok(Forwarded { response, back, to, active, request });
                     }
-                    Some(retry) => {
+                    Some(pause) => {
                         cluster.report(&to, Outcome::Status(status.as_u16()));
-                        retry
+                        pause
                     }
                 }
             }
@@ -167,21 +163,14 @@ async fn attempts(
                 };
                 match again(tried) {
                     None => return Err(refusal),
-                    Some(retry) => retry,
+                    Some(pause) => pause,
                 }
             }
         };
         drop(active);
-        tokio::time::sleep(backoff(retry, number)).await;
+        tokio::time::sleep(pause).await;
         tried.push(to);
     }
-}
-
-/// Exponential, with full jitter, as Envoy's.
-fn backoff(retry: &Retry, number: u32) -> Duration {
-    let grown = 2_u32.saturating_pow(number.min(16)).min(LONGEST_BACKOFF);
-    let most = retry.backoff.saturating_mul(grown);
-    most.mul_f64(rand::rng().random_range(0.0..1.0))
 }
 
 type Outcomes = (Arc<To>, Active<Arc<Workload>>, Result<Answered, TryError>);
