@@ -196,6 +196,10 @@ async fn enroll_as(
         true => flags | pod_flags::OWN_DNS,
         false => flags & !pod_flags::OWN_DNS,
     };
+    let flags = match asked_now && workload.other_protocols {
+        true => flags | pod_flags::ALLOW_OTHER_PROTOCOLS,
+        false => flags,
+    };
     // By one interface: by which of several a connection leaves is the pod's to say.
     let flags = match agent.goes_direct && host_ends.len() == 1 {
         true => flags | pod_flags::DIRECT,

@@ -2,8 +2,8 @@
 
 use crate::{policies, snapshot::Snapshot, vips::Vips};
 use istio_api::{
-    EndpointSlice, Kind, Labels, Object, Pod, Resolution, SAME_NODE, Service, ServiceEntry, Spec,
-    TargetPort, WorkloadEntry,
+    EndpointSlice, Kind, Labels, OTHER_PROTOCOLS, Object, Pod, Resolution, SAME_NODE, Service,
+    ServiceEntry, Spec, TargetPort, WorkloadEntry,
 };
 use prost::Message as _;
 use prost_types::{Any, ListValue, Struct, Value, value::Kind as ValueKind};
@@ -98,6 +98,7 @@ pub fn pod(o: &Object, p: &Pod, snapshot: &Snapshot, cluster: &Cluster) -> Optio
         extensions: std::iter::once(labels_extension(labels))
             .chain(dns_extension(o, p, cluster))
             .chain(same_node_extension(o, snapshot))
+            .chain(other_protocols_extension(o))
             .chain(
                 enroll.then(|| pb::Extension {
                     name: xds::ENROLL_EXTENSION.to_owned(),
@@ -170,6 +171,14 @@ fn same_node_extension(o: &Object, snapshot: &Snapshot) -> Option<pb::Extension>
     let way = o.meta.annotations.get(SAME_NODE).or_else(of_services).or_else(of_namespace)?;
     let way = Value { kind: Some(ValueKind::StringValue(way.clone())) };
     Some(struct_extension(xds::SAME_NODE_EXTENSION, [("way".to_owned(), way)].into()))
+}
+
+/// The pod's own word alone counts.
+fn other_protocols_extension(o: &Object) -> Option<pb::Extension> {
+    (o.meta.annotations.get(OTHER_PROTOCOLS)? == "allow").then(|| pb::Extension {
+        name: xds::OTHER_PROTOCOLS_EXTENSION.to_owned(),
+        ..pb::Extension::default()
+    })
 }
 
 /// The search list of a pod whose spec says something about it.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use culvert_tests::dialogue::serve;
-use culvert_tests::{Mesh, MeshPod, SOON, Traffic, at, exchange};
+use culvert_tests::{Mesh, MeshPod, SOON, Spec, Traffic, at, exchange};
 use testbed::{Capture, LeakVerdict, Serve, Token, eventually, libc, sockaddr};
 
 const PORT: u16 = 8080;
@@ -145,6 +145,45 @@ fn other_protocols_pass_and_are_counted() {
         };
         while !is_answer(&socket.receive(100).unwrap()) {}
         assert!(agent.counter(&p.a, "passed_icmp") > before, "{to}");
+    }
+}
+
+/// What is neither TCP nor UDP nor ICMP leaves pods whose annotation says so, and no others.
+#[test]
+fn other_protocols_leave_pods_that_say_so() {
+    const GRE: i32 = 47;
+    let mesh = Mesh::new("other-protocols");
+    let says = |value: &str| {
+        let more = serde_json::json!({ "metadata": {
+            "annotations": { "culvert.io/other-protocols": value }
+        } });
+        mesh.enrolled_pod(1, Spec::named(&format!("says-{value}")).with(more))
+    };
+    let (allowed, denied, silent) = (says("allow"), says("deny"), mesh.enrolled_pod(1, "silent"));
+    let receiver = mesh.pod(2, "receiver");
+    for domain in [libc::AF_INET, libc::AF_INET6] {
+        let there = receiver.puppet().unwrap().raw_socket(domain, libc::SOCK_RAW, GRE).unwrap();
+        there.patience(Duration::from_secs(5)).unwrap();
+        let (to, header): (IpAddr, usize) = match domain {
+            libc::AF_INET => (receiver.ipv4().into(), 20),
+            _ => (receiver.ipv6().into(), 0),
+        };
+        let send = |from: &MeshPod| {
+            let socket = from.puppet().unwrap().raw_socket(domain, libc::SOCK_RAW, GRE).unwrap();
+            let bytes = [&[0, 0, 8, 0][..], from.name().as_bytes()].concat();
+            socket.send_to(&bytes, 0, &sockaddr(SocketAddr::new(to, 0))).unwrap();
+        };
+        let dropped = |pod: &MeshPod| mesh.agent(1).counter(pod, "dropped_protocol");
+        for pod in [&denied, &silent] {
+            let before = dropped(pod);
+            send(pod);
+            assert!(dropped(pod) > before, "{pod:?}");
+        }
+        send(&allowed);
+        // The first that comes.
+        let come = there.receive(100).unwrap();
+        assert_eq!(come.get(header + 4..), Some(allowed.name().as_bytes()));
+        assert_eq!(dropped(&allowed), 0);
     }
 }
 

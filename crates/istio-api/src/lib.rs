@@ -36,5 +36,5 @@ pub use security::{
     AuthorizationAction, AuthorizationPolicy, Condition, MutualTls, MutualTlsMode, Operation,
     PeerAuthentication, Resolution, Rule, ServiceEntry, Source, WorkloadEntry,
 };
-pub use validate::SAME_NODE;
+pub use validate::{OTHER_PROTOCOLS, SAME_NODE};
 pub use virtual_service::GRPC_STATUS;

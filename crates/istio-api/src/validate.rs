@@ -41,7 +41,11 @@ pub(crate) fn object(object: &Object, found: &mut Found<'_>) {
         Spec::HttpRoute(r) => http_route(r, found),
         Spec::GrpcRoute(r) => grpc_route(r, found),
         Spec::Telemetry(t) => telemetry(t, found),
-        Spec::Pod(_) | Spec::Namespace(_) => same_node(&object.meta.annotations, found),
+        Spec::Pod(_) => {
+            same_node(&object.meta.annotations, found);
+            other_protocols(&object.meta.annotations, found);
+        }
+        Spec::Namespace(_) => same_node(&object.meta.annotations, found),
         // Judged where it is read whole.
         Spec::MeshConfig(_)
         | Spec::ReferenceGrant(_)
@@ -104,6 +108,22 @@ fn same_node(annotations: &Labels, found: &mut Found<'_>) {
             format!("{value:?}"),
             "direct (past the agent) or hbone (encrypted within the node, too); anything else is read as \
              hbone",
+        );
+    }
+}
+
+/// Whether protocols other than TCP, UDP and ICMP leave a pod: an annotation of the pod.
+pub const OTHER_PROTOCOLS: &str = "culvert.io/other-protocols";
+
+fn other_protocols(annotations: &Labels, found: &mut Found<'_>) {
+    if let Some(value) = annotations.get(OTHER_PROTOCOLS)
+        && !matches!(value.as_str(), "allow" | "deny")
+    {
+        found.push(
+            Code::Warning,
+            format!("metadata.annotations[{OTHER_PROTOCOLS}]"),
+            format!("{value:?}"),
+            "allow, or deny as where nothing is said; anything else is read as deny",
         );
     }
 }

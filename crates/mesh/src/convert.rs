@@ -103,6 +103,7 @@ pub(crate) fn kin_from_proto(w: pb::Workload) -> Result<Kin, Invalid> {
         labels,
         waypoint: w.waypoint.map(waypoint),
         enroll: w.extensions.iter().any(|e| e.name == xds::ENROLL_EXTENSION),
+        other_protocols: w.extensions.iter().any(|e| e.name == xds::OTHER_PROTOCOLS_EXTENSION),
         dns,
         encrypted_within: within.is_some_and(encrypted),
         hostname: (!w.hostname.is_empty()).then(|| w.hostname.into()),

@@ -177,6 +177,8 @@ pub struct Kin {
     pub waypoint: Option<Waypoint>,
     /// Its namespace or its own label wants it in the mesh: it must not start uncaptured.
     pub enroll: bool,
+    /// It may speak protocols that are dropped elsewhere.
+    pub other_protocols: bool,
     /// What a control plane says about its names; most workloads need none of it.
     pub dns: Option<Box<Dns>>,
     /// It wants its connections with others of its node encrypted, too.

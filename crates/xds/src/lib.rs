@@ -50,6 +50,10 @@ pub const DNS_EXTENSION: &str = "culvert.io/dns";
 /// `google.protobuf.Struct` of `way`, which is `direct` or `hbone`.
 pub const SAME_NODE_EXTENSION: &str = "culvert.io/same-node";
 
+/// Extension of `istio.workload.Workload` without a value: the pod may speak protocols that are
+/// dropped elsewhere, such as SCTP and tunnels.
+pub const OTHER_PROTOCOLS_EXTENSION: &str = "culvert.io/other-protocols";
+
 /// Extension of `istio.workload.Workload` without a value: the pod is to be captured before it
 /// starts.
 pub const ENROLL_EXTENSION: &str = "culvert.io/enroll";
