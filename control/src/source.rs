@@ -278,9 +278,10 @@ pub fn last_of_each(changes: Vec<Change>) -> Vec<Change> {
 
 /// At the start there is no last good state. A security object that cannot be taken then denies
 /// what it may have guarded, its whole namespace, until it is mended: without it a restart of the
-/// control plane would open what was closed.
+/// control plane would open what was closed. One that would have guarded nothing closes nothing.
 pub fn closed_instead(diagnostics: &[Diagnostic]) -> impl Iterator<Item = Object> {
-    diagnostics.iter().filter(|d| d.code.is_error() && d.code != Code::Duplicate).filter_map(|d| {
+    let closes = |code: Code| code.is_error() && !matches!(code, Code::Duplicate | Code::Idle);
+    diagnostics.iter().filter(move |d| closes(d.code)).filter_map(|d| {
         let (kind, name) = d.object.split_once(' ')?;
         let (namespace, name) = name.split_once('/')?;
         let (kind, spec) = match kind {
@@ -398,6 +399,19 @@ mod tests {
             panic!("{changes:?}")
         };
         assert_eq!((p.action, p.rules.len()), (AuthorizationAction::Deny, 1));
+    }
+
+    #[test]
+    fn a_policy_that_would_guard_nothing_closes_nothing() {
+        for spec in ["{action: DENY}", "{selector: {matchLabels: {app: 'a*'}}, rules: [{}]}"] {
+            let text = BAD_POLICY.replace("{action: DENNY}", spec);
+            let mut files = Files::default();
+            let mut changes = Vec::new();
+            files.file("p.yaml".into(), text, &mut changes);
+            assert!(changes.is_empty(), "{changes:?}");
+            assert!(files.diagnostics().iter().all(|d| d.code == Code::Idle), "{spec}");
+            assert_eq!(files.diagnostics().len(), 1);
+        }
     }
 
     #[test]

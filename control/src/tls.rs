@@ -12,10 +12,15 @@ use rustls::{
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
+    time::Instant,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,11 +34,30 @@ const HANDSHAKES: usize = 1024;
 /// The control plane's own certificate is made anew this often, long before it ends.
 const RENEWED: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How often the clock on the wall is looked at: a certificate that begins later than now, as the clock
+/// was set back, is nobody's.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+
 /// What is shown to whoever connects.
 #[derive(Debug)]
 pub struct Serving {
     name: String,
-    now: ArcSwap<CertifiedKey>,
+    now: ArcSwap<Own>,
+}
+
+#[derive(Debug)]
+struct Own {
+    key: Arc<CertifiedKey>,
+    /// By the clock on the wall, and by the one that nobody sets.
+    issued: SystemTime,
+    since: Instant,
+}
+
+impl Own {
+    fn is_due(&self, now: SystemTime) -> bool {
+        let young = now.duration_since(self.issued).is_ok_and(|age| age < RENEWED);
+        !young || self.since.elapsed() >= RENEWED
+    }
 }
 
 impl Serving {
@@ -51,9 +75,16 @@ impl Serving {
     /// Renews it from time to time, for as long as the program runs.
     pub async fn keep(&self, authority: &ArcSwap<Authority>) -> ! {
         loop {
-            tokio::time::sleep(RENEWED).await;
-            if let Err(error) = self.renew(&authority.load()) {
-                tracing::error!(error = format!("{error:#}"), "the own certificate is not renewed");
+            tokio::time::sleep(CLOCK_CHECK).await;
+            if !self.now.load().is_due(SystemTime::now()) {
+                continue;
+            }
+            match self.renew(&authority.load()) {
+                Ok(()) => tracing::info!("the own certificate is renewed"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "the own certificate is not renewed");
+                }
             }
         }
     }
@@ -72,18 +103,20 @@ impl Serving {
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.now.load_full())
+        Some(self.now.load().key.clone())
     }
 }
 
-fn issue(name: &str, authority: &Authority) -> anyhow::Result<CertifiedKey> {
+fn issue(name: &str, authority: &Authority) -> anyhow::Result<Own> {
+    // Before it is made: it begins no later.
+    let (issued, since) = (SystemTime::now(), Instant::now());
     let (chain, key) = authority.own(name)?;
     let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .context("the control plane's own certificate")?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
     let key = aws_lc_rs::sign::any_supported_type(&key)?;
-    Ok(CertifiedKey::new(chain, key))
+    Ok(Own { key: Arc::new(CertifiedKey::new(chain, key)), issued, since })
 }
 
 /// Connections whose hand-shakes are done. Those that are slow about it hold up no other.
@@ -134,7 +167,7 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
         let authority = Arc::new(ArcSwap::from_pointee(authority.unwrap()));
         let serving = Serving::new("culvertd.system.svc", &authority.load()).unwrap();
-        let shown = || serving.now.load().cert[0].clone();
+        let shown = || serving.now.load().key.cert[0].clone();
         let first = shown();
         let kept = tokio::spawn({
             let serving = serving.clone();

@@ -36,6 +36,9 @@ pub struct ListenerVerdict {
     pub conditions: Vec<Condition>,
 }
 
+/// Istio's name for what a Service says of its waypoint.
+const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
+
 /// Kinds of Istio's whose status says whether they are obeyed.
 const JUDGED: [Kind; 8] = [
     Kind::VirtualService,
@@ -86,11 +89,18 @@ pub fn verdicts(
         }
     }
     for o in snapshot.of_kind(Kind::Service) {
-        if let Some(condition) = judge.bound(o) {
-            out.insert(o.key.clone(), (None, Verdict::Conditions(vec![condition])));
+        let bound = judge.bound(o);
+        // One that is not bound any more says nothing of it.
+        if bound.is_some() || says(o, WAYPOINT_BOUND) {
+            out.insert(o.key.clone(), (None, Verdict::Conditions(bound.into_iter().collect())));
         }
     }
     out
+}
+
+/// Whether there is such a condition in a Service's status.
+fn says(o: &Object, condition: &str) -> bool {
+    matches!(&o.spec, Spec::Service(s) if s.status.conditions.iter().any(|c| c.r#type == condition))
 }
 
 /// A judged object, by the name that diagnostics have for it.
@@ -295,13 +305,13 @@ impl Judge<'_> {
         let bound = self.snapshot.view(self.domain).waypoint_of_service(o);
         Some(match bound {
             Some(proxy) => Condition {
-                r#type: "istio.io/WaypointBound",
+                r#type: WAYPOINT_BOUND,
                 met: true,
                 reason: "WaypointAccepted",
                 message: format!("bound to waypoint {}/{}", proxy.namespace, proxy.name),
             },
             None => Condition {
-                r#type: "istio.io/WaypointBound",
+                r#type: WAYPOINT_BOUND,
                 met: false,
                 reason: "WaypointMissing",
                 message: format!(

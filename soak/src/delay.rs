@@ -26,6 +26,8 @@ const TABLES: [&str; 2] = ["iptables-legacy", "ip6tables-legacy"];
 /// What comes in by a node's link is late, until this is dropped.
 pub struct Delay {
     node: String,
+    /// Of [`TABLES`], those that hand over.
+    tables: Vec<&'static str>,
     over: Arc<AtomicBool>,
     holder: Option<JoinHandle<()>>,
 }
@@ -46,30 +48,32 @@ impl Delay {
         let over = Arc::new(AtomicBool::new(false));
         let ends = over.clone();
         let holder = thread::spawn(move || hold(queue, &milliseconds, &ends));
-        let this = Self { node: node.netns_name(), over, holder: Some(holder) };
-        this.rules("-A")?;
+        let node = node.netns_name();
+        let mut this = Self { node, tables: Vec::new(), over, holder: Some(holder) };
+        for table in TABLES {
+            this.rule(table, "-A")?;
+            this.tables.push(table);
+        }
         Ok(this)
     }
 
-    fn rules(&self, what: &str) -> anyhow::Result<()> {
-        for table in TABLES {
-            let words = format!(
-                "ip netns exec {} {table} -w -t raw {what} PREROUTING -i eth0 -j NFQUEUE \
-                 --queue-num {QUEUE} --queue-bypass",
-                self.node
-            );
-            let mut words = words.split(' ');
-            let out = Command::new(words.next().unwrap_or_default()).args(words).output()?;
-            let said = String::from_utf8_lossy(&out.stderr);
-            anyhow::ensure!(out.status.success(), "{table} {what}: {said}");
-        }
+    fn rule(&self, table: &str, what: &str) -> anyhow::Result<()> {
+        let words = format!(
+            "ip netns exec {} {table} -w -t raw {what} PREROUTING -i eth0 -j NFQUEUE \
+             --queue-num {QUEUE} --queue-bypass",
+            self.node
+        );
+        let mut words = words.split(' ');
+        let out = Command::new(words.next().unwrap_or_default()).args(words).output()?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        anyhow::ensure!(out.status.success(), "{table} {what}: {said}");
         Ok(())
     }
 }
 
 impl Drop for Delay {
     fn drop(&mut self) {
-        let gone = self.rules("-D");
+        let gone: anyhow::Result<()> = self.tables.iter().try_for_each(|t| self.rule(t, "-D"));
         self.over.store(true, Ordering::Relaxed);
         let held = self.holder.take().map(JoinHandle::join);
         let well = gone.is_ok() && held.is_none_or(|h| h.is_ok());

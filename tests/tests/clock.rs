@@ -68,8 +68,20 @@ fn certificates_follow_a_clock_that_is_set_forward_and_back() {
         if hours == LONG {
             // It ends with the certificates that made it.
             assert!(live.within(SOON).read_to_end().is_err());
+            // What it shows from now on begins later than everything that follows.
+            p.mesh.control.kill();
+            p.mesh.control.restart(&p.mesh.bed);
         }
     }
+    eventually(SOON, || {
+        let log = p.mesh.control.log();
+        anyhow::ensure!(log.contains("the own certificate is renewed"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    p.mesh.agent(1).kill();
+    p.mesh.agent(1).restart();
+    p.carries();
     let report = capture.stop().unwrap();
     let verdict = p.mesh.leak_check(&[token], &[&p.client, &p.server]).check(&report).unwrap();
     assert!(verdict.is_clean() && verdict.hbone_bytes > 0, "{verdict}");

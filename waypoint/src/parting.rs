@@ -13,11 +13,19 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    runtime::Handle,
+    sync::Semaphore,
+};
 
 /// How long the other end may take over its own last word, and how much of it is read.
 const PATIENCE: Duration = Duration::from_secs(5);
 const MOST: u64 = 64 * 1024;
+
+/// So many part at a time; others are closed at once.
+const AT_A_TIME: usize = 1024;
+static PARTING: Semaphore = Semaphore::const_new(AT_A_TIME);
 
 /// Whether an end would be in good order: nothing is under way.
 #[derive(Clone, Default)]
@@ -51,8 +59,12 @@ impl Drop for Parting {
         if !self.said_all || !self.in_order.0.load(Ordering::Relaxed) {
             return;
         }
-        if let (Some(io), Ok(runtime)) = (self.io.take(), tokio::runtime::Handle::try_current()) {
+        let (Ok(runtime), Ok(place)) = (Handle::try_current(), PARTING.try_acquire()) else {
+            return;
+        };
+        if let Some(io) = self.io.take() {
             runtime.spawn(tokio::time::timeout(PATIENCE, async move {
+                let _place = place;
                 let _ = tokio::io::copy(&mut io.take(MOST), &mut tokio::io::sink()).await;
             }));
         }

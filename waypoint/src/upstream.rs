@@ -53,15 +53,19 @@ pub struct Connections {
 
 struct Idle {
     send: http1::SendRequest<OutBody>,
-    until: Instant,
+    since: Instant,
+    /// As the rule of its last request has it.
+    idle_for: Duration,
     fresh_until: Option<Instant>,
     requests: u32,
     in_order: InOrder,
 }
 
 impl Idle {
-    fn is_usable(&self, now: Instant) -> bool {
-        now < self.until && is_fresh(self.fresh_until) && !self.send.is_closed()
+    fn is_usable(&self, now: Instant, idle_for: Duration) -> bool {
+        now.saturating_duration_since(self.since) < idle_for
+            && is_fresh(self.fresh_until)
+            && !self.send.is_closed()
     }
 }
 
@@ -72,14 +76,15 @@ struct Shared {
     requests: u32,
     /// Held for each request under way.
     places: Arc<()>,
-    /// When it was last known to have any.
-    used: Instant,
+    /// Since when it is known to have none.
+    idle_since: Option<Instant>,
     idle_for: Duration,
 }
 
 impl Shared {
-    fn is_usable(&mut self) -> bool {
-        is_fresh(self.fresh_until) && self.send.is_open()
+    fn is_usable(&mut self, now: Instant, idle_for: Duration) -> bool {
+        let rests = |since: Instant| now.saturating_duration_since(since) < idle_for;
+        is_fresh(self.fresh_until) && self.idle_since.is_none_or(rests) && self.send.is_open()
     }
 
     fn under_way(&self) -> usize {
@@ -144,8 +149,7 @@ impl GoesBack {
             return;
         }
         let Self { send, fresh_until, requests, idle_for, in_order, .. } = self;
-        let until = Instant::now() + idle_for;
-        let idle = Idle { send, until, fresh_until, requests, in_order };
+        let idle = Idle { send, since: Instant::now(), idle_for, fresh_until, requests, in_order };
         let mut all = lock(&self.proxy.connections.idle);
         let own = all.entry(self.key).or_default();
         if own.len() < IDLE {
@@ -162,22 +166,20 @@ impl Connections {
     /// Closes what has been idle for too long.
     pub fn sweep(&self, now: Instant) {
         lock(&self.idle).retain(|_, own| {
-            own.retain(|i| i.is_usable(now));
+            own.retain(|i| i.is_usable(now, i.idle_for));
             !own.is_empty()
         });
         lock(&self.shared).retain(|_, own| {
             // One stays for the next request, for its time; of the others those that are in use.
             let mut first = true;
             own.retain_mut(|s| {
-                if !s.is_usable() {
-                    return false;
-                }
-                let spare = !std::mem::take(&mut first);
                 if s.under_way() > 0 {
-                    s.used = now;
-                    return true;
+                    s.idle_since = None;
+                } else {
+                    s.idle_since.get_or_insert(now);
                 }
-                !spare && now.saturating_duration_since(s.used) < s.idle_for
+                s.is_usable(now, s.idle_for)
+                    && (std::mem::take(&mut first) || s.idle_since.is_none())
             });
             !own.is_empty()
         });
@@ -193,12 +195,13 @@ impl Connections {
     ) -> Option<(Requests, Arc<()>)> {
         let mut all = lock(&self.shared);
         let own = all.get_mut(key)?;
-        own.retain_mut(Shared::is_usable);
+        let now = Instant::now();
+        own.retain_mut(|s| s.is_usable(now, idle_for));
         // Beyond what the endpoint takes at a time, requests would wait for one another.
         let at = own.iter().position(|s| s.under_way() < s.send.at_a_time())?;
         let shared = own.get_mut(at)?;
         shared.requests += 1;
-        (shared.used, shared.idle_for) = (Instant::now(), idle_for);
+        (shared.idle_since, shared.idle_for) = (None, idle_for);
         let taken = (shared.send.clone(), shared.places.clone());
         if most.is_some_and(|most| shared.requests >= most) {
             own.remove(at);
@@ -206,11 +209,12 @@ impl Connections {
         Some(taken)
     }
 
-    fn take(&self, key: &Key) -> Option<Idle> {
+    /// One that has not been idle for longer than this.
+    fn take(&self, key: &Key, idle_for: Duration) -> Option<Idle> {
         let mut all = lock(&self.idle);
         let own = all.get_mut(key)?;
         while let Some(idle) = own.pop() {
-            if idle.is_usable(Instant::now()) {
+            if idle.is_usable(Instant::now(), idle_for) {
                 idle.in_order.set(false);
                 return Some(idle);
             }
@@ -269,7 +273,7 @@ pub async fn send(
         return Err(TryError::Connect { to, why: "no room for a connection".to_owned() });
     };
     // One that the endpoint closes just now has not taken the request: the next is tried.
-    while let Some(mut idle) = proxy.connections.take(&key) {
+    while let Some(mut idle) = proxy.connections.take(&key, idle_for) {
         // One whose endpoint has answered, and does not read what is left of the request, is never ready.
         let ready = tokio::time::timeout(attempt.connect_timeout, idle.send.ready());
         if !matches!(ready.await, Ok(Ok(()))) {
@@ -354,7 +358,7 @@ async fn send_http2(
                     fresh_until,
                     requests: 1,
                     places,
-                    used: Instant::now(),
+                    idle_since: None,
                     idle_for,
                 };
                 lock(&proxy.connections.shared).entry(key).or_default().push(shared);

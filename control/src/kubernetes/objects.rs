@@ -144,7 +144,7 @@ mod tests {
     fn policy(name: &str, action: &str) -> Event {
         Event::Is(Box::new(json!({
             "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-            "metadata": {"name": name, "namespace": "ns"}, "spec": {"action": action},
+            "metadata": {"name": name, "namespace": "ns"}, "spec": {"action": action, "rules": [{}]},
         })))
     }
 

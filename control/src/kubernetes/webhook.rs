@@ -200,7 +200,7 @@ mod tests {
     fn policy(action: &str) -> Value {
         json!({
             "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-            "metadata": { "name": "p", "namespace": "ns" }, "spec": { "action": action },
+            "metadata": { "name": "p", "namespace": "ns" }, "spec": { "action": action, "rules": [{}] },
         })
     }
 

@@ -260,7 +260,9 @@ impl Renewal {
 
 /// What is new is good from now on, and so is who gives it.
 fn likely_cause(why: &str) -> &'static str {
-    if ["not valid yet", "NotValidYet", "expired", "Expired"].iter().any(|w| why.contains(w)) {
+    let of_time = ["not valid yet", "NotValidYet", "expired", "Expired"];
+    // As rustls has it, and not what else a CA may say to have expired.
+    if why.contains("invalid peer certificate") && of_time.iter().any(|w| why.contains(w)) {
         " (do this node's clock and the control plane's agree?)"
     } else {
         ""

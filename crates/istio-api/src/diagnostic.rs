@@ -15,6 +15,8 @@ pub enum Code {
     MissingValue,
     /// Valid Istio that is not served; the object is refused rather than half obeyed.
     NotServed,
+    /// Refused as Istio refuses it, though it would guard nothing: nothing is closed in its place.
+    Idle,
     /// Taken, with a meaning that may surprise.
     Warning,
     Duplicate,

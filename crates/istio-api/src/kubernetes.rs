@@ -199,6 +199,21 @@ impl Pod {
 #[serde(default)]
 pub struct Service {
     pub spec: ServiceSpec,
+    #[serde(deserialize_with = "nullable")]
+    pub status: ServiceStatus,
+}
+
+/// Which conditions somebody has told of, and no more: what they say changes nothing here.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub conditions: Vec<ConditionType>,
+}
+
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+pub struct ConditionType {
+    pub r#type: String,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]

@@ -160,7 +160,7 @@ fn authorization(p: &AuthorizationPolicy, found: &mut Found<'_>) {
             "it decides nothing; what it would log is not logged at L4",
         ),
         AuthorizationAction::Deny if p.rules.is_empty() => found.push(
-            Code::MissingValue,
+            Code::Idle,
             "spec.rules",
             "DENY without rules",
             "nothing would ever be denied: use rules: [{}] for everything",
@@ -227,7 +227,8 @@ fn no_empty(lists: &[(&str, &Vec<String>)], path: &str, found: &mut Found<'_>) {
 fn selector(selector: Option<&LabelSelector>, found: &mut Found<'_>) {
     for (key, value) in selector.iter().flat_map(|s| &s.match_labels) {
         if key.is_empty() || key.contains('*') || value.contains('*') {
-            found.invalid(
+            found.push(
+                Code::Idle,
                 "spec.selector.matchLabels",
                 format!("{key:?}: {value:?}"),
                 "a label and its value as they are: there are no wildcards here",

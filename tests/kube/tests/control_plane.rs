@@ -258,6 +258,14 @@ fn a_gateway_becomes_a_waypoint(api: &ApiServer) {
     ])
     .unwrap();
     becomes(api, "service/web", "shop", ".status.conditions[0].reason", "WaypointMissing");
+    // Nothing is said of a Service that asks for none.
+    api.kubectl(&["label", "service", "web", "-n", "shop", "istio.io/use-waypoint-"]).unwrap();
+    eventually(SOON, || {
+        let all = field(api, "service/web", "shop", ".status")?;
+        ensure!(!all.contains("WaypointBound"), "{all}");
+        Ok(())
+    })
+    .unwrap();
     api.kubectl(&[
         "label",
         "--overwrite",
