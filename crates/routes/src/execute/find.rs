@@ -1,6 +1,7 @@
 //! The first route that matches, found without asking those that cannot: exact paths stand in a map,
-//! prefixes in a map that is probed once per length that occurs, and what asks for no path stands
-//! under the exact value of a header where it asks for one.
+//! prefixes in a map that is probed once per length that occurs, and of those of one path, or of none,
+//! each stands under an exact value that it asks for: of a header, a parameter, the authority, the
+//! client's labels and namespace, the method.
 
 use super::{
     request::RequestView,
@@ -27,34 +28,133 @@ struct Match {
 
 /// Places in `Finder::all`, in order.
 type Places = Vec<usize>;
+type ByValue = HashMap<String, Places>;
+type ByName = HashMap<String, ByValue>;
+
+/// So many of one group are asked in their turn; of more there is an index.
+const FEW: usize = 8;
+
+/// Matches of one path, or of none.
+#[derive(Debug, Default)]
+struct Group {
+    asked: Places,
+    keyed: Option<Box<Keyed>>,
+}
+
+#[derive(Debug, Default)]
+struct Keyed {
+    headers: ByName,
+    query: ByName,
+    authorities: ByValue,
+    labels: ByName,
+    namespaces: ByValue,
+    methods: ByValue,
+}
+
+impl Group {
+    fn insert(&mut self, m: &Match, at: usize) {
+        if self.asked.len() < FEW {
+            return self.asked.push(at);
+        }
+        match self.keyed.get_or_insert_default().places(m) {
+            Some(places) => places.push(at),
+            None => self.asked.push(at),
+        }
+    }
+
+    /// Those that may hold: in order each, and not all together.
+    fn of(&self, r: &RequestView<'_>, consider: &mut impl FnMut(&Places)) {
+        consider(&self.asked);
+        let Some(keyed) = &self.keyed else { return };
+        let by_name = [
+            (&keyed.headers, &(|name: &str| r.header(name)) as &dyn Fn(&str) -> Option<String>),
+            (&keyed.query, &|name| r.query_parameter(name)),
+            (&keyed.labels, &|name| r.source.label(name).map(ToOwned::to_owned)),
+        ];
+        for (names, value) in by_name {
+            for (name, values) in names {
+                if let Some(places) = value(name).and_then(|v| values.get(&v)) {
+                    consider(places);
+                }
+            }
+        }
+        let by_value = [
+            (&keyed.authorities, r.authority),
+            (&keyed.namespaces, r.source.namespace),
+            (&keyed.methods, r.method.as_str()),
+        ];
+        by_value.iter().filter_map(|(values, value)| values.get(*value)).for_each(consider);
+    }
+}
+
+impl Keyed {
+    /// Where it stands: under what tells most apart.
+    fn places(&mut self, m: &Match) -> Option<&mut Places> {
+        let label = m.source_labels.first().map(|(name, value)| (name.as_str(), value.as_str()));
+        let by_name = [
+            (&mut self.headers, first_exact(&m.headers)),
+            (&mut self.query, first_exact(&m.query)),
+            (&mut self.labels, label),
+        ];
+        for (names, asked) in by_name {
+            if let Some((name, value)) = asked {
+                let values = names.entry(name.to_owned()).or_default();
+                return Some(values.entry(value.to_owned()).or_default());
+            }
+        }
+        let namespace = Some(m.source_namespace.as_str()).filter(|n| !n.is_empty());
+        let by_value = [
+            (&mut self.authorities, exact(&m.authority)),
+            (&mut self.namespaces, namespace),
+            (&mut self.methods, exact(&m.method)),
+        ];
+        by_value
+            .into_iter()
+            .find_map(|(values, asked)| Some(values.entry(asked?.to_owned()).or_default()))
+    }
+}
+
+fn exact(text: &Option<Text>) -> Option<&str> {
+    match text {
+        Some(Text::Exact(value)) => Some(value),
+        _ => None,
+    }
+}
+
+/// The first that asks for one value and no other.
+fn first_exact(all: &[(String, Text)]) -> Option<(&str, &str)> {
+    all.iter().find_map(|(name, text)| match text {
+        Text::Exact(value) => Some((name.as_str(), value.as_str())),
+        _ => None,
+    })
+}
 
 #[derive(Debug, Default)]
 pub struct Finder {
     /// In the order of routes.
     all: Vec<Match>,
-    exact: HashMap<String, Places>,
+    exact: HashMap<String, Group>,
     prefix: Prefixes,
     /// Of paths in lower case.
-    exact_any_case: HashMap<String, Places>,
+    exact_any_case: HashMap<String, Group>,
     prefix_any_case: Prefixes,
-    /// By a header's name, then its value.
-    by_header: HashMap<String, HashMap<String, Places>>,
-    others: Places,
+    /// Of no path, or of one by a regular expression.
+    others: Group,
 }
 
 #[derive(Debug, Default)]
 struct Prefixes {
-    by_prefix: HashMap<String, Places>,
+    by_prefix: HashMap<String, Group>,
     lengths: BTreeSet<usize>,
 }
 
 impl Prefixes {
-    fn insert(&mut self, prefix: &str, at: usize) {
+    fn of_prefix(&mut self, prefix: &str) -> &mut Group {
         self.lengths.insert(prefix.len());
-        self.by_prefix.entry(prefix.to_owned()).or_default().push(at);
+        self.by_prefix.entry(prefix.to_owned()).or_default()
     }
 
-    fn of<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Places> {
+    fn of<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Group> {
         self.lengths
             .range(..=path.len())
             .filter_map(|length| self.by_prefix.get(path.get(..*length)?))
@@ -86,29 +186,16 @@ impl Finder {
     fn insert(&mut self, m: Match) {
         let at = self.all.len();
         let lower = |s: &str| s.to_ascii_lowercase();
-        match (&m.uri, m.ignore_case) {
-            (Some(Text::Exact(s)), false) => self.exact.entry(s.clone()).or_default().push(at),
-            (Some(Text::Prefix(s) | Text::PathPrefix(s)), false) => self.prefix.insert(s, at),
-            (Some(Text::Exact(s)), true) => {
-                self.exact_any_case.entry(lower(s)).or_default().push(at);
-            }
+        let group = match (&m.uri, m.ignore_case) {
+            (Some(Text::Exact(s)), false) => self.exact.entry(s.clone()).or_default(),
+            (Some(Text::Prefix(s) | Text::PathPrefix(s)), false) => self.prefix.of_prefix(s),
+            (Some(Text::Exact(s)), true) => self.exact_any_case.entry(lower(s)).or_default(),
             (Some(Text::Prefix(s) | Text::PathPrefix(s)), true) => {
-                self.prefix_any_case.insert(&lower(s), at);
+                self.prefix_any_case.of_prefix(&lower(s))
             }
-            _ => {
-                let exact = m.headers.iter().find_map(|(name, text)| match text {
-                    Text::Exact(value) => Some((name, value)),
-                    _ => None,
-                });
-                match exact {
-                    Some((name, value)) => {
-                        let values = self.by_header.entry(name.clone()).or_default();
-                        values.entry(value.clone()).or_default().push(at);
-                    }
-                    None => self.others.push(at),
-                }
-            }
-        }
+            _ => &mut self.others,
+        };
+        group.insert(&m, at);
         self.all.push(m);
     }
 
@@ -121,25 +208,26 @@ impl Finder {
             let found = earlier.find(|at| self.all.get(*at).is_some_and(|m| m.holds(request)));
             best = found.or(best);
         };
-        if let Some(places) = self.exact.get(request.path) {
-            consider(places);
-        }
-        self.prefix.of(request.path).for_each(&mut consider);
-        if !self.exact_any_case.is_empty() || !self.prefix_any_case.lengths.is_empty() {
-            let path = request.path.to_ascii_lowercase();
-            if let Some(places) = self.exact_any_case.get(&path) {
-                consider(places);
-            }
-            self.prefix_any_case.of(&path).for_each(&mut consider);
-        }
-        for (name, values) in &self.by_header {
-            if let Some(places) = request.header(name).and_then(|v| values.get(&v)) {
-                consider(places);
-            }
-        }
-        consider(&self.others);
+        self.possible(request, &mut consider);
         let m = self.all.get(best?)?;
         Some(Found { route: m.route, matched: m.matched(request.path) })
+    }
+
+    /// Places of matches that may hold.
+    fn possible(&self, request: &RequestView<'_>, consider: &mut impl FnMut(&Places)) {
+        let mut look = |group: &Group| group.of(request, consider);
+        if let Some(group) = self.exact.get(request.path) {
+            look(group);
+        }
+        self.prefix.of(request.path).for_each(&mut look);
+        if !self.exact_any_case.is_empty() || !self.prefix_any_case.lengths.is_empty() {
+            let path = request.path.to_ascii_lowercase();
+            if let Some(group) = self.exact_any_case.get(&path) {
+                look(group);
+            }
+            self.prefix_any_case.of(&path).for_each(&mut look);
+        }
+        look(&self.others);
     }
 
     /// As [`Finder::find`], by asking each in its turn.
@@ -223,31 +311,48 @@ mod tests {
     }
 
     fn a_match() -> impl Strategy<Value = proto::HttpMatch> {
-        let header = prop_oneof!["[xy]".prop_map(Kind::Exact), Just(Kind::Present(true)),]
-            .prop_map(|k| proto::StringMatch { kind: Some(k) });
+        let string = |kind| proto::StringMatch { kind: Some(kind) };
+        let value = prop_oneof!["[xy]".prop_map(Kind::Exact), Just(Kind::Present(true))];
+        let named = prop::collection::btree_map("[hk]", value.clone().prop_map(string), 0..2);
+        let some = |of: &'static str| {
+            prop::option::of(of.prop_map(move |s| string(Kind::Exact(s)))).boxed()
+        };
         (
             prop::option::of(text()),
             any::<bool>(),
-            prop::collection::btree_map("[hk]", header.clone(), 0..2),
-            prop::collection::btree_map("[hk]", header, 0..2),
+            (named.clone(), named.clone(), named),
+            (some("GET|POST"), some("[xy]")),
+            prop::collection::btree_map("[hk]", "[xy]", 0..2),
+            "[xy]?",
         )
-            .prop_map(|(uri, ignore_uri_case, headers, without_headers)| {
-                proto::HttpMatch {
-                    uri,
-                    ignore_uri_case,
-                    headers,
-                    without_headers,
-                    ..proto::HttpMatch::default()
-                }
-            })
+            .prop_map(
+                |(uri, ignore_uri_case, named, (method, authority), labels, namespace)| {
+                    let (headers, without_headers, query) = named;
+                    proto::HttpMatch {
+                        uri,
+                        ignore_uri_case,
+                        headers,
+                        without_headers,
+                        query,
+                        method,
+                        authority,
+                        source_labels: labels.into_iter().collect(),
+                        source_namespace: namespace,
+                        ..proto::HttpMatch::default()
+                    }
+                },
+            )
     }
 
     proptest! {
         #[test]
         fn the_index_finds_what_asking_each_would(
-            matches in prop::collection::vec(prop::collection::vec(a_match(), 1..3), 0..12),
+            // Some of one path are more than a few.
+            matches in prop::collection::vec(prop::collection::vec(a_match(), 1..3), 0..60),
             path in "/[abAB]?(/[ab])?",
             headers in prop::collection::btree_map("[hk]", "[xy]", 0..2),
+            (query, authority, namespace) in ("([hk]=[xy])?(&[hk]=[xy])?", "[xy]", "[xy]"),
+            labels in prop::collection::btree_map("[hk]", "[xy]", 0..2),
         ) {
             let routes: Vec<_> = matches
                 .into_iter()
@@ -261,18 +366,69 @@ mod tests {
                     value.parse().unwrap(),
                 );
             }
+            let labels: Vec<(std::sync::Arc<str>, std::sync::Arc<str>)> =
+                labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
             let request = RequestView {
                 method: &Method::GET,
                 path: &path,
-                query: "",
-                authority: "h",
+                query: &query,
+                authority: &authority,
                 scheme: "http",
                 headers: &map,
                 sni: None,
-                source: Source { address: None, namespace: "", labels: &[] },
+                source: Source { address: None, namespace: &namespace, labels: &labels },
             };
             let slowly = finder.find_slowly(&request);
             prop_assert_eq!(finder.find(&request).map(|f| f.route), slowly);
+        }
+    }
+
+    /// Of ten thousand of one path, a request asks the few that are in no index, and its own.
+    #[test]
+    fn those_that_cannot_match_are_not_asked() {
+        const MANY: usize = 10_000;
+        let exact = |n: usize| proto::StringMatch { kind: Some(Kind::Exact(n.to_string())) };
+        let one = |n| [("k".to_owned(), exact(n))].into_iter().collect();
+        let by_label = |n: usize| [("k".to_owned(), n.to_string())].into_iter().collect();
+        type Differs<'a> = &'a dyn Fn(usize) -> proto::HttpMatch;
+        let none = proto::HttpMatch::default;
+        let by: [(&str, Differs<'_>); 5] = [
+            ("header", &|n| proto::HttpMatch { headers: one(n), ..none() }),
+            ("query", &|n| proto::HttpMatch { query: one(n), ..none() }),
+            ("authority", &|n| proto::HttpMatch { authority: Some(exact(n)), ..none() }),
+            ("labels", &|n| proto::HttpMatch { source_labels: by_label(n), ..none() }),
+            ("namespace", &|n| proto::HttpMatch { source_namespace: n.to_string(), ..none() }),
+        ];
+        let headers: HeaderMap =
+            [("k".parse().unwrap(), "9999".parse().unwrap())].into_iter().collect();
+        let request = RequestView {
+            method: &Method::GET,
+            path: "/one",
+            query: "k=9999",
+            authority: "9999",
+            scheme: "http",
+            headers: &headers,
+            sni: None,
+            source: Source {
+                address: None,
+                namespace: "9999",
+                labels: &[("k".into(), "9999".into())],
+            },
+        };
+        for path in [Some(Kind::Exact("/one".into())), Some(Kind::Prefix("/".into())), None] {
+            for (what, differs) in by {
+                let uri = path.clone().map(|kind| proto::StringMatch { kind: Some(kind) });
+                let matches =
+                    (0..MANY).map(|n| proto::HttpMatch { uri: uri.clone(), ..differs(n) });
+                let routes: Vec<_> = matches
+                    .map(|m| proto::HttpRoute { matches: vec![m], ..proto::HttpRoute::default() })
+                    .collect();
+                let finder = Finder::load(&routes).unwrap();
+                assert_eq!(finder.find(&request).unwrap().route, 9999, "{what}");
+                let mut asked = 0;
+                finder.possible(&request, &mut |places: &Places| asked += places.len());
+                assert!(asked <= FEW + 1, "{what}: {asked} are asked");
+            }
         }
     }
 }

@@ -32,6 +32,10 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.labels.iter().find(|(k, _)| **k == *name).map(|(_, v)| &**v)
+    }
+
     pub fn has_labels<'b>(
         &self,
         mut wanted: impl Iterator<Item = (&'b String, &'b String)>,
