@@ -24,6 +24,7 @@
 //! | CIDR /0, /33, mapped IPv4; port 0 | `policies::address_blocks_at_their_limits`, `bad_resources::…` |
 //! | one address, two workloads | `streams::an_address_that_two_claim_…` |
 //! | CA: wrong SAN, another pod's certificate or key, empty chain, no PEM, a chain that does not verify, expired, not yet valid, unreachable, slow-loris; until the certificate ends | `certificates::a_renewal_that_fails_…`, `a_first_certificate_that_cannot_be_used_…` |
+//! | gone until certificates end; clocks that jump; a token that is no longer good; another root | `death::without_a_control_plane_…`, `clock`, `lifecycle::a_token_that_is_no_longer_good_…`, `roots` |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod bad_resources;
