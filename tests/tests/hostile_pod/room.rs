@@ -55,9 +55,16 @@ fn connections_out_of_one_pod_leave_room_for_others() {
     let opened: Vec<_> = (0..MANY).map(|_| puppet.connect(&*to, ConnectOpts::default())).collect();
     let (open, refused): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
     println!("{} connections are open, {} were refused", open.len(), refused.len());
+    let mut late = 0;
     for e in refused {
-        assert_eq!(e.unwrap_err().kind(), "ENOBUFS");
+        match e.unwrap_err().kind() {
+            "ENOBUFS" => {}
+            // There was room for its own half when it began, and none for the agent's when that came.
+            "ECONNRESET" | "ECONNREFUSED" => late += 1,
+            other => panic!("{other}"),
+        }
     }
+    assert!(late < 10, "{late} were refused late");
     n.bystander_is_well();
     // What is given back can be used again.
     drop(open);
