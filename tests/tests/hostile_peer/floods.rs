@@ -214,16 +214,19 @@ fn a_broken_stream_leaves_its_connection_alone() {
 #[test]
 fn streams_that_are_reset_leave_no_work_behind() {
     let den = Den::new("paced-resets");
-    // Nobody answers on that port, not even with a reset.
-    let rules = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; \
-                 add rule inet deaf in tcp dport 9999 drop";
+    // Nobody answers on that port, not even with a reset. It is none that the agent's own sockets have.
+    const DEAF: u16 = 999;
+    let rules = format!(
+        "add table inet deaf; add chain inet deaf in {{ type filter hook input priority 0; }}; \
+         add rule inet deaf in tcp dport {DEAF} drop"
+    );
     let nft = std::process::Command::new("ip")
-        .args(["netns", "exec", &den.server.netns_name(), "nft", rules])
+        .args(["netns", "exec", &den.server.netns_name(), "nft", &rules])
         .status()
         .unwrap();
     assert!(nft.success());
     let before = den.mesh.agent(2).descriptors();
-    let target = culvert_tests::at(den.server.ipv4(), 9999);
+    let target = culvert_tests::at(den.server.ipv4(), DEAF);
     let mut connections = 0;
     let (most, _wires) = den.block_on(async {
         let mut most = 0;
