@@ -122,7 +122,7 @@ async fn attempts(
                 retrying = cluster.begin_retry();
                 retrying.is_some() && body.again()
             };
-            attempts.next(tried, room, rand::rng().random_range(0.0..1.0))
+            attempts.next(tried, room, || rand::rng().random_range(0.0..1.0))
         };
         let attempt = one(given, route.retry.as_ref(), cluster, hash, &tried, body, asked).await;
         *asked = None;

@@ -37,13 +37,13 @@ impl<'a> Attempts<'a> {
     }
 
     /// The one under way has ended so. The pause before the next, or none: what there is is the answer.
-    /// `room` is asked last, and only where one is wanted; `draw`, of 0 to 1, is the jitter, which is
+    /// `room` is asked last, and only where one is wanted, as is `draw`, of 0 to 1: the jitter, which is
     /// full, as Envoy's, over pauses that double.
     pub fn next(
         &mut self,
         tried: Tried<'_>,
         room: impl FnOnce() -> bool,
-        draw: f64,
+        draw: impl FnOnce() -> f64,
     ) -> Option<Duration> {
         let retry = self.retry?;
         if self.ended >= retry.attempts || !wanted(retry, tried) || !room() {
@@ -51,7 +51,7 @@ impl<'a> Attempts<'a> {
         }
         let grown = 2_u32.saturating_pow(self.ended.min(16)).min(LONGEST_BACKOFF);
         self.ended += 1;
-        Some(retry.backoff.saturating_mul(grown).mul_f64(draw.clamp(0.0, 1.0)))
+        Some(retry.backoff.saturating_mul(grown).mul_f64(draw().clamp(0.0, 1.0)))
     }
 }
 
@@ -180,7 +180,7 @@ mod tests {
                         was_asked = true;
                         room
                     },
-                    draw,
+                    || draw,
                 );
                 run.note(format!("{now}: {n} has {tried:?} of its attempt {number}: {next:?}"));
                 let may = wanted(&asked, tried) && number <= asked.attempts;

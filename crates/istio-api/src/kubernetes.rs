@@ -211,8 +211,11 @@ pub struct ServiceStatus {
     pub conditions: Vec<ConditionType>,
 }
 
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+/// Whatever else is in it: a Service is not refused for what others say of it.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct ConditionType {
+    #[serde(deserialize_with = "nullable")]
     pub r#type: String,
 }
 

@@ -99,16 +99,16 @@ fn waypoint(g: &GatewaySpec, labels: &Labels, found: &mut Found<'_>) {
 pub const SAME_NODE: &str = "culvert.io/same-node";
 
 fn same_node(annotations: &Labels, found: &mut Found<'_>) {
-    if let Some(value) = annotations.get(SAME_NODE)
-        && !matches!(value.as_str(), "direct" | "hbone")
-    {
-        found.push(
-            Code::Warning,
-            format!("metadata.annotations[{SAME_NODE}]"),
-            format!("{value:?}"),
-            "direct (past the agent) or hbone (encrypted within the node, too); anything else is read as \
-             hbone",
-        );
+    let words = "direct (past the agent) or hbone (encrypted within the node, too); anything else is \
+                 read as hbone";
+    one_of(annotations, SAME_NODE, &["direct", "hbone"], words, found);
+}
+
+/// What an annotation may say; something else is read as `words` tell.
+fn one_of(annotations: &Labels, name: &str, may: &[&str], words: &str, found: &mut Found<'_>) {
+    if let Some(value) = annotations.get(name).filter(|v| !may.contains(&v.as_str())) {
+        let path = format!("metadata.annotations[{name}]");
+        found.push(Code::Warning, path, format!("{value:?}"), words);
     }
 }
 
@@ -116,16 +116,8 @@ fn same_node(annotations: &Labels, found: &mut Found<'_>) {
 pub const OTHER_PROTOCOLS: &str = "culvert.io/other-protocols";
 
 fn other_protocols(annotations: &Labels, found: &mut Found<'_>) {
-    if let Some(value) = annotations.get(OTHER_PROTOCOLS)
-        && !matches!(value.as_str(), "allow" | "deny")
-    {
-        found.push(
-            Code::Warning,
-            format!("metadata.annotations[{OTHER_PROTOCOLS}]"),
-            format!("{value:?}"),
-            "allow, or deny as where nothing is said; anything else is read as deny",
-        );
-    }
+    let words = "allow, or deny as where nothing is said; anything else is read as deny";
+    one_of(annotations, OTHER_PROTOCOLS, &["allow", "deny"], words, found);
 }
 
 pub(crate) fn port(found: &mut Found<'_>, path: &str, value: &str) {

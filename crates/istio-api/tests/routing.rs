@@ -482,3 +482,36 @@ fn service_entries_are_held_to_istios_rules() {
         bad("ServiceEntry", &[(spec, path, words)]);
     }
 }
+
+#[test]
+fn a_service_is_taken_whatever_others_say_in_its_status() {
+    for status in
+        ["null", "{conditions: null}", "{conditions: [{}, {type: null}, {type: a, more: 1}]}"]
+    {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: ns}}\n\
+             spec: {{ports: [{{port: 80}}]}}\nstatus: {status}\n"
+        );
+        let (objects, all) = parse_documents("f.yaml", &text);
+        assert!(objects.len() == 1 && all.is_empty(), "{status}: {all:#?}");
+    }
+}
+
+#[test]
+fn annotations_that_say_nothing_known_are_warned_of() {
+    for (kind, name, value, bad) in [
+        ("Pod", "culvert.io/other-protocols", "allow", false),
+        ("Pod", "culvert.io/other-protocols", "deny", false),
+        ("Pod", "culvert.io/other-protocols", "yes", true),
+        ("Pod", "culvert.io/same-node", "hbone", false),
+        ("Service", "culvert.io/same-node", "fast", true),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: {kind}\nmetadata: {{name: x, namespace: ns, annotations: \
+             {{{name}: '{value}'}}}}\nspec: {{}}\n"
+        );
+        let (objects, all) = parse_documents("f.yaml", &text);
+        let warned = all.iter().any(|d| d.code == Code::Warning && d.path.contains(name));
+        assert!(objects.len() == 1 && warned == bad, "{name}: {value}: {all:#?}");
+    }
+}
