@@ -27,7 +27,7 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measures Culvert beside its goals and a peer")]
 struct Cli {
-    /// What to measure: scale, dns, waypoint, same-node, cross-node, connect, memory, enroll
+    /// What to measure: scale, dns, waypoint, same-node, spliced, cross-node, connect, memory, enroll
     /// [default: everything]
     suites: Vec<String>,
     /// Writes the rows to this file, too
@@ -84,11 +84,12 @@ const fn of_nodes(name: &'static str, run: Run) -> Suite {
     Suite { name, run, needs_root: true }
 }
 
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     Suite { name: scale::SUITE, run: |c| scale::run(c.runs()), needs_root: false },
     of_nodes(dns::SUITE, |c| dns::run(c.runs())),
     of_nodes(waypoint::SUITE, |c| waypoint::run(c.runs(), c.load())),
     of_nodes(path::SAME_NODE, |c| path::same_node(c.runs(), c.load())),
+    of_nodes(path::SPLICED, |c| path::spliced(c.runs())),
     of_nodes(path::CROSS_NODE, |c| path::cross_node(c.runs(), c.load())),
     of_nodes(path::CONNECT, |c| path::connect(c.runs())),
     of_nodes(path::MEMORY, |c| path::memory(c.runs())),

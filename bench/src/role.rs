@@ -78,7 +78,8 @@ pub fn said<const N: usize>(
     patience: Duration,
     names: [&str; N],
 ) -> anyhow::Result<[f64; N]> {
-    let status = role.wait(patience)?;
+    let status =
+        role.wait(patience).with_context(|| format!("it has said: {:?}", role.stdout()))?;
     ensure!(status.success(), "a role ended with {status}: {}", role.stderr());
     let samples = samples(&role.stdout())?;
     let mut values = [0.0; N];

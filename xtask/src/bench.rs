@@ -6,7 +6,7 @@ use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to measure: scale, dns, waypoint, same-node, cross-node, connect, memory, enroll
+    /// What to measure: scale, dns, waypoint, same-node, spliced, cross-node, connect, memory, enroll
     /// [default: everything]
     suites: Vec<String>,
     /// Write the figures to this file, too
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     host::run(&mut build)?;
     let mut bench = Command::new(host::target().join("release/culvert-bench"));
-    let loaded = ["same-node", "cross-node"];
+    let loaded = ["same-node", "spliced", "cross-node"];
     if nix::unistd::geteuid().is_root() && loaded.iter().any(|suite| wants(args, suite)) {
         host::require_packages(&[("iperf3", "iperf3"), ("wrk", "wrk"), ("nginx", "nginx-light")])?;
     }
@@ -72,6 +72,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         host::require_packages(&[("wrk", "wrk"), ("h2load", "nghttp2-client")])?;
         bench.env("CULVERT_BENCH_ENVOY", envoy()?);
     }
+    bench.env("CULVERT_BENCH_FLOORS", host::root().join("target/ebpf").join(ebpf::FLOORS));
     bench.args(&args.suites);
     if let Some(path) = &args.json {
         bench.arg("--json").arg(path);

@@ -14,13 +14,17 @@ use std::{
 
 const LINKER_VERSION: &str = "0.13.0";
 
+/// What benchmarks measure the kernel programs beside.
+pub const FLOORS: &str = "floors.bpf.o";
+
 /// The object, built if its sources have changed.
 pub fn build() -> anyhow::Result<PathBuf> {
     let root = host::root();
     let out = root.join("target/ebpf/culvert.bpf.o");
+    let floors = root.join("target/ebpf").join(FLOORS);
     let stamp = root.join("target/ebpf/sources");
     let sources = digest(&root)?;
-    if out.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == sources) {
+    if out.exists() && floors.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == sources) {
         return Ok(out);
     }
     host::require_build_tools()?;
@@ -50,8 +54,10 @@ pub fn build() -> anyhow::Result<PathBuf> {
         .env_remove("RUSTUP_TOOLCHAIN");
     host::run(&mut cargo)?;
     fs::create_dir_all(out.parent().unwrap_or(&root))?;
-    let built = target.join("bpfel-unknown-none/release/culvert-ebpf");
-    fs::copy(&built, &out).with_context(|| format!("copying {}", built.display()))?;
+    for (program, to) in [("culvert-ebpf", &out), ("culvert-floors", &floors)] {
+        let built = target.join("bpfel-unknown-none/release").join(program);
+        fs::copy(&built, to).with_context(|| format!("copying {}", built.display()))?;
+    }
     fs::write(stamp, sources)?;
     Ok(out)
 }

@@ -1,6 +1,7 @@
 //! The way of a connection: a pair of pods in the mesh beside a pair on the same nodes outside it, under the same loads
 //! in turn.
 
+mod bare;
 mod connect;
 mod copy;
 mod crypto;
@@ -15,19 +16,22 @@ mod memory;
 mod nginx;
 mod paced;
 mod pair;
+mod probes;
 mod relay;
+mod spliced;
 mod warm;
 
 pub use connect::{SUITE as CONNECT, run as connect};
 pub use enroll::{SUITE as ENROLL, run as enroll};
 pub use memory::{SUITE as MEMORY, run as memory};
+pub use spliced::{SUITE as SPLICED, run as spliced};
 
 use crate::{process, report::Row};
 use anyhow::bail;
 use culvert_tests::Mesh;
 use load::{Load, Moved};
 use measures::Measures;
-use pair::Pairs;
+use pair::{Pair, Pairs};
 
 pub const SAME_NODE: &str = "same-node";
 pub const CROSS_NODE: &str = "cross-node";
@@ -38,7 +42,30 @@ const MOST_TURNS: usize = 3;
 pub fn same_node(runs: usize, load: &str) -> anyhow::Result<Vec<Row>> {
     let mesh = Mesh::new("bench-same-node");
     let pairs = Pairs::new(&mesh, 1)?;
-    under_loads(SAME_NODE, &mesh, &pairs, runs, load).map(Measures::rows)
+    let mut measures = under_loads(SAME_NODE, &mesh, &pairs, runs, load)?;
+    if FLOOR.name().starts_with(load) {
+        beside_hooks(&pairs.plain, runs.min(MOST_TURNS), &mut measures)?;
+    }
+    Ok(measures.rows())
+}
+
+/// What is measured of pods for which a capture does the least that it can.
+const FLOOR: Load = Load::Connects { at_once: 16 };
+
+fn beside_hooks(plain: &Pair, turns: usize, into: &mut Measures) -> anyhow::Result<()> {
+    for turn in 1..=turns {
+        eprintln!("{SAME_NODE}: bare hooks, turn {turn} of {turns}");
+        let without = FLOOR.run(plain)?;
+        let with = {
+            let _attached = bare::hooks(plain)?;
+            FLOOR.run(plain)?
+        };
+        for (without, with) in without.figures.iter().zip(&with.figures) {
+            let name = format!("floor-hooks-{}", FLOOR.name());
+            into.both(&name, with.unit, without.value, with.value);
+        }
+    }
+    Ok(())
 }
 
 pub fn cross_node(runs: usize, load: &str) -> anyhow::Result<Vec<Row>> {
@@ -64,6 +91,7 @@ pub fn play(role: &[&str]) -> anyhow::Result<()> {
         ["relay", args @ ..] => relay::play(args),
         ["copy"] => copy::play(),
         ["crypto"] => crypto::play(),
+        ["probes", args @ ..] => probes::play(args),
         _ => bail!("there is no such role: {role:?}"),
     }
 }
