@@ -437,6 +437,43 @@ fn bytes_go_through_by_port_and_tls_by_the_name_that_is_asked_for() {
 }
 
 /// Where a side is plain TCP, too: an end would pass for all there was.
+/// Whatever protocol the two agree on, one that no registry has among them.
+#[test]
+fn a_connection_switches_to_another_protocol_through_a_gateway() {
+    let s = scene("gateway-upgrade");
+    s.opens_http();
+    s.apply(
+        "VirtualService",
+        "shop",
+        "{ hosts: [shop.example], gateways: [shop], http: [{ route: [{ destination: { \
+         host: reviews } }] }] }",
+    );
+    s.until(&s.ask(8080, "shop.example", "/"), |a| a.status == 200);
+    let client = s.outsider.puppet().unwrap();
+    let to = at(s.gateway.pod.ipv4(), 8080);
+    let client = client.connect(&to, ConnectOpts::default()).unwrap();
+    client
+        .write(
+            b"GET /chat HTTP/1.1\r\nhost: shop.example\r\nconnection: Upgrade\r\n\
+              upgrade: shouting/2\r\n\r\n",
+        )
+        .unwrap();
+    let mut head = String::new();
+    while !head.contains("\r\n\r\n") {
+        let part = client.read_some(4096).unwrap();
+        assert!(!part.is_empty(), "{head}");
+        head.push_str(&String::from_utf8_lossy(&part));
+    }
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    assert!(head.contains("upgrade: shouting/2\r\n"), "{head}");
+    for word in ["hello", "GET / HTTP/1.1\r\n\r\n", "again"] {
+        client.write(word.as_bytes()).unwrap();
+        assert_eq!(client.read_exact(word.len()).unwrap(), word.to_uppercase().as_bytes());
+    }
+    client.shutdown_write().unwrap();
+    assert_eq!(client.read_to_end().unwrap(), b"");
+}
+
 #[test]
 fn what_is_broken_off_is_reset_on_both_sides_of_a_gateway() {
     let s = scene("gateway-resets");

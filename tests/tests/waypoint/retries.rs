@@ -224,3 +224,24 @@ fn retries_under_ejection_come_to_an_end() {
     assert_eq!(s.counts("storm").iter().sum::<u64>(), asked, "{answer:?}");
     assert_eq!(s.waypoint.log().matches("ejected").count(), 2);
 }
+
+/// Without a budget `maxRetries` says how many may be under way: the rest have the answer that there is.
+#[test]
+fn no_more_are_tried_again_at_once_than_may_be() {
+    let s = Scene::new("wp-max-retries");
+    let failing = Ask::get(&s.url("/?status=503&delay=3000&key=most"));
+    let asked = |more: &str| {
+        s.destination(&format!("connectionPool: {{ http: {{ http2MaxRequests: 1000{more} }} }}"));
+        s.routes(&format!("{ANY} retries: {{ attempts: 1, retryOn: 5xx }} }}"));
+        let before: u64 = s.counts("most").iter().sum();
+        let all = failing.at_once(&s.client, 10).unwrap();
+        assert!(all.iter().all(|a| a.status == 503), "{all:?}");
+        s.counts("most").iter().sum::<u64>() - before
+    };
+    assert_eq!(asked(""), 20);
+    // One of ten, whose second attempt lasts until all others have been answered.
+    assert_eq!(asked(", maxRetries: 1"), 11);
+    let flags = s.waypoint.access_log();
+    assert!(flags.iter().all(|l| l["response_code"] != 503 || l["response_flags"] != "UO"));
+    s.is_well();
+}
