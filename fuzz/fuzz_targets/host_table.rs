@@ -17,9 +17,11 @@ fuzz_target!(|parts: (&[u8], &str)| {
     }
     let _ = culvert_waypoint::fuzzing::listener(bytes, path);
     let _ = culvert_waypoint::fuzzing::telemetry(bytes);
-    let Ok(table) = proto::HostTable::decode(bytes) else { return };
     let load = |bytes: &[u8]| mesh::match_from_bytes(bytes).map_err(|e| e.to_string());
-    let Ok(table) = HostTable::load(&table, &load, 7) else { return };
+    let body = || bytes.to_vec().into();
+    let Ok(table) = HostTable::load(body(), None, &load, 7) else { return };
+    // The same again is taken as it was.
+    let Ok(table) = HostTable::load(body(), Some(&table), &load, 7) else { unreachable!() };
     let headers = HeaderMap::new();
     let view = RequestView {
         method: &Method::GET,

@@ -39,8 +39,8 @@ fuzz_target!(|text: &str| {
     for (type_url, name, body) in out.updated {
         let loaded = match type_url {
             HOST_TABLE_TYPE => {
-                let table = proto::HostTable::decode(&*body).expect("it was encoded");
-                HostTable::load(&table, &load, 0).map(drop).map_err(|e| e.to_string())
+                let table = HostTable::load(body.into(), None, &load, 0);
+                table.map(drop).map_err(|e| e.to_string())
             }
             DESTINATION_TYPE => {
                 let d = proto::Destination::decode(&*body).expect("it was encoded");

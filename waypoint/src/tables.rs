@@ -2,6 +2,7 @@
 //! is there; the one before it serves until then.
 
 use crate::cluster::Cluster;
+use bytes::Bytes;
 use mesh::NamespacedHostname;
 use prost::Message as _;
 use routes::{
@@ -91,10 +92,12 @@ impl Tables {
 
     /// Takes a host table. The error names the resource's fault; the table before it stays.
     pub fn put_host(&self, name: &str, body: &[u8]) -> Result<(), String> {
-        let table = proto::HostTable::decode(body).map_err(|e| e.to_string())?;
+        let before = service_of(name).and_then(|service| self.host(&key(&service)));
         let seed = usize::try_from(rand::random::<u32>()).unwrap_or(0);
         let load = |bytes: &[u8]| mesh::match_from_bytes(bytes).map_err(|e| e.to_string());
-        let table = HostTable::load(&table, &load, seed).map_err(|e| e.to_string())?;
+        let body = Bytes::copy_from_slice(body);
+        let table = HostTable::load(body, before.as_deref(), &load, seed);
+        let table = table.map_err(|e| e.to_string())?;
         if service_of(name).as_ref() != Some(&table.name) {
             return Err(format!("it is {}", table.name));
         }

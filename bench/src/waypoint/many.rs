@@ -24,6 +24,9 @@ use std::{
 
 const MANY: usize = 10_000;
 const FEW: usize = 10;
+/// In how many objects the many of one host may be.
+const PARTS: usize = 100;
+const CHANGED_PART: usize = 50;
 
 /// The load under which throughput is compared.
 const LOAD: Load = Load::Http1(16);
@@ -57,6 +60,7 @@ pub fn run(mesh: &Mesh, rounds: usize) -> anyhow::Result<Vec<Row>> {
     let shapes = [
         shape("10 routes of one host", "few", one("few"), last(FEW), one("few")),
         shape("10,000 routes of one host", "long", one("long"), last(MANY), one("long")),
+        shape("10,000 routes in 100 objects", "merged", one("merged"), last(MANY), one("merged")),
         shape("10,000 hosts", "wide", wide(MANY - 1), "/".to_owned(), wide(MANY / 2)),
     ];
     for shape in &shapes {
@@ -65,6 +69,9 @@ pub fn run(mesh: &Mesh, rounds: usize) -> anyhow::Result<Vec<Row>> {
     eprintln!("writing 10,000 routes, and 10,000 hosts with one each");
     write_one_host(mesh, "few", FEW, 0);
     write_one_host(mesh, "long", MANY, 0);
+    for part in 0..PARTS {
+        write_part(mesh, part, 0);
+    }
     for n in 0..MANY {
         write_wide(mesh, n, 0);
     }
@@ -101,22 +108,45 @@ fn wide(n: usize) -> String {
 
 /// A route that says its revision, one by header, and prefixes.
 fn write_one_host(mesh: &Mesh, label: &str, routes: usize, revision: usize) {
-    let mut http = vec![format!(
+    let mut http = vec![says(revision)];
+    http.extend((0..routes - 1).map(route));
+    // The longest first, as prefixes are asked in their order.
+    http.reverse();
+    write(mesh, label, label, &http);
+}
+
+/// One of those that are merged, the oldest of which has the longest prefixes.
+fn write_part(mesh: &Mesh, part: usize, revision: usize) {
+    let each = MANY / PARTS;
+    let mut http: Vec<String> =
+        (0..each).map(|n| (PARTS - 1 - part) * each + n).map(route).rev().collect();
+    if part == CHANGED_PART {
+        http[0] = says(revision);
+    }
+    write(mesh, "merged", &format!("merged-{part:03}"), &http);
+}
+
+fn write(mesh: &Mesh, host: &str, name: &str, http: &[String]) {
+    let http = http.join(", ");
+    let spec = format!("{{ hosts: [{host}.example], gateways: [{host}], http: [{http}] }}");
+    apply(mesh, "VirtualService", name, &spec);
+}
+
+fn says(revision: usize) -> String {
+    format!(
         "{{ match: [{{ uri: {{ exact: /revision }} }}], \
            directResponse: {{ status: 200, body: {{ string: \"r{revision}\" }} }} }}"
-    )];
-    http.extend((0..routes - 1).map(|n| match n % 2 {
+    )
+}
+
+fn route(n: usize) -> String {
+    match n % 2 {
         0 => format!("{{ match: [{{ uri: {{ prefix: /{n} }} }}], route: [{}] }}", to("v0")),
         _ => format!(
             "{{ match: [{{ headers: {{ end-user: {{ exact: u{n} }} }} }}], route: [{}] }}",
             to("v1")
         ),
-    }));
-    // The longest first, as prefixes are asked in their order.
-    http.reverse();
-    let http = http.join(", ");
-    let spec = format!("{{ hosts: [{label}.example], gateways: [{label}], http: [{http}] }}");
-    apply(mesh, "VirtualService", label, &spec);
+    }
 }
 
 fn write_wide(mesh: &Mesh, n: usize, revision: usize) {
@@ -172,6 +202,7 @@ fn until_seen(
     match shape.label {
         "few" => write_one_host(mesh, "few", FEW, revision),
         "long" => write_one_host(mesh, "long", MANY, revision),
+        "merged" => write_part(mesh, CHANGED_PART, revision),
         _ => write_wide(mesh, MANY / 2, revision),
     }
     let body = format!("\r\n\r\nr{revision}");

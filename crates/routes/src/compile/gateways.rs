@@ -5,7 +5,7 @@
 use super::{
     Changed,
     credential::credential,
-    http::Scope,
+    http::{Resolved, Scope},
     ingress,
     select::{Rules, age},
     tcp,
@@ -357,8 +357,15 @@ fn hosts(
                 continue;
             }
             let mut used = BTreeSet::<ObjectKey>::new();
-            let mut scope =
-                Scope { view, rules, proxy, gateway: &name, port: b.port, used: &mut used };
+            let mut scope = Scope {
+                view,
+                rules,
+                proxy,
+                gateway: &name,
+                port: b.port,
+                used: &mut used,
+                resolved: Resolved::default(),
+            };
             let (mut http, mut tcp) = (Vec::new(), Vec::new());
             let protocol = match b.carries() {
                 Carries::Http => {

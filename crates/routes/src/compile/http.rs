@@ -13,7 +13,7 @@ use istio_api::{
         StringMatch, UnmatchedPreflights, VirtualService,
     },
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{cell::RefCell, collections::BTreeSet, time::Duration};
 
 /// What Istio retries where nothing is said: what has not reached an application, or was not looked
 /// at there.
@@ -32,6 +32,49 @@ pub struct Scope<'a> {
     pub port: u16,
     /// Objects that were asked for by name, whether or not they exist.
     pub used: &'a mut BTreeSet<ObjectKey>,
+    pub resolved: Resolved,
+}
+
+/// What destinations have come to be: of ten thousand routes most lead to the same few.
+#[derive(Default)]
+pub struct Resolved(RefCell<Vec<(Asked, proto::DestinationRef)>>);
+
+struct Asked {
+    host: String,
+    subset: String,
+    port: u32,
+    namespace: String,
+}
+
+impl Resolved {
+    /// So many are looked through faster than one is resolved.
+    const MOST: usize = 8;
+
+    fn of(
+        &self,
+        (host, subset, port, namespace): (&str, &str, u32, &str),
+        resolve: impl FnOnce() -> proto::DestinationRef,
+    ) -> proto::DestinationRef {
+        let mut known = self.0.borrow_mut();
+        let is_it = |(a, _): &&(Asked, _)| {
+            a.host == host && a.subset == subset && a.port == port && a.namespace == namespace
+        };
+        if let Some((_, to)) = known.iter().find(is_it) {
+            return to.clone();
+        }
+        let to = resolve();
+        if known.len() == Self::MOST {
+            known.remove(0);
+        }
+        let asked = Asked {
+            host: host.to_owned(),
+            subset: subset.to_owned(),
+            port,
+            namespace: namespace.to_owned(),
+        };
+        known.push((asked, to.clone()));
+        to
+    }
 }
 
 impl Scope<'_> {
@@ -152,9 +195,11 @@ impl Scope<'_> {
 
     /// Resolved to a service that this proxy may see, or with the reason why it cannot be.
     pub fn destination(&self, d: &Destination, namespace: &str) -> proto::DestinationRef {
-        let asked = d.port.as_ref().map_or(0, |p| p.number);
-        self.rules
-            .destination(self.view, self.proxy, &d.host, &d.subset, asked, self.port, namespace)
+        let port = d.port.as_ref().map_or(0, |p| p.number);
+        let (view, proxy, came_to) = (self.view, self.proxy, self.port);
+        self.resolved.of((&d.host, &d.subset, port, namespace), || {
+            self.rules.destination(view, proxy, &d.host, &d.subset, port, came_to, namespace)
+        })
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     names::{ProxyName, ServiceName},
     proto,
 };
-use http::Scope;
+use http::{Resolved, Scope};
 use istio_api::{Kind, Object, ObjectKey};
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -56,10 +56,19 @@ pub struct Compiler {
     /// The same by their hostname.
     destinations_by_hostname: HashMap<String, BTreeSet<UnitKey>>,
     /// What gateways' proxies were sent.
-    gateways: BTreeMap<ProxyName, gateways::Compiled>,
+    gateways: BTreeMap<ProxyName, Sent>,
     /// What all proxies were.
     telemetry: BTreeMap<ProxyName, proto::Telemetry>,
     known: idle::Known,
+}
+
+/// What a gateway's proxy was sent.
+#[derive(Default)]
+struct Sent {
+    listeners: BTreeMap<u16, proto::Listener>,
+    /// Encoded, as which a large one is compared at once.
+    hosts: BTreeMap<ServiceName, Vec<u8>>,
+    refused: BTreeSet<(ObjectKey, u16)>,
 }
 
 #[derive(Default)]
@@ -301,8 +310,8 @@ impl Compiler {
         };
         let mut used = BTreeSet::new();
         let table = self.table(view, proxy, &service, policy_of, &mut used);
-        let named: BTreeSet<UnitKey> = refs(&table).map(|name| (proxy.clone(), name)).collect();
-        self.relink(unit, Unit { used, destinations: named }, destinations);
+        let now = Unit { used, destinations: named(proxy, &table) };
+        self.relink(unit, now, destinations);
         out.updated.push((HOST_TABLE_TYPE, resource_name(unit), table.encode_to_vec()));
     }
 
@@ -373,7 +382,7 @@ impl Compiler {
     fn gateway_changed(
         &mut self,
         proxy: &ProxyName,
-        sent: &mut gateways::Compiled,
+        sent: &mut Sent,
         mut new: gateways::Compiled,
         destinations: &mut BTreeSet<UnitKey>,
         out: &mut Output,
@@ -396,15 +405,13 @@ impl Compiler {
             .unwrap_or_else(|| new.hosts.keys().chain(sent.hosts.keys()).cloned().collect());
         for name in looked_at {
             let unit = (proxy.clone(), name.clone());
-            match new.hosts.remove(&name) {
-                Some(table) if sent.hosts.get(&name) == Some(&table) => {}
-                Some(table) => {
-                    let named = refs(&table).map(|d| (proxy.clone(), d)).collect();
-                    let now = Unit { used: BTreeSet::new(), destinations: named };
+            match new.hosts.remove(&name).map(|table| (table.encode_to_vec(), table)) {
+                Some((body, _)) if sent.hosts.get(&name) == Some(&body) => {}
+                Some((body, table)) => {
+                    let now = Unit { used: BTreeSet::new(), destinations: named(proxy, &table) };
                     self.relink(&unit, now, destinations);
-                    let body = table.encode_to_vec();
+                    sent.hosts.insert(name, body.clone());
                     out.updated.push((HOST_TABLE_TYPE, resource_name(&unit), body));
-                    sent.hosts.insert(name, table);
                 }
                 None if sent.hosts.remove(&name).is_some() => {
                     self.forget(&unit, destinations);
@@ -442,6 +449,7 @@ impl Compiler {
                     gateway: select::MESH,
                     port: *port,
                     used: &mut *used,
+                    resolved: Resolved::default(),
                 };
                 let mut http = Vec::new();
                 let mut tcp = Vec::new();
@@ -539,7 +547,20 @@ fn drop_from(index: &mut HashMap<String, BTreeSet<UnitKey>>, key: &UnitKey) {
 }
 
 /// The services that a table names, broken ones too: they may come to be.
-fn refs(table: &proto::HostTable) -> impl Iterator<Item = ServiceName> {
+fn named(proxy: &ProxyName, table: &proto::HostTable) -> BTreeSet<UnitKey> {
+    let mut out = BTreeSet::new();
+    let mut last = None;
+    for to in refs(table) {
+        // Most routes lead where the one before them does.
+        if last != Some((&to.namespace, &to.hostname)) {
+            last = Some((&to.namespace, &to.hostname));
+            out.insert((proxy.clone(), service_of(to)));
+        }
+    }
+    out
+}
+
+fn refs(table: &proto::HostTable) -> impl Iterator<Item = &proto::DestinationRef> {
     let of_http = table.ports.iter().flat_map(|p| &p.http).flat_map(|r| {
         let forward = match &r.action {
             Some(proto::http_route::Action::Forward(f)) => Some(f),
@@ -555,7 +576,7 @@ fn refs(table: &proto::HostTable) -> impl Iterator<Item = ServiceName> {
         .iter()
         .flat_map(|p| &p.tcp)
         .flat_map(|r| r.destinations.iter().filter_map(|d| d.to.as_ref()));
-    of_http.chain(of_tcp).map(service_of)
+    of_http.chain(of_tcp)
 }
 
 fn service_of(d: &proto::DestinationRef) -> ServiceName {

@@ -8,12 +8,14 @@ use super::{
     text::{BadText, Text},
 };
 use crate::proto;
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// One alternative of a route's.
 #[derive(Debug)]
-struct Match {
-    route: usize,
+pub struct Match {
     uri: Option<Text>,
     ignore_case: bool,
     scheme: Option<Text>,
@@ -129,10 +131,23 @@ fn first_exact(all: &[(String, Text)]) -> Option<(&str, &str)> {
     })
 }
 
+/// One of a route's, which others may share.
+#[derive(Debug)]
+struct Alternative {
+    of: Arc<[Match]>,
+    at: usize,
+}
+
+impl Alternative {
+    fn get(&self) -> Option<&Match> {
+        self.of.get(self.at)
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Finder {
-    /// In the order of routes.
-    all: Vec<Match>,
+    /// In the order of routes, each with the place of its own.
+    all: Vec<(usize, Alternative)>,
     exact: HashMap<String, Group>,
     prefix: Prefixes,
     /// Of paths in lower case.
@@ -170,20 +185,19 @@ pub struct Found {
 }
 
 impl Finder {
-    pub fn load(routes: &[proto::HttpRoute]) -> Result<Self, BadText> {
+    /// Of each route the alternatives.
+    pub fn new(routes: impl Iterator<Item = Arc<[Match]>>) -> Self {
         let mut finder = Self::default();
-        for (route, r) in routes.iter().enumerate() {
-            if r.matches.is_empty() {
-                finder.insert(Match::load(route, &proto::HttpMatch::default())?);
-            }
-            for m in &r.matches {
-                finder.insert(Match::load(route, m)?);
+        for (route, matches) in routes.enumerate() {
+            for (at, m) in matches.iter().enumerate() {
+                finder.insert(m);
+                finder.all.push((route, Alternative { of: matches.clone(), at }));
             }
         }
-        Ok(finder)
+        finder
     }
 
-    fn insert(&mut self, m: Match) {
+    fn insert(&mut self, m: &Match) {
         let at = self.all.len();
         let lower = |s: &str| s.to_ascii_lowercase();
         let group = match (&m.uri, m.ignore_case) {
@@ -195,8 +209,12 @@ impl Finder {
             }
             _ => &mut self.others,
         };
-        group.insert(&m, at);
-        self.all.push(m);
+        group.insert(m, at);
+    }
+
+    fn at(&self, place: usize) -> Option<(usize, &Match)> {
+        let (route, alternative) = self.all.get(place)?;
+        Some((*route, alternative.get()?))
     }
 
     /// The first match that holds, of the lowest place.
@@ -205,12 +223,12 @@ impl Finder {
         let mut consider = |places: &Places| {
             let earlier = places.iter().take_while(|at| best.is_none_or(|b| **at < b));
             let mut earlier = earlier.copied();
-            let found = earlier.find(|at| self.all.get(*at).is_some_and(|m| m.holds(request)));
+            let found = earlier.find(|at| self.at(*at).is_some_and(|(_, m)| m.holds(request)));
             best = found.or(best);
         };
         self.possible(request, &mut consider);
-        let m = self.all.get(best?)?;
-        Some(Found { route: m.route, matched: m.matched(request.path) })
+        let (route, m) = self.at(best?)?;
+        Some(Found { route, matched: m.matched(request.path) })
     }
 
     /// Places of matches that may hold.
@@ -233,19 +251,29 @@ impl Finder {
     /// As [`Finder::find`], by asking each in its turn.
     #[cfg(test)]
     fn find_slowly(&self, request: &RequestView<'_>) -> Option<usize> {
-        self.all.iter().find(|m| m.holds(request)).map(|m| m.route)
+        (0..self.all.len())
+            .filter_map(|place| self.at(place))
+            .find(|(_, m)| m.holds(request))
+            .map(|(route, _)| route)
     }
 }
 
 impl Match {
-    fn load(route: usize, m: &proto::HttpMatch) -> Result<Self, BadText> {
+    /// A route's. One that asks for nothing has one that always holds.
+    pub fn all(r: &proto::HttpRoute) -> Result<Arc<[Self]>, BadText> {
+        if r.matches.is_empty() {
+            return Ok([Self::load(&proto::HttpMatch::default())?].into());
+        }
+        r.matches.iter().map(Self::load).collect()
+    }
+
+    fn load(m: &proto::HttpMatch) -> Result<Self, BadText> {
         let one = |m: &Option<proto::StringMatch>| m.as_ref().map(Text::load).transpose();
         type Texts = Result<Vec<(String, Text)>, BadText>;
         let all = |all: &std::collections::BTreeMap<String, proto::StringMatch>| -> Texts {
             all.iter().map(|(k, v)| Ok((k.clone(), Text::load(v)?))).collect()
         };
         Ok(Self {
-            route,
             uri: one(&m.uri)?,
             ignore_case: m.ignore_uri_case,
             scheme: one(&m.scheme)?,
@@ -298,6 +326,10 @@ mod tests {
     use http::{HeaderMap, Method};
     use proptest::prelude::*;
     use proto::string_match::Kind;
+
+    fn of(routes: &[proto::HttpRoute]) -> Finder {
+        Finder::new(routes.iter().map(|r| Match::all(r).unwrap()))
+    }
 
     fn text() -> impl Strategy<Value = proto::StringMatch> {
         let path = "/[ab]?(/[ab])?";
@@ -358,7 +390,7 @@ mod tests {
                 .into_iter()
                 .map(|matches| proto::HttpRoute { matches, ..proto::HttpRoute::default() })
                 .collect();
-            let finder = Finder::load(&routes).unwrap();
+            let finder = of(&routes);
             let mut map = HeaderMap::new();
             for (name, value) in &headers {
                 map.insert(
@@ -423,7 +455,7 @@ mod tests {
                 let routes: Vec<_> = matches
                     .map(|m| proto::HttpRoute { matches: vec![m], ..proto::HttpRoute::default() })
                     .collect();
-                let finder = Finder::load(&routes).unwrap();
+                let finder = of(&routes);
                 assert_eq!(finder.find(&request).unwrap().route, 9999, "{what}");
                 let mut asked = 0;
                 finder.possible(&request, &mut |places: &Places| asked += places.len());

@@ -3,7 +3,7 @@
 use super::{
     change::{HeaderChange, Redirect, Rewrite},
     cors::Cors,
-    find::Finder,
+    find::{Finder, Match},
     policy::{HttpPolicies, LoadMatch},
     request::RequestView,
     split::Split,
@@ -13,7 +13,9 @@ use crate::{
     names::ServiceName,
     proto::{self, Protocol},
 };
+use bytes::Bytes;
 use http::StatusCode;
+use prost::Message as _;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// A resource that cannot be executed, and where.
@@ -22,6 +24,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 pub struct Bad {
     pub at: String,
     pub why: String,
+}
+
+fn bad(at: &str, why: impl ToString) -> Bad {
+    Bad { at: at.to_owned(), why: why.to_string() }
 }
 
 #[derive(Debug)]
@@ -39,8 +45,44 @@ pub struct PortTable {
     pub port: u16,
     pub protocol: Protocol,
     finder: Finder,
-    routes: Vec<Arc<Route>>,
+    routes: Vec<Loaded>,
     pub tcp: Vec<TcpRoute>,
+}
+
+/// A route, and the bytes that it was made from: one that comes again in the same bytes is taken as it is.
+#[derive(Debug)]
+struct Loaded {
+    bytes: Bytes,
+    route: Arc<Route>,
+    matches: Arc<[Match]>,
+}
+
+/// [`proto::HostTable`], with its routes in their bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Encoded {
+    #[prost(string, tag = "1")]
+    namespace: String,
+    #[prost(string, tag = "2")]
+    hostname: String,
+    #[prost(message, repeated, tag = "3")]
+    ports: Vec<EncodedPort>,
+    #[prost(message, repeated, tag = "4")]
+    policies: Vec<proto::HttpPolicy>,
+    #[prost(string, tag = "5")]
+    service_name: String,
+}
+
+/// [`proto::PortTable`], likewise.
+#[derive(Clone, PartialEq, prost::Message)]
+struct EncodedPort {
+    #[prost(uint32, tag = "1")]
+    port: u32,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    protocol: i32,
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    http: Vec<Bytes>,
+    #[prost(message, repeated, tag = "4")]
+    tcp: Vec<proto::TcpRoute>,
 }
 
 #[derive(Debug)]
@@ -140,44 +182,45 @@ impl Share {
 }
 
 impl HostTable {
-    /// `seed`: where weighted rounds begin.
-    pub fn load(t: &proto::HostTable, load: LoadMatch<'_>, seed: usize) -> Result<Self, Bad> {
-        let bad = |at: &str, why: String| Bad { at: at.to_owned(), why };
+    /// From a [`proto::HostTable`], with what of the table `before` is in it again. `seed`: where weighted rounds
+    /// begin.
+    pub fn load(
+        body: Bytes,
+        before: Option<&Self>,
+        load: LoadMatch<'_>,
+        seed: usize,
+    ) -> Result<Self, Bad> {
+        let t = Encoded::decode(body).map_err(|e| bad("the resource", e))?;
         let mut destinations = BTreeSet::new();
         let policies = HttpPolicies::load(&t.policies, load).map_err(|e| bad("policies", e))?;
         let mut ports = Vec::with_capacity(t.ports.len());
-        for p in &t.ports {
+        for p in t.ports {
             let port = u16::try_from(p.port)
                 .map_err(|_| bad("ports", format!("{} is no port", p.port)))?;
-            let finder = Finder::load(&p.http).map_err(|e| bad("matches", e.to_string()))?;
-            let mut routes = Vec::with_capacity(p.http.len());
-            for r in &p.http {
-                let route = Route::load(r, seed).map_err(|e| bad(name_of(r), e))?;
-                route.targets().for_each(|t| {
-                    destinations.insert(t.service.clone());
-                });
-                routes.push(Arc::new(route));
-            }
+            let known = before.and_then(|t| t.port(port)).map_or(&[][..], |p| &p.routes);
+            let routes = Loaded::all(p.http, known, seed)?;
             let mut tcp = Vec::with_capacity(p.tcp.len());
             for r in &p.tcp {
-                let route = TcpRoute::load(r, seed).map_err(|e| bad(&r.origin, e))?;
-                route.targets().for_each(|t| {
-                    destinations.insert(t.service.clone());
-                });
-                tcp.push(route);
+                tcp.push(TcpRoute::load(r, seed).map_err(|e| bad(&r.origin, e))?);
+            }
+            let of_http = routes.iter().flat_map(|r| r.route.targets());
+            for target in of_http.chain(tcp.iter().flat_map(TcpRoute::targets)) {
+                if !destinations.contains(&target.service) {
+                    destinations.insert(target.service.clone());
+                }
             }
             ports.push(PortTable {
                 port,
                 // A protocol of a later version is looked for in the bytes.
                 protocol: Protocol::try_from(p.protocol).unwrap_or(Protocol::Detect),
-                finder,
+                finder: Finder::new(routes.iter().map(|r| r.matches.clone())),
                 routes,
                 tcp,
             });
         }
         Ok(Self {
-            name: ServiceName { namespace: t.namespace.clone(), hostname: t.hostname.clone() },
-            service_name: t.service_name.as_str().into(),
+            name: ServiceName { namespace: t.namespace, hostname: t.hostname },
+            service_name: t.service_name.into(),
             ports,
             policies,
             destinations,
@@ -193,7 +236,40 @@ impl PortTable {
     /// The route of a request, and how much of its path the route asked for.
     pub fn route(&self, request: &RequestView<'_>) -> Option<(&Arc<Route>, usize)> {
         let found = self.finder.find(request)?;
-        Some((self.routes.get(found.route)?, found.matched))
+        Some((&self.routes.get(found.route)?.route, found.matched))
+    }
+}
+
+impl Loaded {
+    /// Of ten thousand routes mostly one has changed, or a few beside one another: what comes before and after them
+    /// is what it was.
+    fn all(routes: Vec<Bytes>, known: &[Self], seed: usize) -> Result<Vec<Self>, Bad> {
+        let is_it = |(bytes, known): &(&Bytes, &Self)| **bytes == known.bytes;
+        let first = routes.iter().zip(known).take_while(is_it).count();
+        let rest = routes.len().min(known.len()).saturating_sub(first);
+        let last = routes.iter().rev().zip(known.iter().rev()).take(rest).take_while(is_it).count();
+        let count = routes.len();
+        let load = |(at, bytes): (usize, Bytes)| {
+            let from_end = count.saturating_sub(at);
+            let known = match at {
+                at if at < first => known.get(at),
+                _ if from_end <= last => known.get(known.len().saturating_sub(from_end)),
+                _ => None,
+            };
+            match known {
+                // With these bytes, or the whole resource that it first came in would be kept for it.
+                Some(k) => Ok(Self { bytes, route: k.route.clone(), matches: k.matches.clone() }),
+                None => Self::new(bytes, seed),
+            }
+        };
+        routes.into_iter().enumerate().map(load).collect()
+    }
+
+    fn new(bytes: Bytes, seed: usize) -> Result<Self, Bad> {
+        let r = proto::HttpRoute::decode(bytes.clone()).map_err(|e| bad("a route", e))?;
+        let matches = Match::all(&r).map_err(|e| bad("matches", e))?;
+        let route = Route::load(&r, seed).map_err(|e| bad(name_of(&r), e))?;
+        Ok(Self { bytes, route: Arc::new(route), matches })
     }
 }
 

@@ -129,9 +129,7 @@ fn load(bytes: &[u8]) -> bool {
         b"x" => Ok(policy::Match::default()),
         _ => Err("it is another".to_owned()),
     };
-    if let Ok(t) = proto::HostTable::decode(bytes)
-        && let Ok(t) = HostTable::load(&t, &connection, bytes.len())
-    {
+    if let Ok(t) = HostTable::load(bytes.to_vec().into(), None, &connection, bytes.len()) {
         ask_all(&t);
         loaded = true;
     }

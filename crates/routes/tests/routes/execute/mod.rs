@@ -1,5 +1,6 @@
 //! What is compiled, loaded and asked.
 
+mod again;
 mod connections;
 mod garbage;
 mod matches;
@@ -11,6 +12,7 @@ use crate::{
     world::World,
 };
 use http::{HeaderMap, HeaderName, Method};
+use prost::Message as _;
 use routes::execute::{HostTable, PortTable, RequestView, Source};
 use std::sync::Arc;
 
@@ -75,7 +77,13 @@ pub fn table(http: &str) -> HostTable {
 }
 
 pub fn load(table: &routes::proto::HostTable) -> HostTable {
-    HostTable::load(table, &|_| Err("no connection is asked about".to_owned()), 0).unwrap()
+    again(table, None)
+}
+
+/// After the table before it.
+pub fn again(table: &routes::proto::HostTable, before: Option<&HostTable>) -> HostTable {
+    let load = |_: &[u8]| Err("no connection is asked about".to_owned());
+    HostTable::load(table.encode_to_vec().into(), before, &load, 0).unwrap()
 }
 
 /// Routes that only say their names: `name match`, one a line.

@@ -5,6 +5,7 @@ mod objects;
 use crate::world::{DOMAIN, Edit, World};
 use objects::edits;
 use proptest::{prelude::*, test_runner::Config};
+use prost::Message as _;
 use routes::{
     execute,
     proto::{self, http_route::Action},
@@ -39,7 +40,7 @@ fn check(w: &World) -> Result<(), TestCaseError> {
     let destinations = w.destinations();
     for (proxy, table) in w.tables() {
         let load = |_: &[u8]| Err("no connection is asked about".to_owned());
-        let loaded = execute::HostTable::load(&table, &load, 0);
+        let loaded = execute::HostTable::load(table.encode_to_vec().into(), None, &load, 0);
         prop_assert!(loaded.is_ok(), "{loaded:?} {table:#?}");
         let mut needed = BTreeSet::new();
         for to in refs(&table).into_iter().filter(|to| to.broken.is_empty()) {
