@@ -41,8 +41,8 @@ pub fn run(_runs: usize) -> anyhow::Result<Vec<Row>> {
     tell(&mut measures, "enrolled")?;
     let keeping = server.spawn(role::command(&["path", "keep"])?)?;
     keeping.wait_for_output("listens", SOON)?;
-    // What the first of a pair brings along is not every connection's.
-    let _first = Held::open(&client, &server, 1)?;
+    // What the first of a pair bring along, code among it, is not every connection's.
+    let _first = Held::open(&client, &server, 100)?;
     let before = resident()?;
     let mut held: Vec<Held> = Vec::new();
     let descriptors = descriptor_limit(mesh.agent(1).pid())?;
