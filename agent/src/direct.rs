@@ -10,6 +10,7 @@
 
 use crate::{
     agent::Agent,
+    capture::Admitted,
     connections::{self, Entry, Judged, endpoint},
     inbound, netlink,
     pods::{Pod, lock},
@@ -263,13 +264,13 @@ fn has_room<K>(ways: &HashMap<WayKey, K>, owner: u32) -> bool {
 
 impl State {
     /// The connections that are open in the kernel.
-    fn take_up(&mut self, agent: &Agent, flows: &[(FlowKey, Flow)]) {
-        for (key, flow) in flows {
+    fn take_up(&mut self, agent: &Agent, flows: &[(FlowKey, u32, Flow)]) {
+        for (key, leads_to, flow) in flows {
             let event = Event {
                 kind: event_kind::OPENED,
                 cookie: flow.cookie,
                 flow: *key,
-                peer: flow.peer,
+                peer: *leads_to,
                 asked: flow.destination,
                 asked_port: flow.port,
                 ..Event::default()
@@ -277,7 +278,7 @@ impl State {
             self.opened(agent, &event);
         }
         // Those whose end was not told, after two looks: an end may be on its way.
-        let there: HashSet<u64> = flows.iter().map(|(_, flow)| flow.cookie).collect();
+        let there: HashSet<u64> = flows.iter().map(|(.., flow)| flow.cookie).collect();
         self.flows.retain(|cookie, open| {
             let gone = !there.contains(cookie);
             let stays = !(gone && open.missed);
@@ -416,17 +417,22 @@ impl Open {
     fn end(&self, agent: &Agent, why: &str) {
         self.outbound.deny(why);
         self.inbound.deny(why);
-        let destroy = |pod: &Pod, local, remote| {
-            let Some(cookie) = agent.capture.direct_cookie(pod.owner, local, remote) else {
-                return;
-            };
-            let destroyed = pod.netns.run(|| netlink::destroy_tcp(local, remote, cookie));
-            if let Err(error) = destroyed.and_then(|done| done) {
-                tracing::error!(%local, %remote, %error, "a connection that is no longer allowed goes on");
-            }
+        let (owner, client, server) = (self.destination.owner, self.client, self.server);
+        let clients = match agent.capture.admitted(owner, client, server) {
+            Admitted::PastTheAgent(cookie) => Some(cookie),
+            // What the client made is gone, and its server's end may not be.
+            Admitted::Nothing => None,
+            Admitted::Otherwise => return,
         };
-        destroy(&self.destination, self.server, self.client);
-        destroy(&self.source, self.client, self.server);
+        let servers = || {
+            let found = netlink::tcp_socket_anywhere(server, client)?;
+            found.map_or(Ok(()), |found| netlink::destroy_tcp(server, client, found.cookie))
+        };
+        let own = || clients.map_or(Ok(()), |cookie| netlink::destroy_tcp(client, server, cookie));
+        let ended = [self.destination.netns.run(servers), self.source.netns.run(own)];
+        for error in ended.into_iter().filter_map(|e| e.and_then(|done| done).err()) {
+            tracing::error!(%client, %server, %error, "a connection that is no longer allowed goes on");
+        }
     }
 }
 

@@ -42,7 +42,8 @@ impl Kubelet {
 impl Inner {
     fn has_made(&self, source: SocketAddr, to: SocketAddr) -> bool {
         // Most that is not the kubelet's ends here: nothing of this node has made it.
-        let Ok(Some(inode)) = netlink::tcp_inode(source, to) else { return false };
+        let found = netlink::tcp_socket(source, to).ok().flatten();
+        let Some(inode) = found.map(|f| f.inode).filter(|inode| *inode != 0) else { return false };
         let Ok(home) = netns::home_inode() else { return false };
         let last = *lock(&self.last);
         let is_it = |pid: u32| self.is_kubelet(pid, home) && holds(pid, inode);

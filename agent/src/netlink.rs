@@ -277,15 +277,46 @@ fn one_tcp_socket(interface: u32, local: SocketAddr, remote: SocketAddr, cookie:
     body
 }
 
-/// The inode of the socket of this thread's namespace that this connection is.
-pub fn tcp_inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+/// A socket of a connection.
+#[derive(Clone, Copy)]
+pub struct Found {
+    /// 0: nobody holds it any more.
+    pub inode: u32,
+    pub cookie: u64,
+}
+
+/// The socket of this thread's namespace that this connection is, if it is bound to no interface.
+pub fn tcp_socket(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Found>> {
+    tcp_socket_on(0, local, remote)
+}
+
+/// The same, whatever it is bound to.
+pub fn tcp_socket_anywhere(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Found>> {
+    if let Some(found) = tcp_socket_on(0, local, remote)? {
+        return Ok(Some(found));
+    }
+    for link in links()? {
+        if let Some(found) = tcp_socket_on(link.index, local, remote)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// `interface`: 0 for none.
+fn tcp_socket_on(
+    interface: u32,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> io::Result<Option<Found>> {
     const NO_COOKIE: u64 = u64::MAX;
     const TCP_LISTEN: u8 = 10;
     // Of struct inet_diag_msg, behind its header of 16.
     const STATE: usize = 16 + 1;
     const REMOTE_PORT: usize = 16 + 6;
+    const COOKIE: usize = 16 + 44;
     const INODE: usize = 16 + 68;
-    let body = one_tcp_socket(0, local, remote, NO_COOKIE);
+    let body = one_tcp_socket(interface, local, remote, NO_COOKIE);
     let s = open(SockProtocol::NetlinkSockDiag)?;
     send(&s, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, &body)?;
     let mut buffer = vec![0u8; 8192];
@@ -296,8 +327,12 @@ pub fn tcp_inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32
             // Where there is no such connection, a listener at its address is what is found.
             let is_it = be_u16_at(answer, REMOTE_PORT) == Some(remote.port())
                 && answer.get(STATE) != Some(&TCP_LISTEN);
-            // A connection that nobody holds any more has none.
-            Ok(u32_at(answer, INODE).filter(|inode| is_it && *inode != 0))
+            let found = || {
+                let half = |at| u32_at(answer, at).map(u64::from);
+                let cookie = half(COOKIE)? | half(COOKIE.saturating_add(4))? << 32;
+                Some(Found { inode: u32_at(answer, INODE)?, cookie })
+            };
+            Ok(is_it.then(found).flatten())
         }
         _ => match error_of(answer) {
             Some(libc::ENOENT) => Ok(None),

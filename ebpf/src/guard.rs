@@ -7,7 +7,7 @@
 
 use crate::{
     lookup::{POD_OWNER, POD_V4, POD_V6},
-    maps::{EARLIER, FLOWS, count},
+    maps::{EARLIER, FLOWS, HERE, count},
     origin,
     ways::lease_holds,
 };
@@ -244,12 +244,13 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
     };
     // SAFETY: the entry is read at once.
     let announced = match unsafe { FLOWS.get(&key) } {
-        Some(f) if f.kind == flow_kind::DIRECT => return past_the_agent(),
         Some(f) => f.kind == flow_kind::AGENT || f.kind == flow_kind::ACCEPTED,
+        // SAFETY: as above.
         // SAFETY: as above.
         None => match unsafe { EARLIER.get(&key) } {
             // What is connected has no need of a SYN: it would begin another connection.
             Some(f) => !opens || f.kind == flow_kind::EARLIER_SYN,
+            None if goes_past(&key) => return past_the_agent(),
             None => false,
         },
     };
@@ -257,6 +258,28 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
         (true, _) => Verdict::Pass,
         (false, true) => Verdict::DropSyn,
         (false, false) => Verdict::DropSegment,
+    }
+}
+
+/// Whether a packet that came without its socket (where XDP has copied it, say) is of a connection past the agent: of
+/// one that this pod was asked for, or of one of its own, announced at the pod that it leads to.
+#[inline(always)]
+fn goes_past(key: &FlowKey) -> bool {
+    let asked_for = FlowKey {
+        local: key.remote,
+        remote: key.local,
+        local_port: key.remote_port,
+        remote_port: key.local_port,
+        ..*key
+    };
+    // SAFETY: the entries are read at once.
+    unsafe {
+        if matches!(FLOWS.get(&asked_for), Some(f) if f.kind == flow_kind::ADMITTED) {
+            return true;
+        }
+        let Some(peer) = HERE.get(&key.remote) else { return false };
+        let own = FlowKey { owner: *peer, ..*key };
+        matches!(FLOWS.get(&own), Some(f) if f.kind == flow_kind::ADMITTED && f.peer == key.owner)
     }
 }
 

@@ -21,8 +21,8 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub static PODS: HashMap<u64, Pod, 4096> = HashMap::new();
 
-/// Owners of the pods of `PODS` by their addresses. Nothing rests on it but what is paced: an address may be shared, or
-/// forged on a pod's loopback.
+/// Owners of the pods of `PODS` by their addresses. Nothing rests on it but what is paced, and where an
+/// announcement is looked for: an address may be shared, or forged on a pod's loopback.
 #[btf_map]
 pub static HERE: HashMap<Addr, u32, 8192, ON_DEMAND> = HashMap::new();
 
@@ -198,8 +198,8 @@ fn in_use_add(owner: u32, n: u64) {
     add(OWN.get_ptr_mut(owner), n);
 }
 
-/// Whose share of the table an entry takes up: of a connection past the agent both are the client's, or it
-/// would use up its server's.
+/// Whose share of the table an entry takes up: of a connection past the agent it is the client's, or it would use up
+/// its server's.
 #[inline(always)]
 fn charged(key: &FlowKey, flow: &Flow) -> u32 {
     if flow.kind == flow_kind::ADMITTED { flow.peer } else { key.owner }

@@ -81,14 +81,14 @@ fn connecting(ctx: &SockOpsContext) {
     }
 }
 
-/// At both ends: for the guard of this pod, and for `lookup` and `arrivals` of the other. Only from the
-/// pod's own address: another is not what policy was asked about.
+/// For `lookup` and `arrivals` of the other pod; the guards know the packets by their sockets. Only from the pod's own
+/// address: another is not what policy was asked about.
 #[inline(always)]
 fn connecting_directly(ctx: &SockOpsContext, pod: &Pod, sock: &mut Sock) {
     let here = key(ctx, pod.owner);
     let own = here.local == pod.ipv4 || here.local == pod.ipv6;
     let leads = ways::still_leads(sock, &here.remote, here.remote_port);
-    if !own || !leads || !announce_at_both_ends(ctx, pod, sock, &here) {
+    if !own || !leads || !announce_at_the_other(ctx, pod, sock, &here) {
         // Of a socket that is nothing to them, guard and `arrivals` let nothing pass.
         sock.kind = sock_kind::NONE;
         count(pod.owner, |c| c.announce_failed += 1);
@@ -96,24 +96,19 @@ fn connecting_directly(ctx: &SockOpsContext, pod: &Pod, sock: &mut Sock) {
 }
 
 #[inline(always)]
-fn announce_at_both_ends(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &FlowKey) -> bool {
-    let flow = Flow {
-        kind: flow_kind::DIRECT,
+fn announce_at_the_other(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &FlowKey) -> bool {
+    let there = FlowKey { owner: sock.peer, ..*here };
+    let admitted = Flow {
+        kind: flow_kind::ADMITTED,
         port: sock.port,
         destination: sock.destination,
         cookie: cookie(ctx),
-        peer: sock.peer,
-        by: 0,
+        peer: pod.owner,
+        by: pod.host_end,
     };
-    let there = FlowKey { owner: sock.peer, ..*here };
-    let admitted = Flow { kind: flow_kind::ADMITTED, peer: pod.owner, by: pod.host_end, ..flow };
     // The kernel has chosen the port of a last hop, of a pod whose range of ports is wider than usual: the other
     // connection keeps its tuple.
     if ways::is_last_hop(&there) || !announce(&there, &admitted) {
-        return false;
-    }
-    if !announce(here, &flow) {
-        withdraw(&there, &admitted);
         return false;
     }
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
@@ -222,7 +217,7 @@ fn accepted(ctx: &SockOpsContext) {
     };
     // SAFETY: the entry is copied out at once.
     let announced = unsafe { FLOWS.get(&there) }.copied();
-    let mut flow = Flow {
+    let flow = Flow {
         kind: flow_kind::ACCEPTED,
         port: 0,
         destination: Addr::UNSPECIFIED,
@@ -250,10 +245,8 @@ fn accepted(ctx: &SockOpsContext) {
             unpaced::within_node(ctx);
             return;
         }
-        // An application's, of a connection that came past the agent.
+        // An application's, of a connection that came past the agent: its packets are known by it.
         Some(admitted) if !agents && admitted.kind == flow_kind::ADMITTED => {
-            flow.kind = flow_kind::DIRECT;
-            flow.peer = admitted.peer;
             let sock = Sock {
                 kind: sock_kind::ADMITTED,
                 owner,
@@ -264,9 +257,9 @@ fn accepted(ctx: &SockOpsContext) {
             };
             if !SOCKS.set(sk(ctx), sock) {
                 count(owner, |c| c.announce_failed += 1);
-                return;
             }
             unpaced::within_node(ctx);
+            return;
         }
         _ if agents => {
             // What comes from another pod of this node by HBONE.
@@ -279,9 +272,6 @@ fn accepted(ctx: &SockOpsContext) {
     if announce(&here, &flow) {
         let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else {
-        if flow.kind == flow_kind::DIRECT {
-            SOCKS.clear(sk(ctx));
-        }
         count(owner, |c| c.announce_failed += 1);
     }
 }
@@ -291,6 +281,7 @@ fn accepted(ctx: &SockOpsContext) {
 fn closed(ctx: &SockOpsContext) {
     let Some(sock) = SOCKS.get(sk(ctx)) else { return };
     let key = key(ctx, sock.owner);
+    // Of a connection past the agent programs before these have announced this end, too.
     withdraw_own(ctx, &key);
     if sock.kind == sock_kind::DIRECT {
         withdraw_own(ctx, &FlowKey { owner: sock.peer, ..key });

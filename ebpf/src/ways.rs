@@ -1,8 +1,8 @@
 //! Past the agent: a connect to a pod of this node, for which policy has said yes before.
 //!
 //! The agent writes a way for what a pod may connect to, and renews a lease for all of them. The
-//! connect hook chooses the endpoint, `sockops` announces the tuple at both ends, `lookup` at the
-//! other pod admits just that tuple. From there on it is plain TCP between the two.
+//! connect hook chooses the endpoint, `sockops` announces the tuple at the other pod, `lookup`
+//! there admits just that. From there on it is plain TCP between the two.
 
 use crate::maps::{FLOWS, LEASE, WAYS, no_room};
 use aya_ebpf::{

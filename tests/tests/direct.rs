@@ -1,12 +1,14 @@
 //! Past the agent: pods of one node, after the first connection that policy has allowed.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use culvert_tests::dialogue::{ask_whoami, by_hand, connect, echo, echo_to, serve};
 use culvert_tests::{Mesh, MeshPod, SOON, Service, Spec, at, attempt, denied, whoami};
+use testbed::pcapng::Reader;
 use testbed::{ConnectOpts, Serve, eventually, libc};
 
 const PORT: u16 = 8080;
@@ -573,6 +575,30 @@ fn by_the_mapped_address_and_with_a_bound_socket() {
     assert_eq!(loopback.read_exact(1).unwrap(), b"x");
     assert_eq!(t.went_direct(), before + 1);
     drop(connect(&t.client, &t.v4()));
+}
+
+/// The guards know packets by their sockets; what does not look like its socket's segment is known by what was announced.
+#[test]
+fn segments_with_options_of_ip_pass_in_both_directions() {
+    let t = near("direct-options");
+    let listener = serve(&t.server, 8081, Serve::Manual);
+    let to = at(t.server.ipv4(), 8081);
+    drop(by_hand(&t.client, &to, &listener));
+    let before = t.went_direct();
+    let (client, server) = by_hand(&t.client, &to, &listener);
+    assert_eq!(t.went_direct(), before + 1);
+    let wire = t.client.capture_host_end("options").unwrap();
+    for (from, other) in [(&client, &server), (&server, &client)] {
+        from.set_empty_ip_options().unwrap();
+        from.write(b"with options").unwrap();
+        assert_eq!(other.read_exact(12).unwrap(), b"with options");
+    }
+    let frames = Reader::new(File::open(wire.stop().unwrap().path).unwrap()).unwrap();
+    let longer = |p: &testbed::pcapng::Packet| p.frame.get(14) == Some(&0x46);
+    assert!(frames.filter(|p| longer(p.as_ref().unwrap())).count() >= 2, "none had options");
+    // Policy ends it like any.
+    t.nobody_to_the_server();
+    until(SOON, "the end of the connection", || client.write(b"x").is_err());
 }
 
 /// On the last hop the agent has a port of the client's, with which the client itself can reach nobody past it.

@@ -40,6 +40,15 @@ pub struct Sizes {
     pub flows: u32,
 }
 
+/// What is announced of a connection at the pod that it leads to.
+pub enum Admitted {
+    /// It went past the agent, by the socket with this cookie.
+    PastTheAgent(u64),
+    /// The tuple is that of another connection.
+    Otherwise,
+    Nothing,
+}
+
 /// What a captured connection was for.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
@@ -223,10 +232,14 @@ impl Capture {
         self.announced.get(&flow_key(owner, from, to), 0).is_ok()
     }
 
-    /// The socket cookie of the end of a connection past the agent that `owner` has at `local`.
-    pub fn direct_cookie(&self, owner: u32, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
-        let flow = self.announced.get(&flow_key(owner, local, remote), 0).ok()?;
-        (flow.kind == flow_kind::DIRECT).then_some(flow.cookie)
+    /// What there is at `server`, of the pod `owner`, of a connection that came from `client`.
+    pub fn admitted(&self, owner: u32, client: SocketAddr, server: SocketAddr) -> Admitted {
+        match self.announced.get(&flow_key(owner, client, server), 0) {
+            Ok(flow) if flow.kind == flow_kind::ADMITTED => Admitted::PastTheAgent(flow.cookie),
+            Ok(_) => Admitted::Otherwise,
+            Err(_) if self.is_announced(owner, server, client) => Admitted::Otherwise,
+            Err(_) => Admitted::Nothing,
+        }
     }
 
     /// Reads the news from where whoever read them before has stopped.
@@ -250,17 +263,12 @@ impl Capture {
         }
     }
 
-    /// Connections past the agent that are open, by the ends that connected.
-    pub fn direct_flows(&self) -> Vec<(FlowKey, Flow)> {
-        let flows = &self.announced;
-        let direct =
-            flows.iter().filter_map(Result::ok).filter(|(_, f)| f.kind == flow_kind::DIRECT);
-        direct
-            .filter(|(key, flow)| {
-                let there = flows.get(&FlowKey { owner: flow.peer, ..*key }, 0);
-                there.is_ok_and(|t| t.kind == flow_kind::ADMITTED && t.cookie == flow.cookie)
-            })
-            .collect()
+    /// Connections past the agent that are open: as the ends that connected see them, the owners that they lead to,
+    /// and how they were announced there.
+    pub fn direct_flows(&self) -> Vec<(FlowKey, u32, Flow)> {
+        let admitted = |(_, flow): &(FlowKey, Flow)| flow.kind == flow_kind::ADMITTED;
+        let flows = self.announced.iter().filter_map(Result::ok).filter(admitted);
+        flows.map(|(key, flow)| (FlowKey { owner: flow.peer, ..key }, key.owner, flow)).collect()
     }
 
     /// Gives new connections of the pod to `socket`.

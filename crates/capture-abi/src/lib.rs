@@ -156,9 +156,9 @@ pub mod flow_kind {
     pub const EARLIER: u32 = 4;
     /// One that was being made at the enrolment: its SYN may have to be sent again.
     pub const EARLIER_SYN: u32 = 5;
-    /// Between two pods of this node, past the agent: the tuple of either end's own socket.
-    pub const DIRECT: u32 = 6;
-    /// The same flow at the pod that is connected to: the tuple of the other end's socket.
+    // 6 was an end of what follows, in maps that older programs have filled.
+    /// Between two pods of this node, past the agent: the tuple of the socket that connected, at the pod that it
+    /// leads to.
     pub const ADMITTED: u32 = 7;
 }
 

@@ -162,6 +162,8 @@ pub enum SockOption {
     SendBuffer(u32),
     NoDelay(bool),
     KeepAlive(bool),
+    /// IP_OPTIONS: its packets have IPv4 headers of 24 bytes, the last four of which say nothing.
+    EmptyIpOptions,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

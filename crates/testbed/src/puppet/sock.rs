@@ -139,6 +139,11 @@ impl Sock {
         self.set(SockOption::KeepAlive(on))
     }
 
+    /// IP_OPTIONS: from now on its packets have IPv4 headers of 24 bytes.
+    pub fn set_empty_ip_options(&self) -> Result<(), PuppetError> {
+        self.set(SockOption::EmptyIpOptions)
+    }
+
     /// What they said when it was opened: a socket that has been reset has no peer any more.
     pub fn opened_as(&self) -> Names {
         self.end.opened_as

@@ -119,6 +119,7 @@ impl Stream {
             SockOption::SendBuffer(n) => socket.set_send_buffer_size(n as usize),
             SockOption::NoDelay(on) => self.tcp.set_nodelay(on),
             SockOption::KeepAlive(on) => socket.set_keepalive(on),
+            SockOption::EmptyIpOptions => empty_ip_options(&self.tcp),
         }
         .map_err(|e| error::from_io("set option", &e))?;
         Ok(json!({}))
@@ -219,4 +220,20 @@ fn failed(doing: &str, e: &io::Error, bytes: u64) -> PuppetError {
     let mut error = error::from_io(&format!("{doing}, after {bytes} bytes"), e);
     error.bytes = bytes;
     error
+}
+
+fn empty_ip_options(tcp: &impl std::os::fd::AsRawFd) -> std::io::Result<()> {
+    // IPOPT_NOP of <linux/ip.h>
+    let nothing = [1u8; 4];
+    // SAFETY: four bytes, of which the length tells.
+    let failed = unsafe {
+        libc::setsockopt(
+            tcp.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_OPTIONS,
+            nothing.as_ptr().cast(),
+            4,
+        )
+    };
+    if failed == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
