@@ -574,8 +574,16 @@ async fn give_memory_back(agent: Arc<Agent>) {
         most = most.max(open);
         let enrolments = agent.pods.next_owner.load(std::sync::atomic::Ordering::Relaxed);
         if most - open >= MANY_ENDED || enrolments != enrolled {
+            let has_enrolled = enrolments != enrolled;
             (most, enrolled) = (open, enrolments);
-            let _ = tokio::task::spawn_blocking(sys::give_memory_back).await;
+            let give_back = move || {
+                sys::give_memory_back();
+                // Connections run the same code again and again.
+                if has_enrolled {
+                    sys::give_code_back();
+                }
+            };
+            let _ = tokio::task::spawn_blocking(give_back).await;
         }
     }
 }

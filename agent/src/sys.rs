@@ -268,17 +268,22 @@ pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
-/// What the allocator holds and nobody uses goes back to the kernel, and so does code that ran once: of what has begun
-/// and settled most is never called again, and what is comes back from the file.
+/// What the allocator holds and nobody uses goes back to the kernel.
 pub fn give_memory_back() {
     // SAFETY: it takes any number, and locks what it looks at.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Code that ran once goes back to the kernel: of what has begun and settled most is never called again, and what is
+/// comes back from the file.
+pub fn give_code_back() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     for (start, length) in maps.lines().filter_map(code_of_a_file) {
-        // SAFETY: a private mapping of a file to which this process cannot write: its pages are read anew (madvise(2)).
+        // SAFETY: a private mapping of a file, which this process does not write to and keeps for as long as it runs: its
+        // pages are read anew (madvise(2)).
         unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
     }
 }
@@ -313,7 +318,7 @@ mod tests {
 
     #[test]
     fn code_that_was_given_back_runs() {
-        give_memory_back();
+        give_code_back();
         assert_eq!(format!("{:x}", 255), "ff");
     }
 }

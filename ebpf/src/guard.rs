@@ -246,7 +246,6 @@ fn judge_tcp(ctx: &TcContext, key: FlowKey, at: u32, left: u32) -> Verdict {
     let announced = match unsafe { FLOWS.get(&key) } {
         Some(f) => f.kind == flow_kind::AGENT || f.kind == flow_kind::ACCEPTED,
         // SAFETY: as above.
-        // SAFETY: as above.
         None => match unsafe { EARLIER.get(&key) } {
             // What is connected has no need of a SYN: it would begin another connection.
             Some(f) => !opens || f.kind == flow_kind::EARLIER_SYN,

@@ -106,13 +106,24 @@ fn announce_at_the_other(ctx: &SockOpsContext, pod: &Pod, sock: &Sock, here: &Fl
         peer: pod.owner,
         by: pod.host_end,
     };
-    // The kernel has chosen the port of a last hop, of a pod whose range of ports is wider than usual: the other
-    // connection keeps its tuple.
-    if ways::is_last_hop(&there) || !announce(&there, &admitted) {
+    if is_anothers(&there, admitted.cookie) || !announce(&there, &admitted) {
         return false;
     }
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     true
+}
+
+/// Whether the other connection keeps its tuple: a last hop, whose port the kernel has chosen for a pod whose range of
+/// ports is wider than usual; or one past the agent, of a socket that is bound to an interface and so in nobody's way. It
+/// could not be ended any more once another had taken its announcement's place, and that away.
+#[inline(always)]
+fn is_anothers(there: &FlowKey, cookie: u64) -> bool {
+    // SAFETY: the entry is read at once.
+    match unsafe { FLOWS.get(there) } {
+        Some(f) if f.kind == flow_kind::AGENT => true,
+        Some(f) => f.kind == flow_kind::ADMITTED && f.cookie != cookie,
+        None => false,
+    }
 }
 
 #[inline(always)]
@@ -281,9 +292,9 @@ fn accepted(ctx: &SockOpsContext) {
 fn closed(ctx: &SockOpsContext) {
     let Some(sock) = SOCKS.get(sk(ctx)) else { return };
     let key = key(ctx, sock.owner);
-    // Of a connection past the agent programs before these have announced this end, too.
-    withdraw_own(ctx, &key);
-    if sock.kind == sock_kind::DIRECT {
+    if sock.kind != sock_kind::DIRECT {
+        withdraw_own(ctx, &key);
+    } else {
         withdraw_own(ctx, &FlowKey { owner: sock.peer, ..key });
         tell(ctx, event_kind::CLOSED, &key, sock);
     }

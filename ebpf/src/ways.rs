@@ -59,7 +59,7 @@ pub fn choose(a: *mut bpf_sock_addr, pod: &Pod, address: &Addr, port: u16) -> Ch
         return Choice::Elsewhere;
     }
     let Some(target) = way.targets.get(chosen as usize) else { return Choice::Elsewhere };
-    if target.owner == 0 || no_room(target.owner) {
+    if target.owner == 0 {
         return Choice::Unknown;
     }
     if is_of_last_hop(a, pod, target) {
@@ -93,7 +93,7 @@ fn is_of_last_hop(a: *mut bpf_sock_addr, pod: &Pod, target: &Target) -> bool {
 
 /// Whether the tuple is that of a socket of the agent's.
 #[inline(always)]
-pub fn is_last_hop(there: &FlowKey) -> bool {
+fn is_last_hop(there: &FlowKey) -> bool {
     // SAFETY: the entry is read at once.
     matches!(unsafe { FLOWS.get(there) }, Some(flow) if flow.kind == flow_kind::AGENT)
 }

@@ -436,7 +436,6 @@ fn bytes_go_through_by_port_and_tls_by_the_name_that_is_asked_for() {
     assert!(fetch("other.example", &edge).is_err());
 }
 
-/// Where a side is plain TCP, too: an end would pass for all there was.
 /// Whatever protocol the two agree on, one that no registry has among them.
 #[test]
 fn a_connection_switches_to_another_protocol_through_a_gateway() {
@@ -474,6 +473,7 @@ fn a_connection_switches_to_another_protocol_through_a_gateway() {
     assert_eq!(client.read_to_end().unwrap(), b"");
 }
 
+/// Where a side is plain TCP, too: an end would pass for all there was.
 #[test]
 fn what_is_broken_off_is_reset_on_both_sides_of_a_gateway() {
     let s = scene("gateway-resets");

@@ -43,8 +43,10 @@ pub fn same_node(runs: usize, load: &str) -> anyhow::Result<Vec<Row>> {
     let mesh = Mesh::new("bench-same-node");
     let pairs = Pairs::new(&mesh, 1)?;
     let mut measures = under_loads(SAME_NODE, &mesh, &pairs, runs, load)?;
-    if FLOOR.name().starts_with(load) {
-        beside_hooks(&pairs.plain, runs.min(MOST_TURNS), &mut measures)?;
+    if FLOOR.name().starts_with(load)
+        && let Err(error) = beside_hooks(&pairs.plain, runs.min(MOST_TURNS), &mut measures)
+    {
+        eprintln!("{SAME_NODE}: the floor is left out: {error:#}");
     }
     Ok(measures.rows())
 }

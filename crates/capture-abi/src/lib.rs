@@ -8,7 +8,7 @@
 /// Raised whenever a type here, or the meaning of one of its fields, changes. An agent that finds
 /// pinned maps of another version does not read them: it refuses to start, and says how to take
 /// them away. Enrolled pods stay closed meanwhile.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// An IP address as maps hold it: IPv6, or IPv4 mapped into it.
 #[repr(C)]
@@ -156,10 +156,9 @@ pub mod flow_kind {
     pub const EARLIER: u32 = 4;
     /// One that was being made at the enrolment: its SYN may have to be sent again.
     pub const EARLIER_SYN: u32 = 5;
-    // 6 was an end of what follows, in maps that older programs have filled.
     /// Between two pods of this node, past the agent: the tuple of the socket that connected, at the pod that it
     /// leads to.
-    pub const ADMITTED: u32 = 7;
+    pub const ADMITTED: u32 = 6;
 }
 
 /// What a pod may connect to without the agent, by the address that its application asks for.
