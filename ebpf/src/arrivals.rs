@@ -48,7 +48,7 @@ pub fn arrivals(ctx: TcContext) -> i32 {
         // SAFETY: the entry is read at once; a field of the program's context.
         let impostor = match unsafe { FLOWS.get(&key) } {
             Some(f) if f.kind == flow_kind::AGENT => true,
-            Some(f) if f.kind == flow_kind::ADMITTED => unsafe {
+            Some(f) if flow_kind::is_past_the_agent(f.kind) => unsafe {
                 let skb: *mut __sk_buff = ctx.as_ptr().cast();
                 read_volatile(&raw const (*skb).ingress_ifindex) != f.by
             },

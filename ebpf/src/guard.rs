@@ -273,12 +273,13 @@ fn goes_past(key: &FlowKey) -> bool {
     };
     // SAFETY: the entries are read at once.
     unsafe {
-        if matches!(FLOWS.get(&asked_for), Some(f) if f.kind == flow_kind::ADMITTED) {
+        if matches!(FLOWS.get(&asked_for), Some(f) if flow_kind::is_past_the_agent(f.kind)) {
             return true;
         }
         let Some(peer) = HERE.get(&key.remote) else { return false };
         let own = FlowKey { owner: *peer, ..*key };
-        matches!(FLOWS.get(&own), Some(f) if f.kind == flow_kind::ADMITTED && f.peer == key.owner)
+        let announced = FLOWS.get(&own).filter(|f| flow_kind::is_past_the_agent(f.kind));
+        matches!(announced, Some(f) if f.peer == key.owner)
     }
 }
 

@@ -202,7 +202,7 @@ fn in_use_add(owner: u32, n: u64) {
 /// its server's.
 #[inline(always)]
 fn charged(key: &FlowKey, flow: &Flow) -> u32 {
-    if flow.kind == flow_kind::ADMITTED { flow.peer } else { key.owner }
+    if flow_kind::is_past_the_agent(flow.kind) { flow.peer } else { key.owner }
 }
 
 /// Announces a flow. A tuple that is announced already belongs to a socket that is gone or going.

@@ -121,7 +121,7 @@ fn is_anothers(there: &FlowKey, cookie: u64) -> bool {
     // SAFETY: the entry is read at once.
     match unsafe { FLOWS.get(there) } {
         Some(f) if f.kind == flow_kind::AGENT => true,
-        Some(f) => f.kind == flow_kind::ADMITTED && f.cookie != cookie,
+        Some(f) => flow_kind::is_past_the_agent(f.kind) && f.cookie != cookie,
         None => false,
     }
 }
@@ -269,6 +269,7 @@ fn accepted(ctx: &SockOpsContext) {
             if !SOCKS.set(sk(ctx), sock) {
                 count(owner, |c| c.announce_failed += 1);
             }
+            has_entered(&there);
             unpaced::within_node(ctx);
             return;
         }
@@ -284,6 +285,15 @@ fn accepted(ctx: &SockOpsContext) {
         let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else {
         count(owner, |c| c.announce_failed += 1);
+    }
+}
+
+/// Another connection of the tuple would be one that nobody hears of, and no policy ends.
+#[inline(always)]
+fn has_entered(there: &FlowKey) {
+    if let Some(flow) = FLOWS.get_ptr_mut(there) {
+        // SAFETY: an entry of the map; one word, which others read whole.
+        unsafe { ptr::write_volatile(&raw mut (*flow).kind, flow_kind::ENTERED) };
     }
 }
 

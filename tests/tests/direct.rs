@@ -301,6 +301,49 @@ fn a_policy_ends_connections_of_sockets_that_are_bound_to_an_interface() {
     }
 }
 
+/// A second socket of the tuple of the first is in nobody's way where the first is bound to an interface. What it began
+/// under the first one's announcement nobody would hear of, and no policy end.
+#[test]
+fn one_announcement_lets_one_connection_in() {
+    let t = near("direct-once");
+    let listener = serve(&t.server, 8081, Serve::Manual);
+    let to: SocketAddr = at(t.server.ipv4(), 8081).parse().unwrap();
+    let before = t.went_direct();
+    while t.went_direct() == before {
+        drop(by_hand(&t.client, &to.to_string(), &listener));
+    }
+    t.server.sysctl("net.ipv4.tcp_fin_timeout", "1").unwrap();
+    let reusing = || {
+        let socket = t.client.puppet().unwrap().tcp_socket(to).unwrap();
+        socket.set_int(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+        socket
+    };
+    let (first, before) = (reusing(), t.went_direct());
+    first.connect(to).unwrap();
+    assert_eq!(t.went_direct(), before + 1);
+    first.set(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"eth0").unwrap();
+    let server = listener.accept(SOON).unwrap();
+    let first = first.into_sock().unwrap();
+    let own = first.names().unwrap().local;
+    server.close().unwrap();
+    assert_eq!(first.read_to_end().unwrap(), b"");
+    let port = format!(":{:04X} ", own.port());
+    until(SOON, "the end of the server's socket", || {
+        let listed = t.server.inside(|| Ok(std::fs::read_to_string("/proc/thread-self/net/tcp6")?));
+        !listed.unwrap().lines().any(|l| l.contains(&port))
+    });
+    let second = reusing();
+    second.bind(own).unwrap();
+    let error = second.connect(to).unwrap_err();
+    assert_eq!(error.kind(), "ECONNREFUSED", "{error}");
+    // The tuple is free once the first has gone.
+    drop((first, second));
+    until(SOON, "a connection by the same tuple", || {
+        let third = reusing();
+        third.bind(own).is_ok() && third.connect(to).is_ok()
+    });
+}
+
 /// The kernel, asked to end a connection that it does not have, would find the listener by its tuple.
 #[test]
 fn a_policy_ends_connections_and_no_listener() {

@@ -235,7 +235,9 @@ impl Capture {
     /// What there is at `server`, of the pod `owner`, of a connection that came from `client`.
     pub fn admitted(&self, owner: u32, client: SocketAddr, server: SocketAddr) -> Admitted {
         match self.announced.get(&flow_key(owner, client, server), 0) {
-            Ok(flow) if flow.kind == flow_kind::ADMITTED => Admitted::PastTheAgent(flow.cookie),
+            Ok(flow) if flow_kind::is_past_the_agent(flow.kind) => {
+                Admitted::PastTheAgent(flow.cookie)
+            }
             Ok(_) => Admitted::Otherwise,
             Err(_) if self.is_announced(owner, server, client) => Admitted::Otherwise,
             Err(_) => Admitted::Nothing,
@@ -266,7 +268,7 @@ impl Capture {
     /// Connections past the agent that are open: as the ends that connected see them, the owners that they lead to,
     /// and how they were announced there.
     pub fn direct_flows(&self) -> Vec<(FlowKey, u32, Flow)> {
-        let admitted = |(_, flow): &(FlowKey, Flow)| flow.kind == flow_kind::ADMITTED;
+        let admitted = |(_, flow): &(FlowKey, Flow)| flow_kind::is_past_the_agent(flow.kind);
         let flows = self.announced.iter().filter_map(Result::ok).filter(admitted);
         flows.map(|(key, flow)| (FlowKey { owner: flow.peer, ..key }, key.owner, flow)).collect()
     }

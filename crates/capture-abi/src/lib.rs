@@ -141,7 +141,7 @@ pub struct Flow {
     pub cookie: u64,
     /// Of a flow between two pods of this node: the pod at the other end.
     pub peer: u32,
-    /// [`flow_kind::ADMITTED`]: the interface by which the other pod's packets enter the node.
+    /// Of a connection past the agent: the interface by which the other pod's packets enter the node.
     pub by: u32,
 }
 
@@ -159,6 +159,14 @@ pub mod flow_kind {
     /// Between two pods of this node, past the agent: the tuple of the socket that connected, at the pod that it
     /// leads to.
     pub const ADMITTED: u32 = 6;
+    /// The same, once it has been accepted: no second connection comes in by it.
+    pub const ENTERED: u32 = 7;
+
+    /// Whether it tells of a connection past the agent.
+    #[inline(always)]
+    pub const fn is_past_the_agent(kind: u32) -> bool {
+        matches!(kind, ADMITTED | ENTERED)
+    }
 }
 
 /// What a pod may connect to without the agent, by the address that its application asks for.
